@@ -1,0 +1,2 @@
+//! The `bitdelta` binary.
+fn main() {}

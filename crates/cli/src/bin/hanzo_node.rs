@@ -1,0 +1,2 @@
+//! The `hanzo-node` binary.
+fn main() {}

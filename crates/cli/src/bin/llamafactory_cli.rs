@@ -1,0 +1,2 @@
+//! The `llamafactory-cli` binary.
+fn main() {}

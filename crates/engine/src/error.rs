@@ -1,0 +1,84 @@
+//! Errors of the engine.
+use std::path::PathBuf;
+
+/// What can go wrong between a request and its tokens.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No variant of that user in the variants folder.
+    #[error("no variant for user {user:?}: nothing is loaded under that name and {dir} holds no such file")]
+    UnknownUser {
+        /// Who.
+        user: String,
+        /// Where it was looked for.
+        dir: PathBuf,
+    },
+    /// A user id that cannot name a variant.
+    #[error("invalid user id {user:?}: {reason}")]
+    InvalidUser {
+        /// Who.
+        user: String,
+        /// Why.
+        reason: &'static str,
+    },
+    /// The variant was made on another base.
+    #[error("variant {path} was made on base {made_on} ({made_on_name}), this server holds {serving} ({serving_name}); rebase it or serve its base")]
+    WrongBase {
+        /// The variant's file.
+        path: PathBuf,
+        /// Its base's fingerprint.
+        made_on: String,
+        /// Its base's name.
+        made_on_name: String,
+        /// The served base's fingerprint.
+        serving: String,
+        /// The served base's name.
+        serving_name: String,
+    },
+    /// A damaged or foreign variant file.
+    #[error(transparent)]
+    Variant(#[from] bitdelta_delta::file::Error),
+    /// A base that cannot be read.
+    #[error(transparent)]
+    Model(#[from] bitdelta_model::base::Error),
+    /// The prompt does not fit.
+    #[error("the prompt has {tokens} tokens; with at least one token of answer the most is {limit}")]
+    PromptTooLong {
+        /// Tokens asked for.
+        tokens: usize,
+        /// Most that fit.
+        limit: usize,
+    },
+    /// An empty prompt.
+    #[error("the prompt is empty")]
+    EmptyPrompt,
+    /// A sampling parameter outside its range.
+    #[error("{name} = {value} is out of range: {expected}")]
+    InvalidParameter {
+        /// Field.
+        name: &'static str,
+        /// Value given.
+        value: String,
+        /// What is allowed.
+        expected: &'static str,
+    },
+    /// The queue is full: try again later.
+    #[error("the queue is full ({waiting} requests waiting); try again later")]
+    Busy {
+        /// Requests waiting.
+        waiting: usize,
+    },
+    /// Memory needed exceeds what the machine or the budget has.
+    #[error("{what} needs {needed} bytes of memory; {available} are available")]
+    Memory {
+        /// What.
+        what: String,
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes available.
+        available: u64,
+    },
+    /// The engine is shutting down or its thread died.
+    #[error("the engine has stopped")]
+    Stopped,
+}

@@ -1,0 +1,3 @@
+//! Kernels: everything `unsafe` and everything SIMD, each beside its scalar reference.
+#![warn(missing_docs)]
+pub mod map;

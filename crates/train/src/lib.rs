@@ -1,0 +1,2 @@
+//! Training, compression of pairs, and evaluation.
+pub mod progress;
