@@ -1,0 +1,104 @@
+//! Which instruction set the kernels run on: found once at run time, never at compile time.
+
+use std::sync::OnceLock;
+
+/// An instruction set that every kernel has a version for.
+///
+/// All three give the same bits: a kernel's lanes, its order of additions and its fused multiplications are fixed by
+/// [`crate::vector::Vector`], and the instruction set only decides how many machine operations that takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Isa {
+    /// Plain Rust: the reference that the others are tested against.
+    Scalar,
+    /// x86-64 with AVX2, FMA and F16C.
+    Avx2,
+    /// x86-64 with AVX-512 F, BW, DQ and VL.
+    Avx512,
+}
+
+impl Isa {
+    /// The instruction sets this machine can run, slowest first.
+    pub fn available() -> Vec<Self> {
+        [Self::Scalar, Self::Avx2, Self::Avx512].into_iter().filter(|isa| isa.is_supported()).collect()
+    }
+
+    /// The one the kernels use: the widest that the machine has, or what `BITDELTA_ISA` (`scalar`, `avx2`, `avx512`)
+    /// asks for where the machine has it. Settled at the first call.
+    pub fn selected() -> Self {
+        static SELECTED: OnceLock<Isa> = OnceLock::new();
+        *SELECTED.get_or_init(|| {
+            let wanted = std::env::var("BITDELTA_ISA").unwrap_or_default();
+            let available = Self::available();
+            let widest = available.iter().copied().max().unwrap_or(Self::Scalar);
+            available.into_iter().find(|isa| isa.name() == wanted).unwrap_or(widest)
+        })
+    }
+
+    /// The name used in `BITDELTA_ISA` and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Scalar => "scalar",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn is_supported(self) -> bool {
+        let avx2 = || {
+            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+        };
+        match self {
+            Self::Scalar => true,
+            Self::Avx2 => avx2(),
+            Self::Avx512 => {
+                avx2()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+            }
+        }
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn is_supported(self) -> bool {
+        self == Self::Scalar
+    }
+}
+
+/// Runs `$generic::<V>(args)` with the vector type of the given instruction set, inside a function that has that
+/// instruction set's target features, so that everything inlines into it.
+macro_rules! dispatch {
+    ($isa:expr, $generic:ident ( $($arg:ident : $ty:ty),* $(,)? )) => {{
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx2,fma,f16c")]
+        // Clippy counts a kernel's operands.
+        #[allow(clippy::too_many_arguments)]
+        unsafe fn avx2($($arg: $ty),*) {
+            // SAFETY: the caller upholds the generic kernel's contract, and this function's own target features are
+            // what `Avx2` needs.
+            unsafe { $generic::<crate::vector::avx2::Avx2>($($arg),*) }
+        }
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+        #[allow(clippy::too_many_arguments)]
+        unsafe fn avx512($($arg: $ty),*) {
+            // SAFETY: as above, for `Avx512`.
+            unsafe { $generic::<crate::vector::avx512::Avx512>($($arg),*) }
+        }
+        match $isa {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: an `Isa` other than `Scalar` comes from `Isa::available`, which asked the CPU; the operands are
+            // the enclosing function's, whose contract covers the kernel's.
+            crate::isa::Isa::Avx2 => unsafe { avx2($($arg),*) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            crate::isa::Isa::Avx512 => unsafe { avx512($($arg),*) },
+            // SAFETY: the scalar vector needs no CPU feature.
+            _ => unsafe { $generic::<crate::vector::scalar::Scalar>($($arg),*) },
+        }
+    }};
+}
+pub(crate) use dispatch;

@@ -1,0 +1,180 @@
+//! What happens to each row between the products: normalisation, rotation, the gate, sums.
+
+use crate::{
+    isa::{Isa, dispatch},
+    vector::{LANES, Vector},
+};
+use rayon::prelude::*;
+
+/// Values below which one thread does all rows.
+const WORTH_SPLITTING: usize = 1 << 15;
+
+/// Calls `f` on corresponding rows of `input` and `output`, `width` values each.
+fn for_rows(input: &[f32], output: &mut [f32], width: usize, f: impl Fn(&[f32], &mut [f32]) + Sync) {
+    assert_eq!(input.len(), output.len(), "as many outputs as inputs");
+    let together = WORTH_SPLITTING.div_ceil(width).max(1) * width;
+    output.par_chunks_mut(together).zip(input.par_chunks(together)).for_each(|(output, input)| {
+        output.chunks_exact_mut(width).zip(input.chunks_exact(width)).for_each(|(o, i)| f(i, o));
+    });
+}
+
+/// RMSNorm (Zhang & Sennrich 2019) of each row: `y = x / sqrt(mean(x²) + eps) · weight`; rows as wide as `weight`.
+///
+/// # Panics
+/// When `x` and `y` differ in length.
+pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
+    let isa = Isa::selected();
+    for_rows(x, y, weight.len(), |x, y| run_norm(isa, x, weight, eps, y));
+}
+
+fn run_norm(isa: Isa, x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
+    dispatch!(isa, norm(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]));
+}
+
+/// # Safety
+/// The three slices are of one length.
+#[inline(always)]
+unsafe fn norm<V: Vector>(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
+    // SAFETY: chunks stay inside the slices.
+    unsafe {
+        let mut squares = V::splat(0.0);
+        for at in (0..x.len()).step_by(LANES) {
+            let x = V::load_partial(x.as_ptr().add(at), LANES.min(x.len() - at));
+            squares = squares.fma(x, x);
+        }
+        let inverse = V::splat(1.0 / (squares.sum() / x.len() as f32 + eps).sqrt());
+        for at in (0..x.len()).step_by(LANES) {
+            let lanes = LANES.min(x.len() - at);
+            let scaled = V::load_partial(x.as_ptr().add(at), lanes).mul(inverse);
+            scaled.mul(V::load_partial(weight.as_ptr().add(at), lanes)).store_partial(y.as_mut_ptr().add(at), lanes);
+        }
+    }
+}
+
+/// Rotary positions (Su et al. 2021), halves rotated against each other as in the published Llama and Qwen weights.
+///
+/// `x` is (rows, heads, head_dim); `cos` and `sin` are (rows, head_dim / 2).
+///
+/// # Panics
+/// When the shapes disagree.
+pub fn rope(x: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]) {
+    let half = head_dim / 2;
+    assert!(half > 0 && cos.len() == sin.len() && cos.len().is_multiple_of(half), "angles of heads of {head_dim}");
+    let rows = cos.len() / half;
+    if rows == 0 {
+        return;
+    }
+    assert!(x.len().is_multiple_of(rows * head_dim), "whole heads in each of {rows} rows");
+    let width = x.len() / rows;
+    for (row, x) in x.chunks_exact_mut(width).enumerate() {
+        let angles = row * half..(row + 1) * half;
+        for head in x.chunks_exact_mut(head_dim) {
+            let (first, second) = head.split_at_mut(half);
+            for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(&cos[angles.clone()]).zip(&sin[angles.clone()]) {
+                (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+            }
+        }
+    }
+}
+
+/// SwiGLU's gate: `up = silu(gate) · up`, silu(g) = g / (1 + e^−g).
+///
+/// # Panics
+/// When the slices differ in length.
+pub fn silu_mul(gate: &[f32], up: &mut [f32]) {
+    let isa = Isa::selected();
+    assert_eq!(gate.len(), up.len(), "as many gates as values");
+    up.par_chunks_mut(WORTH_SPLITTING)
+        .zip(gate.par_chunks(WORTH_SPLITTING))
+        .for_each(|(up, gate)| run_silu(isa, gate, up));
+}
+
+fn run_silu(isa: Isa, gate: &[f32], up: &mut [f32]) {
+    dispatch!(isa, silu(gate: &[f32], up: &mut [f32]));
+}
+
+/// # Safety
+/// The slices are of one length.
+#[inline(always)]
+unsafe fn silu<V: Vector>(gate: &[f32], up: &mut [f32]) {
+    for at in (0..gate.len()).step_by(LANES) {
+        let lanes = LANES.min(gate.len() - at);
+        // SAFETY: the chunk stays inside the slices.
+        unsafe {
+            let g = V::load_partial(gate.as_ptr().add(at), lanes);
+            let u = up.as_mut_ptr().add(at);
+            let denominator = V::splat(1.0).add(V::splat(0.0).sub(g).exp());
+            g.div(denominator).mul(V::load_partial(u, lanes)).store_partial(u, lanes);
+        }
+    }
+}
+
+/// `y += x`, element by element.
+///
+/// # Panics
+/// When the slices differ in length.
+pub fn add(x: &[f32], y: &mut [f32]) {
+    assert_eq!(x.len(), y.len(), "as many values as sums");
+    y.iter_mut().zip(x).for_each(|(y, x)| *y += x);
+}
+
+/// `y (m, bias.len()) += bias` on every row.
+pub fn add_bias(bias: &[f32], y: &mut [f32]) {
+    y.chunks_exact_mut(bias.len()).for_each(|row| add(bias, row));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A few units in the last place of f32.
+    const TOLERANCE: f64 = 1e-6;
+
+    fn ramp(n: usize, from: f32, to: f32) -> Vec<f32> {
+        (0..n).map(|i| from + (to - from) * i as f32 / n as f32).collect()
+    }
+
+    #[test]
+    fn the_gate_is_silu_on_every_instruction_set() {
+        let gate = ramp(1003, -95.0, 95.0);
+        let run = |isa| {
+            let mut up = vec![1.0; gate.len()];
+            run_silu(isa, &gate, &mut up);
+            up
+        };
+        let reference = run(Isa::Scalar);
+        for (&g, &got) in gate.iter().zip(&reference) {
+            let g = f64::from(g);
+            let want = g / (1.0 + (-g).exp());
+            assert!((f64::from(got) - want).abs() <= TOLERANCE * (want.abs() + 1e-3), "silu({g}) = {got}, not {want}");
+        }
+        for isa in Isa::available() {
+            assert_eq!(run(isa), reference, "{isa:?}");
+        }
+    }
+
+    #[test]
+    fn a_normalised_row_has_unit_mean_square_on_every_instruction_set() {
+        for width in [1, 16, 37, 576] {
+            let x = ramp(width, -2.0, 3.0);
+            let run = |isa| {
+                let mut y = vec![0.0; width];
+                run_norm(isa, &x, &vec![2.0; width], 1e-6, &mut y);
+                y
+            };
+            let reference = run(Isa::Scalar);
+            let mean = reference.iter().map(|y| f64::from(*y).powi(2)).sum::<f64>() / width as f64;
+            assert!((mean - 4.0).abs() < 1e-4, "mean square {mean} at width {width}");
+            for isa in Isa::available() {
+                assert_eq!(run(isa), reference, "{isa:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_quarter_turn_swaps_the_halves_of_a_head() {
+        let mut x = vec![1.0, 2.0, 3.0, 4.0];
+        rope(&mut x, 4, &[0.0, 0.0], &[1.0, 1.0]);
+        assert_eq!(x, [-3.0, -4.0, 1.0, 2.0]);
+    }
+}

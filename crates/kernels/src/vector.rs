@@ -1,0 +1,104 @@
+//! Sixteen f32 lanes, the unit that every kernel is written in.
+//!
+//! A kernel is written once over [`Vector`] and compiled for each instruction set. Because the number of lanes, the
+//! order in which they are reduced and the use of fused multiply-add are part of this trait's contract, all instruction
+//! sets give the same bits, and the scalar version is an exact oracle for the others.
+
+#[cfg(target_arch = "x86_64")]
+pub mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub mod avx512;
+pub mod scalar;
+
+/// Lanes of a vector.
+pub const LANES: usize = 16;
+
+/// Sixteen f32 lanes.
+///
+/// # Safety
+/// Every method may be called only where the CPU has the implementor's instruction set, and pointers must be valid for
+/// the lanes that the method names.
+#[allow(clippy::missing_safety_doc)] // one contract for all methods, stated above
+pub unsafe trait Vector: Copy {
+    /// Rows of X that a tile of [`crate::matmul()`] holds in registers.
+    const TILE_ROWS: usize;
+
+    /// All lanes `value`.
+    unsafe fn splat(value: f32) -> Self;
+    /// 16 values from `from`.
+    unsafe fn load(from: *const f32) -> Self;
+    /// `lanes` (at most 16) values from `from`, zero in the others.
+    unsafe fn load_partial(from: *const f32, lanes: usize) -> Self;
+    /// 16 bf16 values, widened.
+    unsafe fn load_bf16(from: *const u16) -> Self;
+    /// 16 f16 values, widened.
+    unsafe fn load_f16(from: *const u16) -> Self;
+    /// 16 values to `to`.
+    unsafe fn store(self, to: *mut f32);
+    /// The first `lanes` values to `to`.
+    unsafe fn store_partial(self, to: *mut f32, lanes: usize);
+    /// self + other.
+    unsafe fn add(self, other: Self) -> Self;
+    /// self − other.
+    unsafe fn sub(self, other: Self) -> Self;
+    /// self · other.
+    unsafe fn mul(self, other: Self) -> Self;
+    /// self ÷ other.
+    unsafe fn div(self, other: Self) -> Self;
+    /// self + a · b, rounded once.
+    unsafe fn fma(self, a: Self, b: Self) -> Self;
+    /// The greater of each lane (no NaN).
+    unsafe fn max(self, other: Self) -> Self;
+    /// The lesser of each lane (no NaN).
+    unsafe fn min(self, other: Self) -> Self;
+    /// Negates the lanes whose bit in `plus` is 0.
+    unsafe fn signed(self, plus: u16) -> Self;
+    /// Nearest integer, ties to even.
+    unsafe fn round(self) -> Self;
+    /// 2^self for integral lanes in −126..=127.
+    unsafe fn exp2_integral(self) -> Self;
+
+    /// The sum of all lanes: halves added to halves, 16 → 8 → 4 → 2 → 1.
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        let mut lanes = [0f32; LANES];
+        // SAFETY: `lanes` has room for 16.
+        unsafe { self.store(lanes.as_mut_ptr()) };
+        let mut width = LANES / 2;
+        while width > 0 {
+            for i in 0..width {
+                lanes[i] += lanes[i + width];
+            }
+            width /= 2;
+        }
+        lanes[0]
+    }
+
+    /// The greatest lane.
+    #[inline(always)]
+    unsafe fn greatest(self) -> f32 {
+        let mut lanes = [0f32; LANES];
+        // SAFETY: `lanes` has room for 16.
+        unsafe { self.store(lanes.as_mut_ptr()) };
+        lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+
+    /// e^self, within 2 units in the last place for lanes in −87..=88, clamped outside.
+    ///
+    /// Cody–Waite reduction to |r| ≤ ln2/2, then the degree-6 polynomial of Cephes' `expf` by Horner's rule.
+    #[inline(always)]
+    unsafe fn exp(self) -> Self {
+        // SAFETY: no pointers; the instruction set is the caller's promise.
+        unsafe {
+            let x = self.max(Self::splat(-87.0)).min(Self::splat(88.0));
+            let n = x.mul(Self::splat(std::f32::consts::LOG2_E)).round();
+            let r = x.fma(n, Self::splat(-0.693_359_4)).fma(n, Self::splat(2.121_944_4e-4));
+            let mut p = Self::splat(1.987_569_1e-4);
+            for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1] {
+                p = Self::splat(c).fma(p, r);
+            }
+            let poly = r.fma(p, r.mul(r)).add(Self::splat(1.0));
+            poly.mul(n.exp2_integral())
+        }
+    }
+}

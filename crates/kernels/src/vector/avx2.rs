@@ -1,0 +1,173 @@
+//! Sixteen lanes in two 256-bit registers.
+
+use super::{LANES, Vector};
+use std::arch::x86_64::*;
+
+/// Lanes 0..8 and 8..16.
+#[derive(Debug, Clone, Copy)]
+pub struct Avx2(__m256, __m256);
+
+/// Eight lanes added up, 8 → 4 → 2 → 1.
+///
+/// # Safety
+/// The CPU has AVX.
+#[inline(always)]
+pub(super) unsafe fn sum_eight(v: __m256) -> f32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+        let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+    }
+}
+
+/// A mask with the sign bit set in the lanes (of eight) whose bit in the low byte of `bits` is set.
+#[inline(always)]
+unsafe fn lane_mask(bits: u32) -> __m256i {
+    // SAFETY: AVX2, the caller's promise.
+    unsafe {
+        let each = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+        let set = _mm256_and_si256(_mm256_set1_epi32(bits as i32), each);
+        _mm256_cmpeq_epi32(set, each)
+    }
+}
+
+#[inline(always)]
+unsafe fn first(lanes: usize) -> (__m256i, __m256i) {
+    debug_assert!(lanes <= LANES);
+    let bits = (1u32 << lanes) - 1;
+    // SAFETY: AVX2, the caller's promise.
+    unsafe { (lane_mask(bits & 0xff), lane_mask(bits >> 8)) }
+}
+
+#[inline(always)]
+unsafe fn flip_unset(v: __m256, plus: u32) -> __m256 {
+    // SAFETY: AVX2, the caller's promise.
+    unsafe { _mm256_xor_ps(v, _mm256_andnot_ps(_mm256_castsi256_ps(lane_mask(plus)), _mm256_set1_ps(-0.0))) }
+}
+
+#[inline(always)]
+unsafe fn widen_bf16(from: *const u16) -> __m256 {
+    // SAFETY: AVX2 and 8 readable values, the caller's promise.
+    unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast())))) }
+}
+
+#[inline(always)]
+unsafe fn power_of_two(n: __m256) -> __m256 {
+    // SAFETY: AVX2, the caller's promise.
+    unsafe {
+        let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+        _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
+    }
+}
+
+// SAFETY: every method only uses AVX2, FMA and F16C, which `Isa::Avx2` asks the CPU for, and touches exactly the lanes
+// it names (the masked forms do not fault on the lanes they leave out).
+unsafe impl Vector for Avx2 {
+    const TILE_ROWS: usize = 2;
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        // SAFETY: see the impl.
+        unsafe { Self(_mm256_set1_ps(value), _mm256_set1_ps(value)) }
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: see the impl.
+        unsafe { Self(_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))) }
+    }
+    #[inline(always)]
+    unsafe fn load_partial(from: *const f32, lanes: usize) -> Self {
+        // SAFETY: see the impl; `wrapping_add` because the upper half may lie past the values when it is masked out.
+        unsafe {
+            let (low, high) = first(lanes);
+            Self(_mm256_maskload_ps(from, low), _mm256_maskload_ps(from.wrapping_add(8), high))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> Self {
+        // SAFETY: see the impl.
+        unsafe { Self(widen_bf16(from), widen_bf16(from.add(8))) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(from: *const u16) -> Self {
+        // SAFETY: see the impl.
+        unsafe {
+            let (low, high) = (_mm_loadu_si128(from.cast()), _mm_loadu_si128(from.add(8).cast()));
+            Self(_mm256_cvtph_ps(low), _mm256_cvtph_ps(high))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: see the impl.
+        unsafe {
+            _mm256_storeu_ps(to, self.0);
+            _mm256_storeu_ps(to.add(8), self.1);
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_partial(self, to: *mut f32, lanes: usize) {
+        // SAFETY: see the impl and `load_partial`.
+        unsafe {
+            let (low, high) = first(lanes);
+            _mm256_maskstore_ps(to, low, self.0);
+            _mm256_maskstore_ps(to.wrapping_add(8), high, self.1);
+        }
+    }
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        // SAFETY: see the impl.
+        unsafe { Self(_mm256_add_ps(self.0, other.0), _mm256_add_ps(self.1, other.1)) }
+    }
+    #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self {
+        // SAFETY: see the impl.
+        unsafe { Self(_mm256_sub_ps(self.0, other.0), _mm256_sub_ps(self.1, other.1)) }
+    }
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        // SAFETY: see the impl.
+        unsafe { Self(_mm256_mul_ps(self.0, other.0), _mm256_mul_ps(self.1, other.1)) }
+    }
+    #[inline(always)]
+    unsafe fn div(self, other: Self) -> Self {
+        // SAFETY: see the impl.
+        unsafe { Self(_mm256_div_ps(self.0, other.0), _mm256_div_ps(self.1, other.1)) }
+    }
+    #[inline(always)]
+    unsafe fn fma(self, a: Self, b: Self) -> Self {
+        // SAFETY: see the impl.
+        unsafe { Self(_mm256_fmadd_ps(a.0, b.0, self.0), _mm256_fmadd_ps(a.1, b.1, self.1)) }
+    }
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        // SAFETY: see the impl.
+        unsafe { Self(_mm256_max_ps(self.0, other.0), _mm256_max_ps(self.1, other.1)) }
+    }
+    #[inline(always)]
+    unsafe fn min(self, other: Self) -> Self {
+        // SAFETY: see the impl.
+        unsafe { Self(_mm256_min_ps(self.0, other.0), _mm256_min_ps(self.1, other.1)) }
+    }
+    #[inline(always)]
+    unsafe fn signed(self, plus: u16) -> Self {
+        // SAFETY: see the impl.
+        unsafe { Self(flip_unset(self.0, u32::from(plus)), flip_unset(self.1, u32::from(plus >> 8))) }
+    }
+    #[inline(always)]
+    unsafe fn round(self) -> Self {
+        const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+        // SAFETY: see the impl.
+        unsafe { Self(_mm256_round_ps::<NEAREST>(self.0), _mm256_round_ps::<NEAREST>(self.1)) }
+    }
+    #[inline(always)]
+    unsafe fn exp2_integral(self) -> Self {
+        // SAFETY: see the impl.
+        unsafe { Self(power_of_two(self.0), power_of_two(self.1)) }
+    }
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        // SAFETY: see the impl. The order is the trait's: 16 → 8 → 4 → 2 → 1.
+        unsafe { sum_eight(_mm256_add_ps(self.0, self.1)) }
+    }
+}
