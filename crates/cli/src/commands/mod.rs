@@ -1,1 +1,2 @@
-//! One file a command.
+//! One file a command: its arguments, and a `run` that takes them.
+pub mod progress;
