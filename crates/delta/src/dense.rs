@@ -1,8 +1,17 @@
 //! Packed b-bit matrices as bit planes.
 //!
 //! Code `u` in `0..2^b` of an element stands for `offset + scale · (2u − (2^b − 1))`, an odd multiple of its group's
-//! scale (scale is half the step). Written over the bits of u that is `scale · Σ_p 2^p · s_p` with s_p = ±1: a b-bit
-//! matrix is b sign matrices, plane p weighing 2^p, and one kernel serves every b. At b = 1 the value is ±scale.
+//! scale (the scale is half the step; with q = u − 2^(b−1) that is `offset + (q + ½) · step`). Written over the bits of
+//! u it is `offset + scale · Σ_p 2^p · s_p` with s_p = ±1: a b-bit matrix is b sign matrices, plane p weighing 2^p, and
+//! one kernel serves every b. At b = 1 the value is ±scale.
+//!
+//! ```text
+//! row 0, plane 0: word 0 (inputs 0..64) word 1 (inputs 64..128) …   ← bit i of word w is input 64w + i
+//! row 0, plane 1: …
+//! row 1, plane 0: …
+//! ```
+
+use half::f16;
 
 /// A packed (rows, cols) matrix. Canonical layout: see the fields.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,17 +35,60 @@ pub struct PackedMatrix {
 }
 
 impl PackedMatrix {
-    /// ceil(cols / 64)
+    /// Words of one plane of one row: ceil(cols / 64).
     pub fn words_per_row(&self) -> usize {
         self.cols.div_ceil(64)
     }
-    /// ceil(cols / group)
+
+    /// Scales of one row: ceil(cols / group).
     pub fn groups_per_row(&self) -> usize {
         self.cols.div_ceil(self.group)
     }
+
+    /// Scale of group `group` of row `row`, in units of the weights.
+    pub fn scale(&self, row: usize, group: usize) -> f32 {
+        f16::from_bits(self.scales[row * self.groups_per_row() + group]).to_f32() * self.tensor_scale
+    }
+
+    /// Offset of group `group` of row `row`, in units of the weights; 0 when symmetric.
+    pub fn offset(&self, row: usize, group: usize) -> f32 {
+        match self.offsets.get(row * self.groups_per_row() + group) {
+            Some(&bits) => f16::from_bits(bits).to_f32() * self.tensor_scale,
+            None => 0.0,
+        }
+    }
+
     /// Writes row `row`'s values into `out` (length cols).
     pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
-        let _ = (row, out);
-        unimplemented!()
+        let words = self.words_per_row();
+        let planes = &self.planes[row * usize::from(self.bits) * words..][..usize::from(self.bits) * words];
+        let top = ((1u32 << self.bits) - 1) as f32;
+        for (w, values) in out.chunks_mut(64).enumerate() {
+            for (i, value) in values.iter_mut().enumerate() {
+                let code: u32 =
+                    (0..usize::from(self.bits)).map(|p| ((planes[p * words + w] >> i & 1) as u32) << p).sum();
+                *value = 2.0 * code as f32 - top;
+            }
+        }
+        for (g, values) in out.chunks_mut(self.group).enumerate() {
+            let (scale, offset) = (self.scale(row, g), self.offset(row, g));
+            for value in values {
+                *value = offset + scale * *value;
+            }
+        }
+    }
+
+    /// All values, row-major (rows, cols).
+    pub fn dequantize(&self) -> Vec<f32> {
+        let mut out = vec![0.0; self.rows * self.cols];
+        for (row, values) in out.chunks_mut(self.cols).enumerate() {
+            self.dequantize_row(row, values);
+        }
+        out
+    }
+
+    /// Bytes in memory and, but for section padding, in the file.
+    pub fn bytes(&self) -> u64 {
+        (self.planes.len() * 8 + (self.scales.len() + self.offsets.len()) * 2 + 4) as u64
     }
 }

@@ -1,0 +1,322 @@
+//! The manifest: what each linear's delta is made of, in two bytes a linear.
+//!
+//! ```text
+//! manifest := classes linears extras            n: LEB128, u64
+//! classes  := n { class }                       distinct (shape, parts), in order of first use
+//! class    := n rows, n cols, n parts { part }
+//! part     := 0 codes                           Dense (rows, cols)
+//!           | 1 n rank, codes A, codes Bᵀ       LowRank: A (rank, cols), Bᵀ (rank, rows)
+//!           | 2                                 Full: f16 (rows, cols)
+//! codes    := byte (bits − 1, +8 with offsets), n group (0: the whole row)
+//! linears  := n { n class, byte error }         error: see [`error_code`]
+//! extras   := n { n step·2 + new [n elements] } index = the one before + 1 + step; elements as before unless new
+//! ```
+
+use super::Variant;
+use crate::part::Part;
+
+/// Most parts that one linear may carry.
+const MAX_PARTS: u64 = 8;
+
+/// A manifest in memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Plan {
+    pub classes: Vec<Class>,
+    /// (index of the class, error code) of each linear.
+    pub linears: Vec<(usize, u8)>,
+    /// (tensor index, elements) of each extra.
+    pub extras: Vec<(usize, usize)>,
+}
+
+/// What several linears have in common.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Class {
+    pub rows: usize,
+    pub cols: usize,
+    pub parts: Vec<Kind>,
+}
+
+/// A part without its values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Dense(Coding),
+    LowRank { rank: usize, a: Coding, bt: Coding },
+    Full,
+}
+
+/// A packed matrix without its values. `group` 0 is the whole row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Coding {
+    pub bits: u8,
+    pub offsets: bool,
+    pub group: usize,
+}
+
+impl Coding {
+    fn of(matrix: &crate::PackedMatrix) -> Self {
+        let group = if matrix.group == matrix.cols { 0 } else { matrix.group };
+        Self { bits: matrix.bits, offsets: !matrix.offsets.is_empty(), group }
+    }
+
+    /// Inputs a scale for rows of `cols`.
+    pub fn group_of(&self, cols: usize) -> usize {
+        if self.group == 0 { cols } else { self.group }
+    }
+}
+
+impl Plan {
+    /// The plan of a variant that was checked.
+    pub fn of(variant: &Variant) -> Self {
+        let mut classes: Vec<Class> = Vec::new();
+        let linears = variant.linears.iter().map(|linear| {
+            let parts = linear.parts.iter().map(|part| match part {
+                Part::Dense(matrix) => Kind::Dense(Coding::of(matrix)),
+                Part::LowRank { a, bt } => Kind::LowRank { rank: a.rows, a: Coding::of(a), bt: Coding::of(bt) },
+                Part::Full { .. } => Kind::Full,
+            });
+            let class = Class { rows: linear.rows, cols: linear.cols, parts: parts.collect() };
+            let index = classes.iter().position(|known| *known == class).unwrap_or_else(|| {
+                classes.push(class);
+                classes.len() - 1
+            });
+            (index, error_code(linear.relative_error))
+        });
+        let linears = linears.collect();
+        let extras = variant.extras.iter().map(|extra| (extra.tensor, extra.values.len())).collect();
+        Self { classes, linears, extras }
+    }
+}
+
+/// A relative error e as a byte: c stands for 2^(−c/16), 0 to 253 (1 down to 1.7e-5); 254 is unknown, 255 exactly 0.
+fn error_code(error: Option<f32>) -> u8 {
+    match error {
+        None => 254,
+        Some(0.0) => 255,
+        Some(error) => (-16.0 * error.log2()).round().clamp(0.0, 253.0) as u8,
+    }
+}
+
+/// The inverse of [`error_code`].
+pub(super) fn decode_error(code: u8) -> Option<f32> {
+    match code {
+        254 => None,
+        255 => Some(0.0),
+        code => Some((-f32::from(code) / 16.0).exp2()),
+    }
+}
+
+pub(super) fn encode(plan: &Plan) -> Vec<u8> {
+    let mut out = Vec::new();
+    put(&mut out, plan.classes.len());
+    for class in &plan.classes {
+        put(&mut out, class.rows);
+        put(&mut out, class.cols);
+        put(&mut out, class.parts.len());
+        for part in &class.parts {
+            match part {
+                Kind::Dense(coding) => {
+                    out.push(0);
+                    put_coding(&mut out, coding);
+                }
+                Kind::LowRank { rank, a, bt } => {
+                    out.push(1);
+                    put(&mut out, *rank);
+                    put_coding(&mut out, a);
+                    put_coding(&mut out, bt);
+                }
+                Kind::Full => out.push(2),
+            }
+        }
+    }
+    put(&mut out, plan.linears.len());
+    for (class, error) in &plan.linears {
+        put(&mut out, *class);
+        out.push(*error);
+    }
+    put(&mut out, plan.extras.len());
+    let (mut next, mut elements) = (0, 0);
+    for &(tensor, count) in &plan.extras {
+        put(&mut out, (tensor - next) * 2 + usize::from(count != elements));
+        if count != elements {
+            put(&mut out, count);
+        }
+        (next, elements) = (tensor + 1, count);
+    }
+    out
+}
+
+fn put(out: &mut Vec<u8>, value: usize) {
+    let mut value = value as u64;
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+fn put_coding(out: &mut Vec<u8>, coding: &Coding) {
+    out.push((coding.bits - 1) | (u8::from(coding.offsets) << 3));
+    put(out, coding.group);
+}
+
+/// Parses a manifest; the reason of a failure says what and where.
+pub(super) fn decode(bytes: &[u8]) -> Result<Plan, String> {
+    let mut reader = Reader { bytes, at: 0 };
+    let count = reader.count("classes")?;
+    let mut classes = Vec::new();
+    for _ in 0..count {
+        classes.push(reader.class()?);
+    }
+    let count = reader.count("linears")?;
+    let mut linears = Vec::new();
+    for _ in 0..count {
+        let class = reader.number()?;
+        let class = usize::try_from(class).ok().filter(|&class| class < classes.len());
+        let class = class.ok_or_else(|| reader.wrong("a linear's class does not exist"))?;
+        linears.push((class, reader.byte()?));
+    }
+    let count = reader.count("extras")?;
+    let (mut extras, mut next, mut elements) = (Vec::new(), 0, 0);
+    for _ in 0..count {
+        let step = reader.number()?;
+        if step & 1 == 1 {
+            elements = reader.dimension("an extra's length")?;
+        }
+        let tensor = u64::checked_add(next, step >> 1).filter(|&tensor| elements > 0 && tensor < u64::from(u32::MAX));
+        let tensor = tensor.ok_or_else(|| reader.wrong("an extra's index or length is out of range"))?;
+        extras.push((tensor as usize, elements));
+        next = tensor + 1;
+    }
+    if reader.at != bytes.len() {
+        return Err(reader.wrong("bytes after the end"));
+    }
+    Ok(Plan { classes, linears, extras })
+}
+
+/// A position in untrusted bytes.
+struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl Reader<'_> {
+    fn wrong(&self, what: &str) -> String {
+        format!("{what} (byte {} of {})", self.at, self.bytes.len())
+    }
+
+    fn byte(&mut self) -> Result<u8, String> {
+        let byte = self.bytes.get(self.at).copied().ok_or_else(|| self.wrong("ends early"))?;
+        self.at += 1;
+        Ok(byte)
+    }
+
+    fn number(&mut self) -> Result<u64, String> {
+        let mut value = 0u64;
+        for shift in (0..64).step_by(7) {
+            let byte = self.byte()?;
+            let low = u64::from(byte & 0x7f);
+            if low << shift >> shift != low {
+                break;
+            }
+            value |= low << shift;
+            if byte & 0x80 == 0 {
+                return Ok(value);
+            }
+        }
+        Err(self.wrong("a number is too large"))
+    }
+
+    /// How many items follow: each takes at least a byte, so no count exceeds the bytes that are left.
+    fn count(&mut self, what: &str) -> Result<u64, String> {
+        let count = self.number()?;
+        if count > (self.bytes.len() - self.at) as u64 {
+            return Err(self.wrong(&format!("{count} {what} cannot fit")));
+        }
+        Ok(count)
+    }
+
+    /// A length from 1 to u32::MAX: the product of two fits in u64.
+    fn dimension(&mut self, what: &str) -> Result<usize, String> {
+        match u32::try_from(self.number()?) {
+            Ok(value) if value > 0 => Ok(value as usize),
+            _ => Err(self.wrong(&format!("{what} is out of range"))),
+        }
+    }
+
+    fn class(&mut self) -> Result<Class, String> {
+        let (rows, cols) = (self.dimension("rows")?, self.dimension("cols")?);
+        let count = self.number()?;
+        if count > MAX_PARTS {
+            return Err(self.wrong(&format!("{count} parts, at most {MAX_PARTS} are allowed")));
+        }
+        let mut parts = Vec::new();
+        for _ in 0..count {
+            parts.push(match self.byte()? {
+                0 => Kind::Dense(self.coding()?),
+                1 => Kind::LowRank { rank: self.dimension("rank")?, a: self.coding()?, bt: self.coding()? },
+                2 => Kind::Full,
+                kind => return Err(self.wrong(&format!("unknown kind {kind}"))),
+            });
+        }
+        Ok(Class { rows, cols, parts })
+    }
+
+    fn coding(&mut self) -> Result<Coding, String> {
+        let byte = self.byte()?;
+        let group = self.number()?;
+        if byte > 0xf || group > u64::from(u32::MAX) {
+            return Err(self.wrong("codes are out of range"));
+        }
+        Ok(Coding { bits: (byte & 7) + 1, offsets: byte & 8 != 0, group: group as usize })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan() -> Plan {
+        let coding = Coding { bits: 1, offsets: false, group: 64 };
+        let row = Coding { bits: 4, offsets: true, group: 0 };
+        Plan {
+            classes: vec![
+                Class { rows: 576, cols: 1536, parts: vec![Kind::Dense(coding)] },
+                Class { rows: 3, cols: 1, parts: vec![Kind::LowRank { rank: 300, a: row, bt: coding }, Kind::Full] },
+                Class { rows: 3, cols: 1, parts: vec![] },
+            ],
+            linears: vec![(0, 17), (1, 254), (0, 255), (2, 0)],
+            extras: vec![(0, 576), (1, 576), (200, 12), (4000, 576)],
+        }
+    }
+
+    #[test]
+    fn a_plan_survives_its_bytes() {
+        assert_eq!(decode(&encode(&plan())), Ok(plan()));
+    }
+
+    #[test]
+    fn every_truncation_and_every_flipped_byte_is_an_error_or_another_plan() {
+        let bytes = encode(&plan());
+        for length in 0..bytes.len() {
+            assert!(decode(&bytes[..length]).is_err(), "{length}");
+        }
+        for at in 0..bytes.len() {
+            for flip in 1..=255u8 {
+                let mut changed = bytes.clone();
+                changed[at] ^= flip;
+                assert_ne!(decode(&changed), Ok(plan()), "byte {at} ^ {flip}");
+            }
+        }
+    }
+
+    #[test]
+    fn error_codes_keep_two_percent() {
+        for error in [1.0, 0.61, 0.6, 0.1, 1e-3, 2e-5] {
+            let read = decode_error(error_code(Some(error))).unwrap();
+            assert!((read / error - 1.0).abs() < 0.022, "{error} {read}");
+        }
+        assert_eq!(decode_error(error_code(None)), None);
+        assert_eq!(decode_error(error_code(Some(0.0))), Some(0.0));
+        assert_eq!(decode_error(error_code(Some(f32::INFINITY))), Some(1.0));
+    }
+}

@@ -1,0 +1,256 @@
+//! The variant file: safetensors with three byte arrays.
+//!
+//! | array | holds |
+//! | --- | --- |
+//! | `manifest` | kind, bits, rank, group of each linear in the base's fixed order (`manifest.rs`) |
+//! | `payload` | bit planes, scales, offsets, tensor scales, f16 values: a section each, 64-byte aligned (`payload.rs`) |
+//! | `info` | [`Info`] as zstd JSON |
+//!
+//! The header's `__metadata__` is `{"bitdelta": "1:<hash>"}`: the format's version and one BLAKE3 over the three arrays,
+//! each led by its length as a little-endian u64 (`container.rs`). Names, offsets and checksums of single tensors are not
+//! stored: for 210 linears they would outweigh a small variant.
+//!
+//! A file is untrusted input: it is read into memory whole (a mapped file could change after its check), its hash is
+//! compared, and every length, offset, pad bit and scale is checked before use. Memory asked for is bounded by the
+//! file's own size plus [`MAX_INFO_BYTES`].
+
+mod container;
+mod manifest;
+mod payload;
+
+pub use crate::error::Error;
+use crate::{config::BitDeltaConfig, part::Part};
+use half::f16;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// The version of the format that this build writes and reads.
+pub const VERSION: u32 = 1;
+/// Name of the file inside a variant's folder.
+pub const FILE_NAME: &str = "variant.safetensors";
+/// Largest `info`, in bytes of JSON.
+pub const MAX_INFO_BYTES: usize = 1 << 20;
+
+/// What `info` holds (zstd JSON).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Info {
+    /// Format version, [`VERSION`].
+    pub version: u32,
+    /// Fingerprint of the base (hex).
+    pub base: String,
+    /// Human name of the base (display only).
+    #[serde(default)]
+    pub base_name: String,
+    /// The configuration it was made with.
+    pub config: BitDeltaConfig,
+    /// Chat template the training prompts were made with: "model" or a --template name, and its hash. Empty: unknown.
+    #[serde(default)]
+    pub template: String,
+    /// Provenance, fidelity, safety figures: free-form JSON.
+    #[serde(default)]
+    pub notes: serde_json::Map<String, serde_json::Value>,
+}
+
+impl Info {
+    /// Info of this format's version with no notes yet.
+    pub fn new(base: &str, base_name: &str, config: BitDeltaConfig, template: &str) -> Self {
+        Self {
+            version: VERSION,
+            base: base.into(),
+            base_name: base_name.into(),
+            config,
+            template: template.into(),
+            notes: serde_json::Map::new(),
+        }
+    }
+}
+
+/// A variant in memory.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Variant {
+    /// Figures and provenance.
+    pub info: Info,
+    /// For each linear in the base's fixed order: its parts.
+    pub linears: Vec<LinearDelta>,
+    /// Deltas of tensors that are no linears (norms, biases), by rising index; most variants have none.
+    pub extras: Vec<Extra>,
+}
+
+/// The delta of one linear.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LinearDelta {
+    /// Outputs.
+    pub rows: usize,
+    /// Inputs.
+    pub cols: usize,
+    /// Parts that add up; empty is Skip.
+    pub parts: Vec<Part>,
+    /// ‖Δ̂−Δ‖/‖Δ‖ as recorded when it was made; None when unknown. The file keeps it to within 2.2 %.
+    pub relative_error: Option<f32>,
+}
+
+/// An f16 delta added to a whole tensor that is no linear: a norm's weight or a bias.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Extra {
+    /// Index in the base's fixed list of tensors (`Base::tensors`).
+    pub tensor: usize,
+    /// f16 bits, as many as the tensor has elements.
+    pub values: Vec<u16>,
+}
+
+impl Extra {
+    /// `weights` += this delta.
+    pub fn add_to(&self, weights: &mut [f32]) {
+        for (weight, &bits) in weights.iter_mut().zip(&self.values) {
+            *weight += f16::from_bits(bits).to_f32();
+        }
+    }
+}
+
+/// The file behind a path that names a variant: the path itself, or `variant.safetensors` in it when it is a folder.
+pub fn locate(path: &Path) -> PathBuf {
+    if path.is_dir() { path.join(FILE_NAME) } else { path.to_owned() }
+}
+
+impl Variant {
+    /// A variant of these linears, with nothing beside them.
+    pub fn new(info: Info, linears: Vec<LinearDelta>) -> Self {
+        Self { info, linears, extras: Vec::new() }
+    }
+
+    /// Reads and verifies a file, or a folder that holds `variant.safetensors`.
+    ///
+    /// # Errors
+    /// Every [`Error`] that names a path.
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        Ok(Self::read_hashed(path)?.0)
+    }
+
+    /// [`Variant::read`], and the content hash that was verified.
+    ///
+    /// # Errors
+    /// As [`Variant::read`].
+    pub fn read_hashed(path: &Path) -> Result<(Self, String), Error> {
+        let path = locate(path);
+        let io = |source| Error::Io { path: path.clone(), source };
+        if !std::fs::metadata(&path).map_err(io)?.is_file() {
+            return Err(Error::NotAVariant { path, reason: "no regular file".into() });
+        }
+        let bytes = std::fs::read(&path).map_err(io)?;
+        Self::from_bytes(&bytes, &path)
+    }
+
+    /// Verifies and parses a file's bytes; `path` is for error messages. Returns the content hash too.
+    ///
+    /// # Errors
+    /// As [`Variant::read`].
+    pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<(Self, String), Error> {
+        let (arrays, hash) = container::open(bytes, path)?;
+        let malformed = |section| move |reason| Error::Malformed { path: path.to_owned(), section, reason };
+        let info = decode_info(arrays.info).map_err(malformed("info"))?;
+        let plan = manifest::decode(arrays.manifest).map_err(malformed("manifest"))?;
+        let (linears, extras) = payload::decode(&plan, arrays.payload).map_err(malformed("payload"))?;
+        let variant = Self { info, linears, extras };
+        variant.check().map_err(malformed("payload"))?;
+        Ok((variant, hash))
+    }
+
+    /// Writes atomically: a temporary file in the same folder, synced, then renamed over `path`. Returns the file's bytes.
+    ///
+    /// # Errors
+    /// [`Error::Unwritable`] when the variant contradicts itself, [`Error::Io`] with the path.
+    pub fn write(&self, path: &Path) -> Result<u64, Error> {
+        let bytes = self.to_bytes()?;
+        container::write_atomically(&bytes, path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+        Ok(bytes.len() as u64)
+    }
+
+    /// The file's bytes.
+    ///
+    /// # Errors
+    /// [`Error::Unwritable`].
+    pub fn to_bytes(&self) -> Result<Vec<u8>, Error> {
+        container::assemble(&self.encode()?.arrays())
+    }
+
+    /// BLAKE3 content hash (hex), as stored in the file: names this exact variant. Encodes it anew; where a file was
+    /// read, [`Variant::read_hashed`] has the hash already.
+    ///
+    /// # Errors
+    /// [`Error::Unwritable`].
+    pub fn content_hash(&self) -> Result<String, Error> {
+        Ok(container::hash(&self.encode()?.arrays()))
+    }
+
+    /// Bytes of packed deltas in memory: what a loaded variant weighs.
+    pub fn payload_bytes(&self) -> u64 {
+        let parts: u64 = self.linears.iter().flat_map(|linear| &linear.parts).map(Part::bytes).sum();
+        parts + self.extras.iter().map(|extra| extra.values.len() as u64 * 2).sum::<u64>()
+    }
+
+    /// Weights in the linears: what bits a weight are counted by.
+    pub fn weights(&self) -> u64 {
+        self.linears.iter().map(|linear| linear.rows as u64 * linear.cols as u64).sum()
+    }
+
+    /// The three arrays of a variant that passes [`Variant::check`].
+    fn encode(&self) -> Result<Encoded, Error> {
+        let unwritable = |reason| Error::Unwritable { reason };
+        self.check().map_err(unwritable)?;
+        let plan = manifest::Plan::of(self);
+        Ok(Encoded {
+            manifest: manifest::encode(&plan),
+            payload: payload::encode(&plan, self).map_err(unwritable)?,
+            info: encode_info(&self.info).map_err(unwritable)?,
+        })
+    }
+
+    /// What must hold of every variant, read or about to be written. The reason names the linear by index.
+    fn check(&self) -> Result<(), String> {
+        if self.info.version != VERSION {
+            return Err(format!("info states version {}, expected {VERSION}", self.info.version));
+        }
+        for (index, linear) in self.linears.iter().enumerate() {
+            let shape = (linear.rows, linear.cols);
+            for part in &linear.parts {
+                payload::check(part, shape).map_err(|reason| format!("linear {index}: {reason}"))?;
+            }
+        }
+        if let Some(pair) = self.extras.windows(2).find(|pair| pair[0].tensor >= pair[1].tensor) {
+            return Err(format!("extra tensor {} after {}", pair[1].tensor, pair[0].tensor));
+        }
+        match self.extras.iter().find(|extra| extra.values.is_empty() || !payload::finite(&extra.values)) {
+            Some(extra) => Err(format!("extra tensor {} is empty or not finite", extra.tensor)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A file's arrays, encoded.
+struct Encoded {
+    manifest: Vec<u8>,
+    payload: Vec<u8>,
+    info: Vec<u8>,
+}
+
+impl Encoded {
+    fn arrays(&self) -> container::Arrays<'_> {
+        container::Arrays { manifest: &self.manifest, payload: &self.payload, info: &self.info }
+    }
+}
+
+/// zstd JSON of at most [`MAX_INFO_BYTES`].
+fn encode_info(info: &Info) -> Result<Vec<u8>, String> {
+    /// The best ratio that costs under a millisecond for a kilobyte.
+    const LEVEL: i32 = 19;
+    let json = serde_json::to_vec(info).map_err(|error| format!("info: {error}"))?;
+    if json.len() > MAX_INFO_BYTES {
+        return Err(format!("info has {} bytes of JSON, at most {MAX_INFO_BYTES} fit", json.len()));
+    }
+    zstd::bulk::compress(&json, LEVEL).map_err(|error| format!("info: {error}"))
+}
+
+fn decode_info(bytes: &[u8]) -> Result<Info, String> {
+    let json = zstd::bulk::decompress(bytes, MAX_INFO_BYTES).map_err(|error| error.to_string())?;
+    serde_json::from_slice(&json).map_err(|error| error.to_string())
+}

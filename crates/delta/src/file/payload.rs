@@ -1,0 +1,244 @@
+//! The payload: the values of all parts, gathered by field, each field a section at a multiple of 64 bytes.
+//!
+//! ```text
+//! planes u64 │ scales f16 │ offsets f16 │ tensor scales f32 │ full f16       little-endian, zeros between sections
+//! ```
+//!
+//! Inside a section the parts follow each other linear by linear (a LowRank's A before its Bᵀ), extras last.
+
+use super::{
+    Extra, LinearDelta, Variant,
+    manifest::{Class, Coding, Kind, Plan, decode_error},
+};
+use crate::{dense::PackedMatrix, part::Part};
+
+/// Sections start at multiples of this: a cache line, and the widest vector load.
+const ALIGN: u64 = 64;
+
+/// Elements of each section.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Sizes {
+    words: u64,
+    scales: u64,
+    offsets: u64,
+    tensor_scales: u64,
+    full: u64,
+}
+
+impl Sizes {
+    /// Bytes of each section in order.
+    fn bytes(&self) -> Option<[u64; 5]> {
+        let times = |count: u64, size: u64| count.checked_mul(size);
+        Some([
+            times(self.words, 8)?,
+            times(self.scales, 2)?,
+            times(self.offsets, 2)?,
+            times(self.tensor_scales, 4)?,
+            times(self.full, 2)?,
+        ])
+    }
+
+    fn add(&self, other: &Self) -> Option<Self> {
+        Some(Self {
+            words: self.words.checked_add(other.words)?,
+            scales: self.scales.checked_add(other.scales)?,
+            offsets: self.offsets.checked_add(other.offsets)?,
+            tensor_scales: self.tensor_scales.checked_add(other.tensor_scales)?,
+            full: self.full.checked_add(other.full)?,
+        })
+    }
+
+    fn packed(coding: &Coding, rows: usize, cols: usize) -> Option<Self> {
+        let rows64 = rows as u64;
+        let scales = rows64.checked_mul(cols.div_ceil(coding.group_of(cols)) as u64)?;
+        Some(Self {
+            words: rows64.checked_mul(u64::from(coding.bits))?.checked_mul(cols.div_ceil(64) as u64)?,
+            scales,
+            offsets: if coding.offsets { scales } else { 0 },
+            tensor_scales: 1,
+            full: 0,
+        })
+    }
+
+    fn class(class: &Class) -> Option<Self> {
+        let (rows, cols) = (class.rows, class.cols);
+        class.parts.iter().try_fold(Self::default(), |sum, part| {
+            sum.add(&match part {
+                Kind::Dense(coding) => Self::packed(coding, rows, cols)?,
+                Kind::LowRank { rank, a, bt } => Self::packed(a, *rank, cols)?.add(&Self::packed(bt, *rank, rows)?)?,
+                Kind::Full => Self { full: (rows as u64).checked_mul(cols as u64)?, ..Self::default() },
+            })
+        })
+    }
+
+    /// The whole plan's; `None` on overflow.
+    fn plan(plan: &Plan) -> Option<Self> {
+        let classes = plan.classes.iter().map(Self::class).collect::<Option<Vec<_>>>()?;
+        let linears = plan.linears.iter().try_fold(Self::default(), |sum, (class, _)| sum.add(&classes[*class]))?;
+        let extras = plan.extras.iter().try_fold(0u64, |sum, (_, elements)| sum.checked_add(*elements as u64))?;
+        linears.add(&Self { full: extras, ..Self::default() })
+    }
+}
+
+/// The payload of a checked variant whose plan this is.
+pub(super) fn encode(plan: &Plan, variant: &Variant) -> Result<Vec<u8>, String> {
+    let sizes = Sizes::plan(plan).and_then(|sizes| sizes.bytes()).ok_or("too large for any machine")?;
+    let parts = || variant.linears.iter().flat_map(|linear| &linear.parts);
+    let matrices = || parts().flat_map(Part::matrices);
+    let mut out = Vec::with_capacity(sizes.iter().map(|size| size.next_multiple_of(ALIGN)).sum::<u64>() as usize);
+    let align = |out: &mut Vec<u8>| out.resize(out.len().next_multiple_of(ALIGN as usize), 0);
+    for matrix in matrices() {
+        out.extend(matrix.planes.iter().flat_map(|word| word.to_le_bytes()));
+    }
+    align(&mut out);
+    for matrix in matrices() {
+        put_halves(&mut out, &matrix.scales);
+    }
+    align(&mut out);
+    for matrix in matrices() {
+        put_halves(&mut out, &matrix.offsets);
+    }
+    align(&mut out);
+    for matrix in matrices() {
+        out.extend(matrix.tensor_scale.to_le_bytes());
+    }
+    align(&mut out);
+    for part in parts() {
+        if let Part::Full { values, .. } = part {
+            put_halves(&mut out, values);
+        }
+    }
+    for extra in &variant.extras {
+        put_halves(&mut out, &extra.values);
+    }
+    Ok(out)
+}
+
+fn put_halves(out: &mut Vec<u8>, halves: &[u16]) {
+    out.extend(halves.iter().flat_map(|half| half.to_le_bytes()));
+}
+
+/// Cuts a payload into the plan's parts. Nothing is allocated before the plan's sizes are known to equal the payload's.
+pub(super) fn decode(plan: &Plan, payload: &[u8]) -> Result<(Vec<LinearDelta>, Vec<Extra>), String> {
+    let mut sections = Sections::split(plan, payload)?;
+    let mut linears = Vec::with_capacity(plan.linears.len());
+    for &(class, error) in &plan.linears {
+        let Class { rows, cols, ref parts } = plan.classes[class];
+        let parts = parts.iter().map(|part| match part {
+            Kind::Dense(coding) => Part::Dense(sections.matrix(coding, rows, cols)),
+            Kind::LowRank { rank, a, bt } => {
+                Part::LowRank { a: sections.matrix(a, *rank, cols), bt: sections.matrix(bt, *rank, rows) }
+            }
+            Kind::Full => Part::Full { rows, cols, values: halves(&mut sections.full, rows * cols) },
+        });
+        linears.push(LinearDelta { rows, cols, parts: parts.collect(), relative_error: decode_error(error) });
+    }
+    let extras = plan.extras.iter();
+    let extras = extras.map(|&(tensor, elements)| Extra { tensor, values: halves(&mut sections.full, elements) });
+    Ok((linears, extras.collect()))
+}
+
+/// What is left of each section.
+struct Sections<'a> {
+    words: &'a [u8],
+    scales: &'a [u8],
+    offsets: &'a [u8],
+    tensor_scales: &'a [u8],
+    full: &'a [u8],
+}
+
+impl<'a> Sections<'a> {
+    fn split(plan: &Plan, payload: &'a [u8]) -> Result<Self, String> {
+        let sizes = Sizes::plan(plan).and_then(|sizes| sizes.bytes()).ok_or("sizes overflow")?;
+        let (mut cut, mut at) = ([&payload[..0]; 5], 0u64);
+        for (section, size) in cut.iter_mut().zip(sizes) {
+            let start = at.next_multiple_of(ALIGN);
+            let end = start.checked_add(size).filter(|end| *end <= payload.len() as u64);
+            let end = end.ok_or_else(|| format!("{} bytes are fewer than the manifest asks for", payload.len()))?;
+            if payload[at as usize..start as usize].iter().any(|&byte| byte != 0) {
+                return Err(format!("padding before byte {start} is not zero"));
+            }
+            *section = &payload[start as usize..end as usize];
+            at = end;
+        }
+        if at != payload.len() as u64 {
+            return Err(format!("{} bytes, the manifest asks for {at}", payload.len()));
+        }
+        let [words, scales, offsets, tensor_scales, full] = cut;
+        Ok(Self { words, scales, offsets, tensor_scales, full })
+    }
+
+    fn matrix(&mut self, coding: &Coding, rows: usize, cols: usize) -> PackedMatrix {
+        let group = coding.group_of(cols);
+        let scales = rows * cols.div_ceil(group);
+        let words = take(&mut self.words, rows * usize::from(coding.bits) * cols.div_ceil(64) * 8);
+        let tensor_scale = take(&mut self.tensor_scales, 4).as_chunks().0.first();
+        PackedMatrix {
+            bits: coding.bits,
+            rows,
+            cols,
+            group,
+            planes: words.as_chunks().0.iter().map(|bytes| u64::from_le_bytes(*bytes)).collect(),
+            scales: halves(&mut self.scales, scales),
+            offsets: halves(&mut self.offsets, if coding.offsets { scales } else { 0 }),
+            tensor_scale: tensor_scale.map_or(0.0, |bytes| f32::from_le_bytes(*bytes)),
+        }
+    }
+}
+
+/// The next `bytes` of a section, whose whole length was checked against the plan.
+fn take<'a>(section: &mut &'a [u8], bytes: usize) -> &'a [u8] {
+    let (taken, rest) = section.split_at(bytes);
+    *section = rest;
+    taken
+}
+
+fn halves(section: &mut &[u8], count: usize) -> Vec<u16> {
+    take(section, count * 2).as_chunks().0.iter().map(|bytes| u16::from_le_bytes(*bytes)).collect()
+}
+
+/// Whether all are finite as f16: an exponent of all ones is infinity or NaN.
+pub(super) fn finite(halves: &[u16]) -> bool {
+    halves.iter().all(|half| half & 0x7c00 != 0x7c00)
+}
+
+/// What must hold of a part of a linear of this (rows, cols).
+pub(super) fn check(part: &Part, (rows, cols): (usize, usize)) -> Result<(), String> {
+    if part.shape() != (rows, cols) {
+        return Err(format!("a {} part of shape {:?} in a linear of {rows} x {cols}", part.kind(), part.shape()));
+    }
+    if let Part::LowRank { a, bt } = part
+        && a.rows != bt.rows
+    {
+        return Err(format!("factors of rank {} and {}", a.rows, bt.rows));
+    }
+    if let Part::Full { values, .. } = part
+        && (rows.checked_mul(cols) != Some(values.len()) || !finite(values))
+    {
+        return Err(format!("{} full values for {rows} x {cols}, or not all finite", values.len()));
+    }
+    part.matrices().into_iter().try_for_each(check_matrix)
+}
+
+fn check_matrix(matrix: &PackedMatrix) -> Result<(), String> {
+    let PackedMatrix { bits, rows, cols, group, .. } = *matrix;
+    let fits = |value: usize| (1..=u32::MAX as usize).contains(&value);
+    if !(1..=8).contains(&bits) || !fits(rows) || !fits(cols) || !fits(group) {
+        return Err(format!("{bits} bits, {rows} x {cols}, group {group}"));
+    }
+    let coding = Coding { bits, offsets: !matrix.offsets.is_empty(), group };
+    let sizes = Sizes::packed(&coding, rows, cols).ok_or("sizes overflow")?;
+    let found = [matrix.planes.len(), matrix.scales.len(), matrix.offsets.len()].map(|length| length as u64);
+    if found != [sizes.words, sizes.scales, sizes.offsets] {
+        return Err(format!("planes, scales, offsets of lengths {found:?} do not fit {rows} x {cols}"));
+    }
+    if !matrix.tensor_scale.is_finite() || !finite(&matrix.scales) || !finite(&matrix.offsets) {
+        return Err("a scale or offset is not finite".into());
+    }
+    let used = cols % 64;
+    let pad = if used == 0 { 0 } else { u64::MAX << used };
+    match matrix.planes.chunks(matrix.words_per_row()).position(|words| words.last().is_some_and(|w| w & pad != 0)) {
+        Some(row) => Err(format!("pad bits of plane row {row} are not zero")),
+        None => Ok(()),
+    }
+}
