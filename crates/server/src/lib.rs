@@ -1,1 +1,26 @@
-//! OpenAI-compatible HTTP over the engine.
+//! OpenAI-compatible HTTP over the engine: who asks ([`names`]), what they ask for ([`wanted`]), the answer
+//! ([`answer`]) whole or as server-sent events ([`stream`]), and the operator's variant endpoints ([`variants`]).
+//!
+//! This crate is the only one that knows HTTP and JSON bodies. It has no authentication yet: [`bind`] refuses addresses
+//! beyond loopback unless told, and the operator's endpoints answer loopback peers only. It never answers for a user
+//! from the base: a variant that is unknown, damaged or made on another base is an error with its own code
+//! ([`api_error`]). Start reading at [`routes`].
+pub mod answer;
+pub mod api_error;
+pub mod error;
+pub mod extract;
+pub mod fields;
+pub mod messages;
+pub mod models;
+pub mod names;
+pub mod reply;
+pub mod routes;
+pub mod run;
+pub mod service;
+pub mod stream;
+pub mod variants;
+pub mod wanted;
+pub use api_error::ApiError;
+pub use error::Error;
+pub use run::{bind, serve};
+pub use service::{Defaults, Service};

@@ -1,0 +1,129 @@
+//! One generation from an HTTP request to its answer: resolve the user, make the prompt, queue it, collect the events.
+//!
+//! A client that goes away drops the receiver of its events; the engine's sink then says so and the generation ends.
+use crate::{
+    ApiError,
+    fields::Fields,
+    reply::{Choice, Reply, Usage},
+    service::{Service, blocking, fresh_number},
+    stream,
+    wanted::{Endpoint, Prompt, Wanted},
+};
+use axum::{
+    Json,
+    response::{IntoResponse, Response},
+};
+use bitdelta_engine::{Error as EngineError, Event, Request, Sampling};
+use std::{sync::Arc, time::Instant};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+/// A request that the engine has taken.
+pub struct Admitted {
+    /// The answer's frame.
+    pub reply: Reply,
+    /// Number of answers being made.
+    pub choices: usize,
+    /// Whether the stream ends with the token counts.
+    pub include_usage: bool,
+    /// Events, each with the index of its answer. Bounded by the answers' lengths, so the channel need not be.
+    pub events: UnboundedReceiver<(usize, Event)>,
+    user: Option<String>,
+    started: Instant,
+}
+
+impl Admitted {
+    /// Writes the access log's line about a finished answer. Never what was asked or said.
+    pub fn log(&self, usage: Usage, streamed: bool) {
+        let milliseconds = self.started.elapsed().as_millis();
+        let (prompt_tokens, completion_tokens) = (usage.prompt_tokens, usage.completion_tokens);
+        let user = self.user.as_deref().unwrap_or("-");
+        tracing::info!(user, prompt_tokens, completion_tokens, streamed, milliseconds, "answered");
+    }
+}
+
+/// Answers one request.
+///
+/// # Errors
+/// Any status of [`ApiError`]; once a stream has begun, errors travel in it.
+pub async fn answer(
+    service: Arc<Service>,
+    endpoint: Endpoint,
+    fields: &Fields,
+    query_model: Option<&str>,
+) -> Result<Response, ApiError> {
+    let wanted = Wanted::read(endpoint, fields, query_model)?;
+    let user = service.names.resolve(&wanted.model, wanted.user.as_deref())?;
+    let streamed = wanted.stream;
+    let admitted = blocking(&service, move |service| admit(service, endpoint, wanted, user)).await?;
+    match streamed {
+        true => Ok(stream::response(admitted)),
+        false => whole(admitted).await,
+    }
+}
+
+/// Loads the variant if need be, makes the prompt and queues the generation. Blocks.
+fn admit(service: &Service, endpoint: Endpoint, wanted: Wanted, user: Option<String>) -> Result<Admitted, ApiError> {
+    let started = Instant::now();
+    let variant = match &user {
+        Some(user) => Some(service.variants()?.resolve(user)?),
+        None => None,
+    };
+    let tokenizer = service.tokenizer();
+    let prompt = match &wanted.prompt {
+        Prompt::Messages(messages) => {
+            let template = service.template(variant.as_deref());
+            tokenizer.encode_chat(messages, &template, true)
+        }
+        Prompt::Text(text) => tokenizer.encode(text, true),
+    };
+    // What a template refuses (a system turn where it has none, turns out of order) is the caller's to change.
+    let prompt = prompt.map_err(|error| {
+        let param = if endpoint == Endpoint::Chat { "messages" } else { "prompt" };
+        ApiError::invalid(param, format!("the prompt cannot be made: {error}"))
+    })?;
+    let fingerprint = match &variant {
+        Some(variant) => variant.hash().to_owned(),
+        None => service.engine.model().base().fingerprint().to_owned(),
+    };
+    let (sender, events) = unbounded_channel();
+    let seed = wanted.seed.unwrap_or_else(fresh_number);
+    for index in 0..wanted.choices {
+        let sender = sender.clone();
+        let sampling = Sampling {
+            temperature: wanted.temperature.unwrap_or(service.defaults.temperature),
+            top_p: wanted.top_p,
+            top_k: wanted.top_k,
+            seed: seed.wrapping_add(index as u64),
+        };
+        service.engine.submit(Request {
+            prompt: prompt.clone(),
+            variant: variant.clone(),
+            sampling,
+            max_tokens: wanted.max_tokens.unwrap_or(service.defaults.max_tokens),
+            stop: wanted.stop.clone(),
+            sink: Box::new(move |event| sender.send((index, event)).is_ok()),
+        })?;
+    }
+    let reply = Reply::new(endpoint, wanted.model, &fingerprint);
+    let (choices, include_usage) = (wanted.choices, wanted.include_usage);
+    Ok(Admitted { reply, choices, include_usage, events, user, started })
+}
+
+/// Waits for every answer and sends them in one body.
+async fn whole(mut admitted: Admitted) -> Result<Response, ApiError> {
+    let mut choices = vec![Choice::default(); admitted.choices];
+    let mut usage = Usage::default();
+    while choices.iter().any(|choice| choice.finish.is_none()) {
+        let Some((index, event)) = admitted.events.recv().await else { return Err(EngineError::Stopped.into()) };
+        match event {
+            Event::Text(text) => choices[index].text += &text,
+            Event::Done(finish) => {
+                usage.add(&finish);
+                choices[index].finish = Some(finish.reason);
+            }
+            Event::Failed(error) => return Err(error.into()),
+        }
+    }
+    admitted.log(usage, false);
+    Ok(Json(admitted.reply.whole(&choices, usage)).into_response())
+}

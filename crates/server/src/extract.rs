@@ -1,0 +1,127 @@
+//! What handlers take from a request, with every refusal in OpenAI's shape.
+use crate::{ApiError, fields::Fields};
+use axum::{
+    body::Bytes,
+    extract::{ConnectInfo, FromRequest, FromRequestParts, Path, Query, Request, rejection::BytesRejection},
+    http::{HeaderMap, StatusCode, header::HOST, request::Parts},
+};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+};
+
+/// Largest request body in bytes: far above any prompt that fits a context.
+pub const MAX_BODY_BYTES: usize = 8 << 20;
+
+impl<S: Send + Sync> FromRequest<S> for Fields {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let body: Bytes =
+            Bytes::from_request(request, state).await.map_err(|rejection: BytesRejection| {
+                match rejection.status() {
+                    StatusCode::PAYLOAD_TOO_LARGE => {
+                        let message = format!("the body is larger than {MAX_BODY_BYTES} bytes");
+                        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
+                    }
+                    status => ApiError::new(status, "unreadable_body", rejection.body_text()),
+                }
+            })?;
+        Self::parse(&body)
+    }
+}
+
+/// The path's one parameter, percent-decoded. It is data, not a path on disk.
+pub struct Segment(
+    /// The text.
+    pub String,
+);
+
+impl<S: Send + Sync> FromRequestParts<S> for Segment {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        match Path::<String>::from_request_parts(parts, state).await {
+            Ok(Path(text)) => Ok(Self(text)),
+            Err(rejection) => Err(ApiError::new(rejection.status(), "invalid_path", rejection.body_text())),
+        }
+    }
+}
+
+/// The query string's `model`, which some clients send instead of the body's.
+pub struct QueryModel(
+    /// The name, if there is one.
+    pub Option<String>,
+);
+
+impl<S: Send + Sync> FromRequestParts<S> for QueryModel {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        match Query::<HashMap<String, String>>::from_request_parts(parts, state).await {
+            Ok(Query(mut query)) => Ok(Self(query.remove("model"))),
+            Err(rejection) => Err(ApiError::new(rejection.status(), "invalid_query", rejection.body_text())),
+        }
+    }
+}
+
+/// Proof that the request comes from this machine and was meant for it: the operator's endpoints open files by path.
+///
+/// A loopback peer is not enough. A web page that the operator visits can reach loopback through a name of its own
+/// (DNS rebinding; its `Host` tells), by a cross-site request (its `Origin` tells), and a reverse proxy on this
+/// machine passes on others' requests (its `Forwarded` headers tell).
+pub struct Operator;
+
+impl<S: Send + Sync> FromRequestParts<S> for Operator {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
+        if peer.is_some_and(|ip| ip.to_canonical().is_loopback()) && meant_for_loopback(&parts.headers) {
+            return Ok(Self);
+        }
+        let message = "this endpoint answers programs on the server's own machine only";
+        Err(ApiError::new(StatusCode::FORBIDDEN, "operator_only", message))
+    }
+}
+
+fn meant_for_loopback(headers: &HeaderMap) -> bool {
+    let relayed =
+        ["forwarded", "x-forwarded-for", "x-real-ip", "origin"].iter().any(|name| headers.contains_key(*name));
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    !relayed && is_loopback_host(host)
+}
+
+/// `localhost`, `127.0.0.1:8080`, `[::1]:8080`.
+fn is_loopback_host(host: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let name = name.trim_start_matches('[').trim_end_matches(']');
+    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_names_count_as_this_machine() {
+        for host in ["localhost", "localhost:8080", "127.0.0.1:1", "[::1]:8080", "LOCALHOST"] {
+            assert!(is_loopback_host(host), "{host}");
+        }
+        for host in ["", "evil.example", "localhost.evil.example:8080", "10.0.0.1:8080", "127.0.0.1.nip.io"] {
+            assert!(!is_loopback_host(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn a_relayed_request_is_not_the_operators() {
+        let mut headers = HeaderMap::new();
+        headers.insert(HOST, "localhost:8080".parse().expect("a value"));
+        assert!(meant_for_loopback(&headers));
+        headers.insert("origin", "https://evil.example".parse().expect("a value"));
+        assert!(!meant_for_loopback(&headers));
+    }
+}

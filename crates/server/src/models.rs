@@ -1,0 +1,41 @@
+//! `GET /v1/models`: the base under each of its names first, then a line a variant as `base:user`.
+use crate::{
+    ApiError,
+    extract::Segment,
+    service::{Service, blocking},
+};
+use axum::{Json, extract::State};
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// All models.
+///
+/// # Errors
+/// 500 when the variants cannot be listed.
+pub async fn list(State(service): State<Arc<Service>>) -> Result<Json<Value>, ApiError> {
+    let data = blocking(&service, |service| {
+        let bases = service.names.bases().map(|name| model(service, name));
+        let variants = service.registry.iter().flat_map(|registry| registry.list());
+        let variants = variants.map(|variant| model(service, &service.names.variant(&variant.user)));
+        Ok(bases.chain(variants).collect::<Vec<_>>())
+    });
+    Ok(Json(json!({"object": "list", "data": data.await?})))
+}
+
+/// One model by its name, which may hold slashes. A variant is there when its file is; it is not opened.
+///
+/// # Errors
+/// 404 for a name that [`list`] would not show.
+pub async fn get(State(service): State<Arc<Service>>, Segment(id): Segment) -> Result<Json<Value>, ApiError> {
+    let found = blocking(&service, move |service| match service.names.resolve(&id, None)? {
+        Some(user) if !service.variants()?.list().iter().any(|variant| variant.user == user) => {
+            Err(service.names.unknown(&id))
+        }
+        _ => Ok(model(service, &id)),
+    });
+    Ok(Json(found.await?))
+}
+
+fn model(service: &Service, id: &str) -> Value {
+    json!({"id": id, "object": "model", "created": service.created, "owned_by": "bitdelta"})
+}

@@ -1,0 +1,89 @@
+//! The URL space, and the log line of each request.
+use crate::{
+    ApiError,
+    answer::answer,
+    extract::{MAX_BODY_BYTES, QueryModel},
+    fields::Fields,
+    models,
+    service::Service,
+    variants,
+    wanted::Endpoint,
+};
+use axum::{
+    Json, Router,
+    extract::{DefaultBodyLimit, MatchedPath, Request, State},
+    http::{Method, StatusCode, Uri},
+    middleware::{self, Next},
+    response::Response,
+    routing::{delete, get, post},
+};
+use serde_json::{Value, json};
+use std::{sync::Arc, time::Instant};
+
+/// Every endpoint. Keys in any header are accepted and not looked at: there is no authentication yet.
+pub fn router(service: Arc<Service>) -> Router {
+    Router::new()
+        .route("/v1/chat/completions", post(chat))
+        .route("/v1/completions", post(completions))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*id}", get(models::get))
+        .route("/v1/variants", get(variants::list))
+        .route("/v1/variants/load", post(variants::load))
+        .route("/v1/variants/{user}", delete(variants::unload))
+        .route("/health", get(health))
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(middleware::from_fn(log))
+        .with_state(service)
+}
+
+async fn chat(
+    State(service): State<Arc<Service>>,
+    QueryModel(model): QueryModel,
+    body: Fields,
+) -> Result<Response, ApiError> {
+    answer(service, Endpoint::Chat, &body, model.as_deref()).await
+}
+
+async fn completions(
+    State(service): State<Arc<Service>>,
+    QueryModel(model): QueryModel,
+    body: Fields,
+) -> Result<Response, ApiError> {
+    answer(service, Endpoint::Completions, &body, model.as_deref()).await
+}
+
+async fn health(State(service): State<Arc<Service>>) -> Json<Value> {
+    let stats = service.engine.stats();
+    Json(json!({
+        "status": "ok",
+        "model": service.engine.model().base().name,
+        "variants": service.registry.is_some(),
+        "max_context": service.engine.max_context(),
+        "running": stats.running,
+        "waiting": stats.waiting,
+        "prompt_tokens": stats.prompt_tokens,
+        "generated_tokens": stats.generated_tokens,
+    }))
+}
+
+async fn unknown_path(method: Method, uri: Uri) -> ApiError {
+    ApiError::new(StatusCode::NOT_FOUND, "unknown_url", format!("there is no {method} {}", uri.path()))
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> ApiError {
+    let message = format!("{method} is not allowed on {}", uri.path());
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
+}
+
+/// One line a request: the route's pattern, not the path, which may hold a user's id.
+async fn log(request: Request, next: Next) -> Response {
+    let method = request.method().clone();
+    let route = request.extensions().get::<MatchedPath>().map_or("-".to_owned(), |path| path.as_str().to_owned());
+    let started = Instant::now();
+    let response = next.run(request).await;
+    let (status, milliseconds) = (response.status().as_u16(), started.elapsed().as_millis());
+    tracing::info!(%method, route, status, milliseconds, "request");
+    response
+}

@@ -1,0 +1,106 @@
+//! What all requests share: the engine, the variants, the names, and the defaults of fields that a request leaves out.
+use crate::{ApiError, api_error::internal, names::Names};
+use bitdelta_engine::{Engine, Registry, Resident};
+use bitdelta_model::chat::{Template, Tokenizer};
+use std::{
+    hash::{BuildHasher, Hasher, RandomState},
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+/// What holds for a request that does not say.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Defaults {
+    /// Sampling temperature; 0 answers with the likeliest token.
+    pub temperature: f32,
+    /// Most tokens of answer.
+    pub max_tokens: usize,
+}
+
+impl Default for Defaults {
+    /// Greedy, so that what a variant learnt is what it says; 1024 tokens.
+    fn default() -> Self {
+        Self { temperature: 0.0, max_tokens: 1024 }
+    }
+}
+
+/// One base with its variants, ready to answer.
+pub struct Service {
+    /// The engine.
+    pub engine: Engine,
+    /// Users' variants; `None` serves the base alone.
+    pub registry: Option<Registry>,
+    /// Model names.
+    pub names: Names,
+    /// Defaults.
+    pub defaults: Defaults,
+    /// Unix seconds when the service was made.
+    pub created: u64,
+}
+
+impl Service {
+    /// `aliases` are more names for the base.
+    pub fn new(engine: Engine, registry: Option<Registry>, aliases: Vec<String>, defaults: Defaults) -> Self {
+        let names = Names::new(engine.model().base().name.clone(), aliases, registry.is_some());
+        Self { engine, registry, names, defaults, created: unix_seconds() }
+    }
+
+    /// The variants.
+    ///
+    /// # Errors
+    /// 400 when the server was started without them.
+    pub fn variants(&self) -> Result<&Registry, ApiError> {
+        self.registry.as_ref().ok_or_else(crate::names::disabled)
+    }
+
+    /// The base's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.engine.model().base().tokenizer
+    }
+
+    /// The template that a variant was trained with, the model's own for the base: asked with another one, a fine-tune
+    /// loses part of what it learnt.
+    pub fn template(&self, variant: Option<&Resident>) -> Template {
+        let Some(variant) = variant else { return Template::Model };
+        let trained_with = variant.info().template.as_str();
+        let known = [Template::Model, Template::ChatMl];
+        match known.into_iter().find(|template| self.tokenizer().template_id(template) == trained_with) {
+            Some(template) => template,
+            None => {
+                if !trained_with.is_empty() {
+                    tracing::warn!(
+                        user = variant.user(),
+                        trained_with,
+                        "the variant was trained with another chat template; using the model's own"
+                    );
+                }
+                Template::Model
+            }
+        }
+    }
+}
+
+/// Runs blocking work (files, tokenising, waiting for a load) off the threads that serve connections.
+///
+/// # Errors
+/// What `work` returns; 500 when it panicked.
+pub async fn blocking<T: Send + 'static>(
+    service: &Arc<Service>,
+    work: impl FnOnce(&Service) -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let service = Arc::clone(service);
+    match tokio::task::spawn_blocking(move || work(&service)).await {
+        Ok(result) => result,
+        Err(error) => Err(internal(&error)),
+    }
+}
+
+/// Seconds since 1970.
+pub fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// A number nobody has seen before, for ids and for seeds that a request leaves open. Not for secrets.
+pub fn fresh_number() -> u64 {
+    RandomState::new().build_hasher().finish()
+}

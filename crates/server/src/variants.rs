@@ -1,0 +1,94 @@
+//! The operator's endpoints: which variants are there, load one from a path, unload one. This machine only
+//! ([`Operator`]), because loading opens any path that the caller names.
+use crate::{
+    ApiError,
+    extract::{Operator, Segment},
+    fields::Fields,
+    service::{Service, blocking},
+};
+use axum::{Json, extract::State, http::StatusCode};
+use bitdelta_engine::Error as EngineError;
+use serde_json::{Value, json};
+use std::{error::Error as _, path::PathBuf, sync::Arc};
+
+/// `GET /v1/variants`: every variant loaded or in the folder, by user id.
+///
+/// # Errors
+/// 400 when variants are not served, 403 for others than the operator.
+pub async fn list(_: Operator, State(service): State<Arc<Service>>) -> Result<Json<Value>, ApiError> {
+    let data = blocking(&service, |service| {
+        let line = |variant: bitdelta_engine::registry::Listed| {
+            json!({
+                "object": "variant",
+                "user_id": variant.user,
+                "path": variant.path,
+                "loaded": variant.loaded,
+                "resident_bytes": variant.resident_bytes,
+            })
+        };
+        Ok(service.variants()?.list().into_iter().map(line).collect::<Vec<_>>())
+    });
+    Ok(Json(json!({"object": "list", "data": data.await?})))
+}
+
+/// `POST /v1/variants/load {"path": …}`: a variant file or a folder that holds one, under the user id that its name
+/// gives.
+///
+/// # Errors
+/// 400, 404 or 422 with the whole cause: the operator named the path, so it is no secret.
+pub async fn load(_: Operator, State(service): State<Arc<Service>>, fields: Fields) -> Result<Json<Value>, ApiError> {
+    let Some(path) = fields.string("path")?.map(PathBuf::from) else {
+        return Err(ApiError::invalid("path", "path is required: a variant file or a folder that holds one"));
+    };
+    let loaded = blocking(&service, move |service| {
+        let variant = service.variants()?.load(&path).map_err(in_full)?;
+        tracing::info!(user = variant.user(), bytes = variant.bytes(), "loaded a variant");
+        Ok(json!({
+            "object": "variant",
+            "user_id": variant.user(),
+            "path": variant.path(),
+            "hash": variant.hash(),
+            "loaded": true,
+            "resident_bytes": variant.bytes(),
+        }))
+    });
+    Ok(Json(loaded.await?))
+}
+
+/// `DELETE /v1/variants/{user}`: frees its memory when its last request ends. Its file stays where it is.
+///
+/// # Errors
+/// 404 when it is not loaded.
+pub async fn unload(
+    _: Operator,
+    State(service): State<Arc<Service>>,
+    Segment(user): Segment,
+) -> Result<Json<Value>, ApiError> {
+    let done = blocking(&service, move |service| match service.variants()?.unload(&user)? {
+        true => Ok(json!({"object": "variant", "user_id": user, "loaded": false})),
+        false => {
+            let message = format!("no variant is loaded for user {user:?}");
+            Err(ApiError::new(StatusCode::NOT_FOUND, "variant_not_loaded", message).about("user_id"))
+        }
+    });
+    Ok(Json(done.await?))
+}
+
+/// The status that any caller gets, with every cause in the message.
+fn in_full(error: EngineError) -> ApiError {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let text = inner.to_string();
+        if !message.ends_with(&text) {
+            message += &format!(": {text}");
+        }
+        cause = inner.source();
+    }
+    let mut answer = ApiError::from(error);
+    if answer.status == StatusCode::INTERNAL_SERVER_ERROR {
+        // Not the server's fault but a path that cannot be read.
+        answer = ApiError::new(StatusCode::NOT_FOUND, "variant_not_found", String::new()).about("path");
+    }
+    ApiError { message, ..answer }
+}
