@@ -1,4 +1,5 @@
 //! Claims about the variant file: what goes in comes out, and nothing else comes out.
+#![allow(clippy::unwrap_used)]
 
 use bitdelta_delta::{
     BitDeltaConfig, Error, Extra, GroupSize, Info, LinearDelta, Part, Variant, factor, file, metrics, quantize,
@@ -207,7 +208,8 @@ fn crafted_headers_and_infos_are_errors_not_panics() {
     let deep = zstd::bulk::compress("[".repeat(1 << 19).as_bytes(), 3).unwrap();
     assert!(parse(&craft(&[0, 0, 0], &[], &good)).unwrap().linears.is_empty());
     let huge_shape = [1, 0xff, 0xff, 0xff, 0xff, 0x0f, 0xff, 0xff, 0xff, 0xff, 0x0f, 1, 2, 1, 0, 0, 0];
-    let cases: [(&str, &[u8], &[u8], &[u8]); 9] = [
+    type Case<'a> = (&'a str, &'a [u8], &'a [u8], &'a [u8]);
+    let cases: [Case<'_>; 9] = [
         ("info", &[0, 0, 0], &[], b"no zstd"),
         ("info", &[0, 0, 0], &[], &bomb),
         ("info", &[0, 0, 0], &[], &deep),
