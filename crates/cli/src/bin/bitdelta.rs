@@ -1,2 +1,8 @@
 //! The `bitdelta` binary.
-fn main() {}
+use bitdelta_cli::{bitdelta, exit};
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    exit::report(bitdelta::run(&bitdelta::Cli::parse()))
+}

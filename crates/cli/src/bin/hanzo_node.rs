@@ -1,2 +1,8 @@
 //! The `hanzo-node` binary.
-fn main() {}
+use bitdelta_cli::{exit, hanzo_node};
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    exit::report(hanzo_node::run(&hanzo_node::Cli::parse()))
+}

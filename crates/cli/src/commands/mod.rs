@@ -1,2 +1,7 @@
 //! One file a command: its arguments, and a `run` that takes them.
+pub mod base;
+pub mod chat;
 pub mod progress;
+pub mod publish;
+pub mod serve;
+pub mod variants;

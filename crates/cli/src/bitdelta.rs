@@ -1,0 +1,45 @@
+//! The arguments of the `bitdelta` binary.
+use crate::{
+    Error,
+    commands::{chat, publish, serve, variants},
+    logging,
+};
+use clap::{Parser, Subcommand};
+
+/// One base model, one small file per user
+#[derive(Debug, Parser)]
+#[command(name = "bitdelta", version, term_width = 100, arg_required_else_help = true)]
+pub struct Cli {
+    /// Logs on stderr: error, warn, info, debug, trace, or a filter as in RUST_LOG
+    #[arg(long, global = true, value_name = "LEVEL")]
+    log_level: Option<String>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Put a variant into a server's folder, checked and whole
+    Publish(publish::PublishArgs),
+    /// Serve a base and its users' variants over OpenAI-compatible HTTP
+    Serve(serve::ServeArgs),
+    /// Load, unload and list the variants of a running server
+    Variants(variants::VariantsArgs),
+    /// Talk to the base or to a user's variant in the terminal
+    Chat(chat::ChatArgs),
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// What the command returns.
+pub fn run(cli: &Cli) -> Result<(), Error> {
+    let default = if matches!(cli.command, Command::Serve(_)) { "info" } else { "warn" };
+    logging::start(cli.log_level.as_deref(), default)?;
+    match &cli.command {
+        Command::Publish(args) => publish::run(args),
+        Command::Serve(args) => serve::run(args, true),
+        Command::Variants(args) => variants::run(args),
+        Command::Chat(args) => chat::run(args),
+    }
+}

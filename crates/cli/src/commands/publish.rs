@@ -1,0 +1,88 @@
+//! `bitdelta publish`: a checked variant into a server's folder, whole or not at all.
+use crate::{Context, Error, commands::variants::user_of, output};
+use bitdelta_delta::file::Variant;
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+};
+
+/// Arguments of `publish`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct PublishArgs {
+    /// Variant file, or a folder that holds a variant.safetensors
+    #[arg(value_name = "VARIANT")]
+    variant: PathBuf,
+    /// Folder that servers read variants from
+    #[arg(long, value_name = "DIR")]
+    variants_dir: PathBuf,
+    /// User id; by default what the variant's name gives
+    #[arg(long, value_name = "USER")]
+    user: Option<String>,
+}
+
+/// Copies the variant beside its place, checks the copy, and renames it into place: a server that reads meanwhile
+/// finds the old variant or the new one.
+///
+/// # Errors
+/// A variant that does not read, a user id that is no file name, or I/O.
+pub fn run(args: &PublishArgs) -> Result<(), Error> {
+    let user = match &args.user {
+        Some(user) => user.clone(),
+        None => user_of(&args.variant)?,
+    };
+    let target = place(&args.variants_dir, &user)?;
+    let inner = args.variant.join("variant.safetensors");
+    let source = if args.variant.is_dir() { &inner } else { &args.variant };
+    copy_checked(source, &target)?;
+    output::line(&format!("published {user} as {}", target.display()))
+}
+
+/// Where the user's variant lies in the folder: the folder form if that is in use, else `USER.safetensors`.
+fn place(dir: &Path, user: &str) -> Result<PathBuf, Error> {
+    let plain = !user.is_empty() && !user.starts_with('.') && !user.contains(['/', '\\', '\0']);
+    if !plain {
+        return Err(Error::Usage(format!(
+            "{user:?} cannot name a variant: no slashes, no dot at its start, not empty"
+        )));
+    }
+    let in_folder = dir.join(user).join("variant.safetensors");
+    Ok(if in_folder.is_file() { in_folder } else { dir.join(format!("{user}.safetensors")) })
+}
+
+fn copy_checked(source: &Path, target: &Path) -> Result<(), Error> {
+    let doing = || format!("publishing {} as {}", source.display(), target.display());
+    let folder = target.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder).context(doing())?;
+    let mut copy = tempfile::Builder::new().prefix(".publish-").tempfile_in(folder).context(doing())?;
+    let mut from = File::open(source).context(doing())?;
+    std::io::copy(&mut from, copy.as_file_mut()).context(doing())?;
+    Variant::read(copy.path()).context(format!("checking {}", source.display()))?;
+    copy.as_file().sync_all().context(doing())?;
+    copy.persist(target).context(doing())?;
+    File::open(folder).and_then(|folder| folder.sync_all()).context(doing())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_id_is_a_file_name_and_nothing_else() {
+        for user in ["", "..", ".hidden", "a/b", "a\\b", "a\0"] {
+            assert!(place(Path::new("v"), user).is_err(), "{user:?}");
+        }
+        assert_eq!(place(Path::new("v"), "ann").ok(), Some(PathBuf::from("v/ann.safetensors")));
+    }
+
+    #[test]
+    fn what_is_no_variant_is_not_published() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let source = dir.path().join("x");
+        std::fs::write(&source, b"not a variant").expect("written");
+        let target = dir.path().join("v/ann.safetensors");
+        assert!(copy_checked(&source, &target).is_err());
+        assert!(!target.exists());
+        let left = std::fs::read_dir(dir.path().join("v")).expect("a folder").count();
+        assert_eq!(left, 0, "no temporary file stays behind");
+    }
+}

@@ -1,0 +1,122 @@
+//! `bitdelta serve` and `hanzo-node start`: one base, users' variants, OpenAI-compatible HTTP.
+use crate::{Context, Error, commands::base::BaseArgs, output, sizes::parse_bytes};
+use bitdelta_engine::{Engine, EngineOptions, Registry};
+use bitdelta_server::{Defaults, Service};
+use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{Signal, SignalKind, signal},
+};
+
+/// Arguments of a server.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    base: BaseArgs,
+    /// Folder of variants: USER.safetensors or USER/variant.safetensors; made if it is not there
+    #[arg(long, value_name = "DIR")]
+    variants_dir: Option<PathBuf>,
+    /// One more name that requests may use for the base; may be given several times
+    #[arg(long = "model-name", value_name = "ALIAS")]
+    model_names: Vec<String>,
+    /// Port; 0 picks a free one
+    #[arg(long, value_name = "N", default_value_t = 8080)]
+    port: u16,
+    /// Address to listen on
+    #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
+    host: String,
+    /// Listen beyond this machine although the server has no authentication
+    #[arg(long)]
+    allow_remote: bool,
+    /// Most requests in one step
+    #[arg(long, value_name = "N", default_value_t = EngineOptions::default().max_batch)]
+    max_batch: usize,
+    /// Most requests that may wait; one more is answered with 429
+    #[arg(long, value_name = "N", default_value_t = EngineOptions::default().max_queue)]
+    max_queue: usize,
+    /// Longest prompt plus answer in tokens
+    #[arg(long, value_name = "N", default_value_t = EngineOptions::default().max_context)]
+    max_context: usize,
+    /// Memory for the KV cache, as in 1GB or 512MiB
+    #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = parse_bytes)]
+    kv_cache_size: u64,
+    /// Sampling temperature of requests that name none; 0 answers with the likeliest token
+    #[arg(long, value_name = "T", default_value_t = Defaults::default().temperature)]
+    temperature: f32,
+    /// Most tokens of answer of requests that name no limit
+    #[arg(long, value_name = "N", default_value_t = Defaults::default().max_tokens)]
+    max_tokens: usize,
+    /// Seconds that running answers get to end when the server is asked to stop
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    shutdown_timeout: u64,
+}
+
+/// Serves until SIGINT or SIGTERM. `variants`: whether users' variants are served or the base alone.
+///
+/// # Errors
+/// Whatever keeps the server from starting.
+pub fn run(args: &ServeArgs, variants: bool) -> Result<(), Error> {
+    args.base.check()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("starting the server's threads")?;
+    // The port first: that it is taken should not come out after a minute of loading.
+    let bound = runtime.block_on(bitdelta_server::bind(&args.host, args.port, args.allow_remote));
+    let listener = bound.context("starting the server")?;
+    let service = Arc::new(load(args, variants)?);
+    runtime.block_on(serve(listener, service, Duration::from_secs(args.shutdown_timeout)))?;
+    // Answers that outlived the limit are not waited for.
+    runtime.shutdown_background();
+    Ok(())
+}
+
+fn load(args: &ServeArgs, variants: bool) -> Result<Service, Error> {
+    if let (true, Some(dir)) = (variants, &args.variants_dir) {
+        std::fs::create_dir_all(dir).context(format!("opening the variants folder {}", dir.display()))?;
+    }
+    let model = args.base.load()?;
+    let options = EngineOptions {
+        max_batch: args.max_batch,
+        kv_bytes: args.kv_cache_size,
+        max_context: args.max_context,
+        max_queue: args.max_queue,
+        ..EngineOptions::default()
+    };
+    let engine = Engine::start(Arc::clone(&model), options).context("starting the engine")?;
+    let registry = variants.then(|| Registry::new(model, args.variants_dir.clone()));
+    if registry.is_none() {
+        tracing::warn!("serving the base alone; --enable-bitdelta --variants-dir DIR serves users' variants");
+    }
+    let defaults = Defaults { temperature: args.temperature, max_tokens: args.max_tokens };
+    Ok(Service::new(engine, registry, args.model_names.clone(), defaults))
+}
+
+async fn serve(listener: TcpListener, service: Arc<Service>, limit: Duration) -> Result<(), Error> {
+    let address = listener.local_addr().context("reading the address")?;
+    let models: Vec<&str> = service.names.bases().collect();
+    let known = service.registry.as_ref().map_or(0, |registry| registry.list().len());
+    tracing::info!(model = models.join(", "), variants = known, "ready");
+    let stopped = stop_signal()?;
+    output::line(&format!("listening on http://{address}"))?;
+    bitdelta_server::serve(listener, service, stopped, limit).await.context("serving")
+}
+
+/// Resolves at the first SIGINT or SIGTERM; the second one ends the process at once.
+fn stop_signal() -> Result<impl Future<Output = ()> + Send + 'static, Error> {
+    let handler = |kind| signal(kind).context("installing a signal handler");
+    let (mut interrupt, mut terminate) = (handler(SignalKind::interrupt())?, handler(SignalKind::terminate())?);
+    Ok(async move {
+        either(&mut interrupt, &mut terminate).await;
+        tracing::info!("stopping: running answers are finished first; a second signal stops at once");
+        tokio::spawn(async move {
+            either(&mut interrupt, &mut terminate).await;
+            std::process::exit(i32::from(Error::Interrupted.exit_code()));
+        });
+    })
+}
+
+async fn either(a: &mut Signal, b: &mut Signal) {
+    tokio::select! { _ = a.recv() => {}, _ = b.recv() => {} }
+}

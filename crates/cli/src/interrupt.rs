@@ -1,0 +1,54 @@
+//! Ctrl-C for work that should end well: the first one raises a flag while something runs, and ends the process with
+//! code 130 while nothing does.
+use crate::{Context, Error};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+/// Watches for Ctrl-C from now on.
+#[derive(Debug, Clone)]
+pub struct Interrupt {
+    busy: Arc<AtomicBool>,
+    asked: Arc<AtomicBool>,
+}
+
+impl Interrupt {
+    /// Installs the handler and its thread.
+    ///
+    /// # Errors
+    /// When the system gives no thread or handler.
+    pub fn watch() -> Result<Self, Error> {
+        let this = Self { busy: Arc::default(), asked: Arc::default() };
+        let doing = "watching for Ctrl-C";
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().context(doing)?;
+        let watcher = this.clone();
+        let watch = move || {
+            runtime.block_on(async {
+                while tokio::signal::ctrl_c().await.is_ok() {
+                    let ends_the_process =
+                        !watcher.busy.load(Ordering::SeqCst) || watcher.asked.swap(true, Ordering::SeqCst);
+                    if ends_the_process {
+                        std::process::exit(i32::from(Error::Interrupted.exit_code()));
+                    }
+                }
+            });
+        };
+        std::thread::Builder::new().name("interrupt".to_owned()).spawn(watch).context(doing)?;
+        Ok(this)
+    }
+
+    /// Runs `work`; meanwhile one Ctrl-C only makes [`Self::asked`] true, a second one ends the process.
+    pub fn during<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.asked.store(false, Ordering::SeqCst);
+        self.busy.store(true, Ordering::SeqCst);
+        let result = work();
+        self.busy.store(false, Ordering::SeqCst);
+        result
+    }
+
+    /// Whether Ctrl-C was pressed during the running or last [`Self::during`].
+    pub fn asked(&self) -> bool {
+        self.asked.load(Ordering::SeqCst)
+    }
+}
