@@ -1,25 +1,58 @@
 //! How far a delta's stored form is from the delta.
 
-use crate::part::{self, Part};
+use crate::part::{Part, Rows};
 use rayon::prelude::*;
+use std::ops::Add;
 
-/// ‖Δ̂ − Δ‖ ÷ ‖Δ‖ in Frobenius norms, Δ̂ being the sum of `parts` as stored and `delta` (rows, cols) row-major.
-/// A zero delta gives 0 when it is reproduced exactly and infinity else.
-pub fn relative_error(parts: &[Part], delta: &[f32], rows: usize, cols: usize) -> f32 {
-    let stored = part::dequantize(parts, rows, cols);
+/// Squared Frobenius norms of an error and of what it is an error of; they add up over tensors.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Distance {
+    /// ‖Δ̂ − Δ‖²
+    pub error: f64,
+    /// ‖Δ‖²
+    pub norm: f64,
+}
+
+impl Distance {
+    /// ‖Δ̂ − Δ‖ ÷ ‖Δ‖. For a zero Δ: 0 when Δ̂ is zero too, else infinity.
+    pub fn relative(&self) -> f32 {
+        if self.error == 0.0 { 0.0 } else { (self.error / self.norm).sqrt() as f32 }
+    }
+}
+
+impl Add for Distance {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { error: self.error + other.error, norm: self.norm + other.norm }
+    }
+}
+
+/// The distance of the sum of `parts`, as stored, from `delta` (rows, cols) row-major. Expands a row at a time.
+pub fn distance(parts: &[Part], delta: &[f32], cols: usize) -> Distance {
+    let stored = Rows::new(parts);
     // A sum for each row, then in row order: the figure does not depend on the threads.
-    let sums: Vec<(f64, f64)> = delta
+    let rows: Vec<Distance> = delta
         .par_chunks(cols)
-        .zip(stored.par_chunks(cols))
-        .map(|(delta, stored)| {
-            delta.iter().zip(stored).fold((0.0, 0.0), |(error, norm), (&delta, &stored)| {
-                let (delta, stored) = (f64::from(delta), f64::from(stored));
-                (error + (stored - delta).powi(2), norm + delta.powi(2))
-            })
-        })
+        .enumerate()
+        .map_init(
+            || (vec![0.0; cols], Vec::new()),
+            |(values, scratch), (row, delta)| {
+                values.fill(0.0);
+                stored.add_row(row, values, scratch);
+                delta.iter().zip(values).fold(Distance::default(), |sum, (&delta, &mut stored)| {
+                    let (delta, stored) = (f64::from(delta), f64::from(stored));
+                    sum + Distance { error: (stored - delta).powi(2), norm: delta.powi(2) }
+                })
+            },
+        )
         .collect();
-    let (error, norm) = sums.iter().fold((0.0, 0.0), |sum, row| (sum.0 + row.0, sum.1 + row.1));
-    if error == 0.0 { 0.0 } else { (error / norm).sqrt() as f32 }
+    rows.into_iter().fold(Distance::default(), Add::add)
+}
+
+/// [`distance`] as one figure: ‖Δ̂ − Δ‖ ÷ ‖Δ‖.
+pub fn relative_error(parts: &[Part], delta: &[f32], cols: usize) -> f32 {
+    distance(parts, delta, cols).relative()
 }
 
 /// 8 · bytes ÷ weights in the linears.

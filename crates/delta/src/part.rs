@@ -63,42 +63,80 @@ impl Part {
             Self::Full { .. } => Vec::new(),
         }
     }
+}
 
-    /// `weights` (rows, cols) row-major += this part, rows in parallel.
-    pub fn add_to(&self, weights: &mut [f32]) {
-        match self {
-            Self::Dense(matrix) => {
-                weights.par_chunks_mut(matrix.cols).enumerate().for_each_init(
-                    || vec![0.0; matrix.cols],
-                    |values, (row, weights)| {
-                        matrix.dequantize_row(row, values);
-                        add_scaled(weights, values, 1.0);
-                    },
-                );
+/// The rows of a sum of parts, with the factors of low-rank parts expanded once (rank · (rows + cols) values).
+#[derive(Debug)]
+pub struct Rows<'a>(Vec<Ready<'a>>);
+
+#[derive(Debug)]
+enum Ready<'a> {
+    Dense(&'a PackedMatrix),
+    /// `a` (rank, cols), `b` (rows, rank)
+    LowRank {
+        cols: usize,
+        rank: usize,
+        a: Vec<f32>,
+        b: Vec<f32>,
+    },
+    Full {
+        cols: usize,
+        values: &'a [u16],
+    },
+}
+
+impl<'a> Rows<'a> {
+    /// Rows of the sum of `parts`.
+    pub fn new(parts: &'a [Part]) -> Self {
+        let ready = parts.iter().map(|part| match part {
+            Part::Dense(matrix) => Ready::Dense(matrix),
+            Part::LowRank { a, bt } => {
+                let (rank, rows, transposed) = (a.rows, bt.cols, bt.dequantize());
+                let b = (0..rows * rank).map(|at| transposed[at % rank * rows + at / rank]).collect();
+                Ready::LowRank { cols: a.cols, rank, a: a.dequantize(), b }
             }
-            Self::LowRank { a, bt } => {
-                let (factor_a, factor_bt) = (a.dequantize(), bt.dequantize());
-                weights.par_chunks_mut(a.cols).enumerate().for_each(|(row, weights)| {
-                    for (component, values) in factor_a.chunks(a.cols).enumerate() {
-                        add_scaled(weights, values, factor_bt[component * bt.cols + row]);
+            Part::Full { cols, values, .. } => Ready::Full { cols: *cols, values },
+        });
+        Self(ready.collect())
+    }
+
+    /// `weights` (cols) += row `row`. `scratch` is memory to reuse between calls.
+    pub fn add_row(&self, row: usize, weights: &mut [f32], scratch: &mut Vec<f32>) {
+        for part in &self.0 {
+            match part {
+                Ready::Dense(matrix) => {
+                    scratch.resize(matrix.cols, 0.0);
+                    matrix.dequantize_row(row, scratch);
+                    add_scaled(weights, scratch, 1.0);
+                }
+                Ready::LowRank { cols, rank, a, b } => {
+                    for (values, factor) in a.chunks(*cols).zip(&b[row * rank..]) {
+                        add_scaled(weights, values, *factor);
                     }
-                });
-            }
-            Self::Full { values, .. } => {
-                for (weight, &bits) in weights.iter_mut().zip(values) {
-                    *weight += f16::from_bits(bits).to_f32();
+                }
+                Ready::Full { cols, values } => {
+                    for (weight, &bits) in weights.iter_mut().zip(&values[row * cols..]) {
+                        *weight += f16::from_bits(bits).to_f32();
+                    }
                 }
             }
         }
     }
 }
 
+/// `weights` (rows, cols) row-major += the sum of `parts`, rows in parallel.
+pub fn add_to(parts: &[Part], weights: &mut [f32], cols: usize) {
+    let rows = Rows::new(parts);
+    weights
+        .par_chunks_mut(cols)
+        .enumerate()
+        .for_each_init(Vec::new, |scratch, (row, weights)| rows.add_row(row, weights, scratch));
+}
+
 /// The sum of `parts` as a (rows, cols) matrix, row-major.
 pub fn dequantize(parts: &[Part], rows: usize, cols: usize) -> Vec<f32> {
     let mut out = vec![0.0; rows * cols];
-    for part in parts {
-        part.add_to(&mut out);
-    }
+    add_to(parts, &mut out, cols);
     out
 }
 

@@ -274,7 +274,7 @@ proptest! {
         let config = BitDeltaConfig { bits, group_size, symmetric, ..BitDeltaConfig::default() };
         let delta = noise(rows * cols, seed);
         let parts = vec![quantize("w", &delta, rows, cols, &config).unwrap()];
-        let error = metrics::relative_error(&parts, &delta, rows, cols);
+        let error = metrics::relative_error(&parts, &delta, cols);
         prop_assert!(error <= 1.0, "{error}");
         let linears = vec![LinearDelta { rows, cols, parts, relative_error: None }];
         let variant = Variant::new(info(), linears);
