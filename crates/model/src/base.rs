@@ -1,48 +1,25 @@
 //! An opened base model (weights stay in the mapped file).
-use crate::{chat::Tokenizer, config::ModelConfig, source::TensorRef};
-use std::path::{Path, PathBuf};
 
-/// Role of a linear in its layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[allow(missing_docs)]
-pub enum LinearKind {
-    Q,
-    K,
-    V,
-    O,
-    Gate,
-    Up,
-    Down,
-}
+use crate::{
+    chat::Tokenizer,
+    config::ModelConfig,
+    layout,
+    open::{self, Origin},
+    source::{Raw, Stored, TensorRef},
+};
+use bitdelta_kernels::map::MappedFile;
+use rayon::prelude::*;
+use std::{
+    collections::HashMap,
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
 
-/// One linear that a delta may cover, in the base's fixed order (layer by layer: q k v o gate up down).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Linear {
-    /// HF tensor name.
-    pub name: String,
-    /// Layer.
-    pub layer: usize,
-    /// Role.
-    pub kind: LinearKind,
-    /// Outputs.
-    pub rows: usize,
-    /// Inputs.
-    pub cols: usize,
-}
-
-/// Errors (owner: error.rs).
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
-    /// I/O
-    #[error("{path}: {source}")]
-    Io {
-        /// Path.
-        path: PathBuf,
-        /// Cause.
-        source: std::io::Error,
-    },
-}
+pub use crate::{
+    error::Error,
+    layout::{Linear, LinearKind},
+};
 
 /// An opened model. Cheap to open: nothing but headers, tokenizer and config is read.
 #[derive(Debug)]
@@ -51,54 +28,163 @@ pub struct Base {
     pub config: ModelConfig,
     /// Tokenizer and chat template.
     pub tokenizer: Tokenizer,
-    /// Where it was opened.
+    /// Where it was opened: the folder or the GGUF file (for a hub id, the snapshot in the local cache).
     pub path: PathBuf,
     /// Display name (folder or file stem).
     pub name: String,
+    pub(crate) origin: Origin,
+    files: Vec<MappedFile>,
+    tensors: Vec<TensorRef>,
+    stored: Vec<Stored>,
+    positions: HashMap<String, usize>,
+    linears: Vec<Linear>,
+    fingerprint: OnceLock<String>,
 }
 
 impl Base {
     /// `name_or_path`: an HF folder, a `.gguf` file, or a hub id.
+    ///
+    /// # Errors
+    /// Anything that would keep the model from running is found here, before any work: a missing or damaged file, an
+    /// unknown architecture or feature, a tensor that is missing or of the wrong shape. See [`Error`].
     pub fn open(name_or_path: &str) -> Result<Self, Error> {
-        let _ = name_or_path;
-        unimplemented!()
+        let opened = open::open(name_or_path)?;
+        let given = Path::new(name_or_path.trim_end_matches('/'));
+        let stem = if opened.origin == Origin::Gguf { given.file_stem() } else { given.file_name() };
+        let name = stem.map_or_else(|| name_or_path.to_owned(), |stem| stem.to_string_lossy().into_owned());
+        let (tensors, stored): (Vec<TensorRef>, Vec<Stored>) = opened.tensors.into_iter().unzip();
+        let positions = tensors.iter().enumerate().map(|(at, tensor)| (tensor.name.clone(), at)).collect();
+        Ok(Self {
+            linears: layout::linears(&opened.config),
+            config: opened.config,
+            tokenizer: opened.tokenizer,
+            path: opened.path,
+            name,
+            origin: opened.origin,
+            files: opened.files,
+            tensors,
+            stored,
+            positions,
+            fingerprint: OnceLock::new(),
+        })
     }
+
     /// Every tensor that the model's forward pass needs, in fixed order (tied lm_head absent).
     pub fn tensors(&self) -> &[TensorRef] {
-        unimplemented!()
+        &self.tensors
     }
+
     /// The linears in fixed order.
     pub fn linears(&self) -> &[Linear] {
-        unimplemented!()
+        &self.linears
     }
+
     /// Whether a tensor of this HF name exists.
     pub fn has(&self, name: &str) -> bool {
-        let _ = name;
-        unimplemented!()
+        self.positions.contains_key(name)
     }
+
+    /// Name, type and shape of a tensor.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchTensor`].
+    pub fn tensor(&self, name: &str) -> Result<&TensorRef, Error> {
+        self.find(name).map(|(tensor, _)| tensor)
+    }
+
+    /// Bytes of all tensors as stored.
+    pub fn stored_bytes(&self) -> u64 {
+        self.stored.iter().map(|stored| stored.range.len() as u64).sum()
+    }
+
+    /// Bytes of all tensors as f32.
+    pub fn bytes_f32(&self) -> u64 {
+        self.tensors.iter().map(|tensor| 4 * (tensor.rows * tensor.cols) as u64).sum()
+    }
+
     /// A tensor as f32, row-major, dequantised and un-permuted. Parallel inside (rayon).
+    ///
+    /// # Errors
+    /// [`Error::NoSuchTensor`].
     pub fn tensor_f32(&self, name: &str) -> Result<Vec<f32>, Error> {
-        let _ = name;
-        unimplemented!()
+        let (tensor, stored) = self.find(name)?;
+        let mut values = vec![0.0; tensor.rows * tensor.cols];
+        stored.rows_f32(self.bytes(stored), 0..tensor.rows, &mut values);
+        Ok(values)
     }
+
     /// Rows `rows` of a tensor as f32 into `out` (streaming; `out.len() == rows.len() * cols`).
-    pub fn rows_f32(&self, name: &str, rows: std::ops::Range<usize>, out: &mut [f32]) -> Result<(), Error> {
-        let _ = (name, rows, out);
-        unimplemented!()
+    ///
+    /// # Errors
+    /// [`Error::NoSuchTensor`]; [`Error::Rows`] for rows outside the tensor or a buffer of another length.
+    pub fn rows_f32(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<(), Error> {
+        let (tensor, stored) = self.find(name)?;
+        let expected = rows.len() * tensor.cols;
+        if rows.start > rows.end || rows.end > tensor.rows || out.len() != expected {
+            return Err(Error::Rows {
+                name: name.to_owned(),
+                start: rows.start,
+                end: rows.end,
+                rows: tensor.rows,
+                expected,
+                got: out.len(),
+            });
+        }
+        if !rows.is_empty() {
+            stored.rows_f32(self.bytes(stored), rows, out);
+        }
+        Ok(())
     }
+
+    /// A tensor's bytes as they lie in the file, if they are plain floats in the order of the HF model; `None` for a
+    /// quantised tensor and for the q/k rows of a Llama GGUF, which [`Base::tensor_f32`] reads.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchTensor`].
+    pub fn raw(&self, name: &str) -> Result<Option<Raw<'_>>, Error> {
+        let (tensor, stored) = self.find(name)?;
+        let plain = tensor.dtype.is_plain() && stored.interleaved_head_dim.is_none();
+        let TensorRef { dtype, rows, cols, .. } = *tensor;
+        Ok(plain.then(|| Raw { dtype, rows, cols, bytes: self.bytes(stored) }))
+    }
+
     /// BLAKE3 over names, shapes, types and bytes of all tensors (hex); computed once and remembered.
+    ///
+    /// It names what is stored: the HF folder and a GGUF of one model differ, and so do two quantisations.
     pub fn fingerprint(&self) -> &str {
-        unimplemented!()
+        self.fingerprint.get_or_init(|| {
+            let parts: Vec<blake3::Hash> = self
+                .tensors
+                .par_iter()
+                .zip(&self.stored)
+                .map(|(tensor, stored)| {
+                    let mut hasher = blake3::Hasher::new();
+                    // Every part ends in a byte that it cannot hold, so no two tensors share a hashed text.
+                    let TensorRef { name, dtype, rows, cols } = tensor;
+                    hasher.update(format!("{name}\0{}\0{rows}\0{cols}\0", dtype.name()).as_bytes());
+                    hasher.update_rayon(self.bytes(stored));
+                    hasher.finalize()
+                })
+                .collect();
+            let mut hasher = blake3::Hasher::new_derive_key("bitdelta base model fingerprint v1");
+            for part in parts {
+                hasher.update(part.as_bytes());
+            }
+            hasher.finalize().to_hex().to_string()
+        })
     }
-    /// Writes an HF folder (config.json with old and new keys, tokenizer files, chat template, safetensors shards).
-    /// `tensor` is asked for each tensor's f32 values in turn: (name, base values) -> values to write.
-    pub fn export_hf(
-        &self,
-        dir: &Path,
-        dtype: crate::source::Dtype,
-        tensor: &mut dyn FnMut(&str, Vec<f32>) -> Result<Vec<f32>, Error>,
-    ) -> Result<(), Error> {
-        let _ = (dir, dtype, tensor);
-        unimplemented!()
+
+    /// Whether a tensor has one dimension.
+    pub(crate) fn is_vector(&self, name: &str) -> bool {
+        self.find(name).is_ok_and(|(_, stored)| stored.shape.len() == 1)
+    }
+
+    fn find(&self, name: &str) -> Result<(&TensorRef, &Stored), Error> {
+        let at = self.positions.get(name).ok_or_else(|| Error::NoSuchTensor { name: name.to_owned() })?;
+        Ok((&self.tensors[*at], &self.stored[*at]))
+    }
+
+    fn bytes(&self, stored: &Stored) -> &[u8] {
+        &self.files[stored.file][stored.range.clone()]
     }
 }

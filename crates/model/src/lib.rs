@@ -1,8 +1,23 @@
 //! Base models: configuration, weights, tokenizer, chat template, read from HF folders and GGUF files.
-pub mod config;
-pub mod source;
+//!
+//! [`Base::open`] is the entry: it checks everything that could keep a model from running and maps the weights.
+//! [`layout`] has the one list of a model's linears; [`chat`] makes prompts that messages cannot break out of;
+//! `gguf` parses GGUF on its own, treating the file as hostile. Not here: the forward pass (`bitdelta-engine`), deltas
+//! (`bitdelta-delta`), and any check of the weights' values.
+
 pub mod base;
 pub mod chat;
-pub use base::{Base, Linear, LinearKind};
+pub mod config;
+mod error;
+mod export;
+mod gguf;
+pub mod layout;
+pub mod memory;
+mod open;
+pub mod source;
+
+pub use base::Base;
 pub use config::{Architecture, ModelConfig, RopeScaling};
-pub use source::{Dtype, TensorRef};
+pub use error::Error;
+pub use layout::{Linear, LinearKind};
+pub use source::{Dtype, Raw, TensorRef};

@@ -1,0 +1,62 @@
+//! Opening a model: from a folder, a GGUF file, or the hub.
+
+mod gguf;
+mod hub;
+mod safetensors;
+
+pub(crate) use safetensors::json;
+
+use crate::{
+    Error, ModelConfig, chat::Tokenizer, layout,
+    source::{Stored, TensorRef},
+};
+use bitdelta_kernels::map::MappedFile;
+use std::path::{Path, PathBuf};
+
+/// What an opener finds; [`crate::Base`] adds names and indexes.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub config: ModelConfig,
+    pub tokenizer: Tokenizer,
+    pub path: PathBuf,
+    pub files: Vec<MappedFile>,
+    pub tensors: Vec<(TensorRef, Stored)>,
+    pub origin: Origin,
+}
+
+/// What kind of thing a base was opened from; an export copies a folder's own files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    HfFolder,
+    Gguf,
+}
+
+/// Opens a folder, a GGUF file, or a model of the hub by its id.
+pub(crate) fn open(name_or_path: &str) -> Result<Opened, Error> {
+    let path = Path::new(name_or_path);
+    if path.is_dir() {
+        safetensors::open(path)
+    } else if path.is_file() {
+        gguf::open(path)
+    } else {
+        safetensors::open(&hub::fetch(name_or_path)?)
+    }
+}
+
+/// Puts the tensors that the configuration asks for into the fixed order, each with the shape that follows from it.
+fn assemble(
+    path: &Path,
+    config: &ModelConfig,
+    mut find: impl FnMut(&str) -> Option<Stored>,
+) -> Result<Vec<(TensorRef, Stored)>, Error> {
+    let mut all = Vec::new();
+    for (name, expected) in layout::tensors(config) {
+        let Some(stored) = find(&name) else { return Err(Error::MissingTensor { path: path.to_owned(), name }) };
+        if stored.shape != expected {
+            return Err(Error::Shape { path: path.to_owned(), name, expected, got: stored.shape });
+        }
+        let (rows, cols) = stored.rows_cols();
+        all.push((TensorRef { name, dtype: stored.dtype, rows, cols }, stored));
+    }
+    Ok(all)
+}
