@@ -86,6 +86,16 @@ pub enum Error {
         /// The rate then in force.
         learning_rate: f64,
     },
+    /// Two models that are not base and fine-tune of one shape.
+    #[error("{base} and {finetuned} are no pair: {problem}")]
+    Pair {
+        /// The base.
+        base: PathBuf,
+        /// The fine-tuned model.
+        finetuned: PathBuf,
+        /// What differs.
+        problem: String,
+    },
     /// The base model.
     #[error(transparent)]
     Model(#[from] bitdelta_model::base::Error),

@@ -1,0 +1,151 @@
+//! The whole model: embedding, layers, final norm and head.
+
+use super::{
+    layer::{Layer, Saved},
+    linear::{Linears, Weight},
+    loss::cross_entropy,
+    matrix::{Matrix, product},
+    norm::RmsNorm,
+    parameter::Parameter,
+    rope::Rope,
+};
+use crate::Error;
+use std::sync::Arc;
+
+/// A base model whose linears, or factors beside them, learn.
+#[derive(Debug)]
+pub struct Graph {
+    pub(super) embedding: Matrix,
+    /// `None`: the head is the embedding.
+    pub(super) head: Option<Matrix>,
+    pub(super) layers: Vec<Layer>,
+    pub(super) final_norm: RmsNorm,
+    pub(super) rope: Rope,
+    /// Keep only each layer's input and run its forward pass again on the way back.
+    pub(super) checkpointing: bool,
+}
+
+/// Token sequences one after another, and what is to be learnt from them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PackedBatch {
+    /// All tokens.
+    pub tokens: Vec<u32>,
+    /// Sequence s is tokens `starts[s]..starts[s + 1]`; starts with 0, ends with `tokens.len()`.
+    pub starts: Vec<usize>,
+    /// Rows whose next token counts, ascending.
+    pub rows: Vec<usize>,
+    /// That next token of each of `rows`.
+    pub targets: Vec<u32>,
+}
+
+impl Graph {
+    /// Everything that learns, in a fixed order.
+    pub fn parameters(&self) -> Vec<Arc<Parameter>> {
+        self.stacks().flat_map(Linears::parameters).cloned().collect()
+    }
+
+    /// The stacks of linears, in the base's order.
+    pub fn stacks(&self) -> impl Iterator<Item = &Linears> {
+        self.layers.iter().flat_map(Layer::linears)
+    }
+
+    /// Σ of the losses of the batch's targets, without gradients.
+    ///
+    /// # Errors
+    /// [`Error::Graph`].
+    pub fn loss(&self, batch: &PackedBatch) -> Result<f64, Error> {
+        let mut x = self.embed(batch)?;
+        for layer in &self.layers {
+            x = layer.forward(x, &batch.starts, &self.rope)?.0;
+        }
+        let hidden = self.final_norm.forward(&x.select_rows(&batch.rows));
+        Ok(cross_entropy(&hidden, self.head(), &batch.targets, None)?.loss)
+    }
+
+    /// Σ of the losses of the batch's targets; `scale` times the gradient of that sum is added to what learns.
+    ///
+    /// # Errors
+    /// [`Error::Graph`].
+    pub fn accumulate(&self, batch: &PackedBatch, scale: f32) -> Result<f64, Error> {
+        if batch.rows.is_empty() {
+            return Ok(0.0);
+        }
+        /// What is kept of a layer.
+        enum Kept {
+            All(Saved),
+            Input(Matrix),
+        }
+        let mut x = self.embed(batch)?;
+        let mut kept = Vec::with_capacity(self.layers.len());
+        for layer in &self.layers {
+            let input = self.checkpointing.then(|| x.clone());
+            let (y, saved) = layer.forward(x, &batch.starts, &self.rope)?;
+            kept.push(input.map_or_else(|| Kept::All(saved), Kept::Input));
+            x = y;
+        }
+        let selected = x.select_rows(&batch.rows);
+        let result = cross_entropy(&self.final_norm.forward(&selected), self.head(), &batch.targets, Some(scale))?;
+        let Some(d_hidden) = result.gradient else { return Ok(result.loss) };
+        let mut d_selected = Matrix::zeros(selected.rows(), selected.cols());
+        self.final_norm.backward_add(&selected, &d_hidden, &mut d_selected);
+        let mut gradient = d_selected.scatter_rows(&batch.rows, batch.tokens.len());
+        for layer in self.layers.iter().rev() {
+            let saved = match kept.pop() {
+                Some(Kept::All(saved)) => saved,
+                Some(Kept::Input(x)) => layer.forward(x, &batch.starts, &self.rope)?.1,
+                None => unreachable!("every layer kept something on the way forward"),
+            };
+            gradient = layer.backward(saved, gradient, &batch.starts, &self.rope)?;
+        }
+        Ok(result.loss)
+    }
+
+    /// The logits of every token of one sequence, (tokens, vocabulary).
+    ///
+    /// # Errors
+    /// [`Error::Graph`].
+    pub fn logits(&self, tokens: &[u32]) -> Result<Matrix, Error> {
+        let batch = PackedBatch { tokens: tokens.to_vec(), starts: vec![0, tokens.len()], ..Default::default() };
+        let mut x = self.embed(&batch)?;
+        for layer in &self.layers {
+            x = layer.forward(x, &batch.starts, &self.rope)?.0;
+        }
+        Ok(product(self.final_norm.forward(&x).view(), self.head().t())?)
+    }
+
+    /// f32 values kept for one token between the forward and the backward pass.
+    pub fn saved_per_token(&self) -> usize {
+        let all = self.layers.first().map_or(0, Layer::saved_per_token);
+        match self.checkpointing {
+            true => self.layers.len() * self.embedding.cols() + all,
+            false => self.layers.len() * all,
+        }
+    }
+
+    /// Values of the base that stay as they are and are held in memory.
+    pub fn frozen_values(&self) -> usize {
+        let linears = self.stacks().map(|stack| match &stack.weight {
+            Weight::Frozen(weight) => weight.values().len(),
+            Weight::Trained(_) => 0,
+        });
+        self.embedding.values().len() + self.head.as_ref().map_or(0, |head| head.values().len()) + linears.sum::<usize>()
+    }
+
+    fn head(&self) -> &Matrix {
+        self.head.as_ref().unwrap_or(&self.embedding)
+    }
+
+    fn embed(&self, batch: &PackedBatch) -> Result<Matrix, Error> {
+        let rows: Vec<usize> = batch.tokens.iter().map(|&token| token as usize).collect();
+        if let Some(&token) = rows.iter().find(|&&row| row >= self.embedding.rows()) {
+            let problem = format!("token {token} in a model whose embedding has {} rows", self.embedding.rows());
+            return Err(Error::setting("model_name_or_path", problem));
+        }
+        let longest = batch.starts.windows(2).map(|border| border[1] - border[0]).max().unwrap_or(0);
+        if longest > self.rope.positions() {
+            let problem = format!("a sequence of {longest} tokens, but the graph was made for {}", self.rope.positions());
+            return Err(Error::setting("cutoff_len", problem));
+        }
+        Ok(self.embedding.select_rows(&rows))
+    }
+}
