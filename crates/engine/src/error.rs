@@ -6,12 +6,12 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum Error {
     /// No variant of that user in the variants folder.
-    #[error("no variant for user {user:?}: nothing is loaded under that name and {dir} holds no such file")]
+    #[error("no variant for user {user:?}: none is loaded under that name, and the variants folder holds none")]
     UnknownUser {
         /// Who.
         user: String,
-        /// Where it was looked for.
-        dir: PathBuf,
+        /// The folder that was looked in, where there is one.
+        dir: Option<PathBuf>,
     },
     /// A user id that cannot name a variant.
     #[error("invalid user id {user:?}: {reason}")]
@@ -22,7 +22,9 @@ pub enum Error {
         reason: &'static str,
     },
     /// The variant was made on another base.
-    #[error("variant {path} was made on base {made_on} ({made_on_name}), this server holds {serving} ({serving_name}); rebase it or serve its base")]
+    #[error(
+        "variant {path} was made on base {made_on} ({made_on_name}), this server holds {serving} ({serving_name}); rebase it or serve its base"
+    )]
     WrongBase {
         /// The variant's file.
         path: PathBuf,
@@ -34,6 +36,14 @@ pub enum Error {
         serving: String,
         /// The served base's name.
         serving_name: String,
+    },
+    /// A delta that does not fit the base it names.
+    #[error("variant {path} does not fit its base: {what}; make it again with `bitdelta compress`")]
+    Shape {
+        /// The variant's file.
+        path: PathBuf,
+        /// What does not fit.
+        what: String,
     },
     /// A damaged or foreign variant file.
     #[error(transparent)]
@@ -52,6 +62,14 @@ pub enum Error {
     /// An empty prompt.
     #[error("the prompt is empty")]
     EmptyPrompt,
+    /// A token that the model does not have.
+    #[error("token {token} is outside the vocabulary of {vocab}")]
+    UnknownToken {
+        /// The token.
+        token: u32,
+        /// Rows of the embedding.
+        vocab: usize,
+    },
     /// A sampling parameter outside its range.
     #[error("{name} = {value} is out of range: {expected}")]
     InvalidParameter {
@@ -77,6 +95,12 @@ pub enum Error {
         needed: u64,
         /// Bytes available.
         available: u64,
+    },
+    /// The system gave no thread.
+    #[error("cannot start the engine's threads: {reason}")]
+    Threads {
+        /// The system's words.
+        reason: String,
     },
     /// The engine is shutting down or its thread died.
     #[error("the engine has stopped")]

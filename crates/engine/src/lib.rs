@@ -1,11 +1,29 @@
-//! The engine: one pass of the base for all rows of a step, plus each row's own delta from its packed form.
-pub mod error;
-pub mod model;
+//! The engine: one pass of the base for all rows of a step, plus each row's own delta straight from its packed form.
+//!
+//! It is not a server: it knows tokens, variants and answers, nothing of HTTP, keys or files of prompts. Start at
+//! [`Engine::submit`] and follow a request: [`scheduler`] decides what runs in a step, `forward` runs it, [`backend`] is
+//! the list of operations a device offers, [`registry`] finds a user's variant.
+//!
+//! **The invariant of this crate.** An answer does not depend on its company: a request alone, in a full batch, cut
+//! into other chunks or run again after a preemption has the same logits, bit for bit.
+
+pub mod backend;
+pub mod cpu;
+mod error;
+mod forward;
+mod model;
 pub mod registry;
-pub mod request;
+mod request;
+mod resident;
+mod sampler;
 pub mod scheduler;
+mod sequence;
+mod stop;
+pub mod weights;
+
 pub use error::Error;
 pub use model::{Model, ModelOptions};
-pub use registry::{Registry, Resident};
+pub use registry::Registry;
 pub use request::{Event, Finish, FinishReason, Request, Sampling};
+pub use resident::Resident;
 pub use scheduler::{Engine, EngineOptions, Stats};

@@ -1,38 +1,49 @@
-//! Variants by user: found lazily in the variants folder, loaded once, shared while used.
-use crate::{Error, Model};
-use std::{path::{Path, PathBuf}, sync::Arc};
+//! Variants by user: found in the variants folder on first use, loaded once, shared while used.
+//!
+//! A user id is data, never a path: it must be a single plain name, and only `DIR/ID.safetensors` and
+//! `DIR/ID/variant.safetensors` are looked at.
 
-/// A variant in memory, in the layout that the kernels read.
-pub struct Resident {}
+use crate::{Error, Model, Resident, backend::Backend, cpu::Cpu};
+use bitdelta_delta::file::Variant;
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
+};
 
-impl Resident {
-    /// The user's id.
-    pub fn user(&self) -> &str {
-        unimplemented!()
-    }
-    /// The file it came from.
-    pub fn path(&self) -> &Path {
-        unimplemented!()
-    }
-    /// Content hash of the variant (hex).
-    pub fn hash(&self) -> &str {
-        unimplemented!()
-    }
-    /// Bytes in memory.
-    pub fn bytes(&self) -> u64 {
-        unimplemented!()
-    }
-    /// What the file's info section says.
-    pub fn info(&self) -> &bitdelta_delta::file::Info {
-        unimplemented!()
-    }
-}
+/// Longest user id, in bytes: a file name's limit less its extension.
+const MAX_USER_BYTES: usize = 200;
 
 /// The variants that a server can answer with.
-pub struct Registry {}
+pub struct Registry<B: Backend = Cpu> {
+    model: Arc<Model<B>>,
+    dir: Option<PathBuf>,
+    slots: Mutex<HashMap<String, Arc<Mutex<Slot<B>>>>>,
+}
+
+/// One user's place. Its lock is held while the variant loads, so that a variant is loaded once however many ask, and
+/// nobody else's request waits.
+struct Slot<B: Backend> {
+    /// Where an operator loaded it from; `None` means the folder.
+    explicit: Option<PathBuf>,
+    loaded: Option<Loaded<B>>,
+}
+
+struct Loaded<B: Backend> {
+    resident: Arc<Resident<B>>,
+    stamp: Stamp,
+}
+
+/// What tells a new file from the one that was loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    modified: Option<SystemTime>,
+    bytes: u64,
+}
 
 /// One line of [`Registry::list`].
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listed {
     /// User id.
     pub user: String,
@@ -44,29 +55,160 @@ pub struct Listed {
     pub loaded: bool,
 }
 
-impl Registry {
-    /// Serves the variants of `dir` (which may be None: only explicit loads). `dir/USER.safetensors` or `dir/USER/variant.safetensors`.
-    pub fn new(model: Arc<Model>, dir: Option<PathBuf>) -> Self {
-        let _ = (model, dir);
-        unimplemented!()
+impl<B: Backend> Registry<B> {
+    /// Serves the variants of `dir`, and those that [`Self::load`] brings from elsewhere.
+    pub fn new(model: Arc<Model<B>>, dir: Option<PathBuf>) -> Self {
+        Self { model, dir, slots: Mutex::default() }
     }
-    /// The user's variant, loading it on first use (blocking: call from a blocking thread).
-    pub fn resolve(&self, user: &str) -> Result<Arc<Resident>, Error> {
-        let _ = user;
-        unimplemented!()
+
+    /// The user's variant, loaded on first use and again after its file changed. Blocks while it loads.
+    ///
+    /// # Errors
+    /// [`Error::InvalidUser`], [`Error::UnknownUser`], [`Error::WrongBase`], [`Error::Shape`], or [`Error::Variant`] for a
+    /// file that cannot be read or is damaged: never another answer in its place.
+    pub fn resolve(&self, user: &str) -> Result<Arc<Resident<B>>, Error> {
+        check_user(user)?;
+        let known = lock(&self.slots).get(user).cloned();
+        let found = || self.dir.as_deref().and_then(|dir| find(dir, user));
+        let slot = match known {
+            Some(slot) => slot,
+            // Only users who exist get a slot: guessing names must not fill the memory.
+            None if found().is_some() => self.slot(user),
+            None => return Err(self.unknown(user)),
+        };
+        let mut slot = lock(&slot);
+        let path = slot.explicit.clone().or_else(found);
+        let Some((path, stamp)) = path.and_then(|path| stamp(&path).map(|stamp| (path, stamp))) else {
+            slot.loaded = None;
+            return Err(self.unknown(user));
+        };
+        if let Some(loaded) =
+            slot.loaded.as_ref().filter(|loaded| loaded.stamp == stamp && loaded.resident.path() == path)
+        {
+            return Ok(loaded.resident.clone());
+        }
+        slot.loaded = None;
+        let resident = self.read(user, &path)?;
+        slot.loaded = Some(Loaded { resident: resident.clone(), stamp });
+        Ok(resident)
     }
-    /// Loads a file or folder anywhere on disk under the user id that its name gives.
-    pub fn load(&self, path: &Path) -> Result<Arc<Resident>, Error> {
-        let _ = path;
-        unimplemented!()
+
+    /// Loads a variant file, or a folder that holds one, under the user id that its name gives.
+    ///
+    /// # Errors
+    /// As [`Self::resolve`]; what was served for that user before stays.
+    pub fn load(&self, path: &Path) -> Result<Arc<Resident<B>>, Error> {
+        let user = user_of(path).ok_or_else(|| Error::InvalidUser {
+            user: path.display().to_string(),
+            reason: "the path's last part names the user, and this path has none",
+        })?;
+        check_user(&user)?;
+        let file = if path.is_dir() { path.join(VARIANT_FILE) } else { path.to_owned() };
+        let before = stamp(&file);
+        let resident = self.read(&user, &file)?;
+        let slot = self.slot(&user);
+        let mut slot = lock(&slot);
+        let in_folder = self.dir.as_deref().and_then(|dir| find(dir, &user));
+        slot.explicit = (in_folder.as_ref() != Some(&file)).then_some(file);
+        slot.loaded = before.map(|stamp| Loaded { resident: resident.clone(), stamp });
+        Ok(resident)
     }
-    /// Forgets a user's variant; its memory is freed when the last request that uses it ends. False: was not loaded.
+
+    /// Forgets a user's variant: its memory is freed when the last request that uses it ends. Returns whether it was
+    /// loaded. A variant of the folder is found again when it is asked for.
+    ///
+    /// # Errors
+    /// [`Error::InvalidUser`].
     pub fn unload(&self, user: &str) -> Result<bool, Error> {
-        let _ = user;
-        unimplemented!()
+        check_user(user)?;
+        let slot = lock(&self.slots).remove(user);
+        Ok(slot.is_some_and(|slot| lock(&slot).loaded.take().is_some()))
     }
-    /// All known variants (loaded or on disk in the folder), by user id.
+
+    /// All variants, loaded or waiting in the folder, by user id.
     pub fn list(&self) -> Vec<Listed> {
-        unimplemented!()
+        let on_disk = self.dir.iter().filter_map(|dir| std::fs::read_dir(dir).ok()).flatten().flatten();
+        let mut listed: BTreeMap<String, Listed> = on_disk
+            .filter_map(|entry| {
+                let user = user_of(&entry.path()).filter(|user| check_user(user).is_ok())?;
+                let path = find(self.dir.as_deref()?, &user)?;
+                Some((user.clone(), Listed { user, path, resident_bytes: 0, loaded: false }))
+            })
+            .collect();
+        let slots: Vec<_> = lock(&self.slots).iter().map(|(user, slot)| (user.clone(), slot.clone())).collect();
+        for (user, slot) in slots {
+            // A slot that is loading now is listed as it stands on disk.
+            let Ok(slot) = slot.try_lock() else { continue };
+            if let Some(Loaded { resident, .. }) = &slot.loaded {
+                let (path, resident_bytes) = (resident.path().to_owned(), resident.bytes());
+                listed.insert(user.clone(), Listed { user, path, resident_bytes, loaded: true });
+            }
+        }
+        listed.into_values().collect()
     }
+
+    fn slot(&self, user: &str) -> Arc<Mutex<Slot<B>>> {
+        let new = || Arc::new(Mutex::new(Slot { explicit: None, loaded: None }));
+        lock(&self.slots).entry(user.to_owned()).or_insert_with(new).clone()
+    }
+
+    fn read(&self, user: &str, path: &Path) -> Result<Arc<Resident<B>>, Error> {
+        let started = std::time::Instant::now();
+        let (variant, hash) = Variant::read_hashed(path)?;
+        let resident = Arc::new(Resident::new(&self.model, user, path, variant, hash)?);
+        let milliseconds = started.elapsed().as_millis() as u64;
+        tracing::info!(user, bytes = resident.bytes(), milliseconds, "variant loaded");
+        Ok(resident)
+    }
+
+    fn unknown(&self, user: &str) -> Error {
+        Error::UnknownUser { user: user.to_owned(), dir: self.dir.clone() }
+    }
+}
+
+/// The file in a user's folder.
+const VARIANT_FILE: &str = "variant.safetensors";
+
+/// The extension of a variant file named after its user.
+const EXTENSION: &str = ".safetensors";
+
+/// The user's file in the folder, where there is one.
+fn find(dir: &Path, user: &str) -> Option<PathBuf> {
+    [dir.join(format!("{user}{EXTENSION}")), dir.join(user).join(VARIANT_FILE)].into_iter().find(|path| path.is_file())
+}
+
+/// The user that a variant's file or folder is named after: the last part of the path, without the extension; a
+/// `variant.safetensors` is its folder's.
+fn user_of(path: &Path) -> Option<String> {
+    let name = path.file_name()?.to_str()?;
+    if name == VARIANT_FILE {
+        return path.parent()?.file_name()?.to_str().map(str::to_owned);
+    }
+    Some(name.strip_suffix(EXTENSION).unwrap_or(name).to_owned())
+}
+
+/// Refuses ids that are not a single plain name.
+fn check_user(user: &str) -> Result<(), Error> {
+    let reason = if user.is_empty() {
+        "it is empty"
+    } else if user.len() > MAX_USER_BYTES {
+        "it is longer than 200 bytes"
+    } else if user.starts_with('.') {
+        "it starts with a dot"
+    } else if user.chars().any(|c| matches!(c, '/' | '\\' | ':') || c.is_control()) {
+        "it holds a slash, a backslash, a colon or a control character"
+    } else {
+        return Ok(());
+    };
+    Err(Error::InvalidUser { user: user.chars().take(MAX_USER_BYTES).collect(), reason })
+}
+
+fn stamp(path: &Path) -> Option<Stamp> {
+    let meta = std::fs::metadata(path).ok()?;
+    Some(Stamp { modified: meta.modified().ok(), bytes: meta.len() })
+}
+
+/// A lock whose data stays valid when a holder panicked: every change is a single assignment.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,5 +1,5 @@
 //! What goes in and what comes out.
-use crate::{Error, Resident};
+use crate::{Error, Resident, backend::Backend, cpu::Cpu};
 use std::sync::Arc;
 
 /// How the next token is chosen.
@@ -16,11 +16,11 @@ pub struct Sampling {
 }
 
 /// One generation.
-pub struct Request {
+pub struct Request<B: Backend = Cpu> {
     /// Prompt tokens.
     pub prompt: Vec<u32>,
     /// The user's variant; `None` is the base.
-    pub variant: Option<Arc<Resident>>,
+    pub variant: Option<Arc<Resident<B>>>,
     /// Sampling.
     pub sampling: Sampling,
     /// Most tokens of answer (clamped to the context).

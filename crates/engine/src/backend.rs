@@ -1,0 +1,120 @@
+//! The kernel boundary: every operation the forward pass asks of a device.
+//!
+//! Nothing above this trait may assume that a buffer is memory the CPU can read. Shapes are written as (rows, width);
+//! a buffer may be longer than what an operation uses, and always holds its rows from the start.
+//!
+//! **Contract.** What an operation writes into a row depends on that row (and on the pages it names) alone, never on
+//! the other rows of the call: a request's logits are the same bits in any company.
+
+use crate::Error;
+use bitdelta_delta::file::LinearDelta;
+use std::ops::Range;
+
+/// Positions in a page of the KV cache. A page lies at a fixed place of its sequence: page i holds positions
+/// `i * PAGE .. (i + 1) * PAGE`.
+pub const PAGE: usize = 32;
+
+/// A matrix on its way to the device, as its file stores it.
+#[derive(Debug)]
+pub enum HostTensor {
+    /// 32-bit floats.
+    F32(Vec<f32>),
+    /// IEEE half precision, as bits.
+    F16(Vec<u16>),
+    /// bfloat16, as bits.
+    Bf16(Vec<u16>),
+}
+
+/// Shapes of the KV cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvShape {
+    /// Layers.
+    pub layers: usize,
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+}
+
+impl KvShape {
+    /// Values in one page: keys and values of all layers and heads.
+    pub fn page_values(&self) -> usize {
+        self.layers * self.kv_heads * 2 * PAGE * self.head_dim
+    }
+}
+
+/// Where one row's keys and values lie.
+#[derive(Debug, Clone, Copy)]
+pub struct RowPlace<'a> {
+    /// The sequence's pages, in order.
+    pub pages: &'a [u32],
+    /// The row's position in its sequence; it attends to positions `0..=position`.
+    pub position: usize,
+}
+
+/// The device.
+pub trait Backend: Send + Sync + 'static {
+    /// f32 activations.
+    type Buffer: Send;
+    /// A base matrix or vector.
+    type Weights: Send + Sync;
+    /// One linear's delta, in the layout the device likes.
+    type Delta: Send + Sync;
+    /// The pages of the KV cache.
+    type Kv: Send;
+
+    /// Moves a (rows, cols) base tensor to the device.
+    fn weights(&self, tensor: HostTensor, rows: usize, cols: usize) -> Self::Weights;
+    /// Moves a linear's delta to the device, still packed.
+    fn delta(&self, delta: &LinearDelta) -> Self::Delta;
+    /// Bytes that a delta holds on the device.
+    fn delta_bytes(&self, delta: &Self::Delta) -> u64;
+    /// A buffer of `len` values.
+    fn buffer(&self, len: usize) -> Self::Buffer;
+    /// Copies `values` to the start of a buffer.
+    fn write(&self, values: &[f32], to: &mut Self::Buffer);
+    /// Lends the values of a range to `f`.
+    fn read(&self, from: &Self::Buffer, range: Range<usize>, f: &mut dyn FnMut(&[f32]));
+
+    /// Runs a step's operations where the device's threads or stream are at hand.
+    fn scope<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R;
+
+    /// `out[i] = table[tokens[i]]`.
+    fn embed(&self, table: &Self::Weights, tokens: &[u32], out: &mut Self::Buffer);
+    /// `y (rows, n) = x (rows, k) · wᵀ`.
+    fn linear(&self, x: &Self::Buffer, w: &Self::Weights, rows: usize, y: &mut Self::Buffer);
+    /// `y[rows] += x[rows] · Δᵀ`, from the packed form.
+    fn add_delta(&self, delta: &Self::Delta, x: &Self::Buffer, rows: Range<usize>, y: &mut Self::Buffer);
+    /// `y[rows] += bias`.
+    fn add_bias(&self, bias: &Self::Weights, rows: Range<usize>, y: &mut Self::Buffer);
+    /// RMSNorm of rows as wide as `weight`.
+    fn rms_norm(&self, x: &Self::Buffer, weight: &Self::Weights, eps: f32, rows: Range<usize>, y: &mut Self::Buffer);
+    /// RMSNorm in place of rows as wide as `weight`.
+    fn rms_norm_in_place(&self, weight: &Self::Weights, eps: f32, rows: Range<usize>, x: &mut Self::Buffer);
+    /// Rotates x (rows, heads, head_dim) by `cos` and `sin` (rows, head_dim / 2).
+    fn rope(&self, cos: &[f32], sin: &[f32], rows: usize, heads: usize, head_dim: usize, x: &mut Self::Buffer);
+    /// `up (rows, width) = silu(gate) · up`.
+    fn silu_mul(&self, gate: &Self::Buffer, values: usize, up: &mut Self::Buffer);
+    /// `y += x`, the first `values` values.
+    fn add(&self, x: &Self::Buffer, values: usize, y: &mut Self::Buffer);
+    /// `to[i] = from[rows[i]]`, rows of `width` values.
+    fn gather(&self, from: &Self::Buffer, rows: &[usize], width: usize, to: &mut Self::Buffer);
+
+    /// A KV cache of at most `pages` pages. Memory is taken when a page is first written.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] when the device lacks it.
+    fn kv(&self, shape: KvShape, pages: usize) -> Result<Self::Kv, Error>;
+    /// Stores keys and values (rows, kv_heads, head_dim) of one layer at their rows' places.
+    fn store_kv(&self, kv: &mut Self::Kv, layer: usize, k: &Self::Buffer, v: &Self::Buffer, rows: &[RowPlace]);
+    /// `out (rows, heads, head_dim)`: each row attends to its own sequence up to its own position.
+    fn attend(
+        &self,
+        kv: &Self::Kv,
+        layer: usize,
+        q: &Self::Buffer,
+        heads: usize,
+        rows: &[RowPlace],
+        out: &mut Self::Buffer,
+    );
+}

@@ -1,0 +1,245 @@
+//! The forward pass of the Llama and Qwen3 family: one pass of the base for all rows, plus each row's own delta.
+//!
+//! ```text
+//! rows        chunk of user A        | chunk of A | chunk of B | base
+//! segments   [        variant A                   ][ variant B ][ none ]
+//! linear      y = x · Wᵀ  over all rows at once, then y[segment] += x[segment] · Δᵀ from packed bits
+//! ```
+
+use crate::{
+    Model, Resident,
+    backend::{Backend, PAGE, RowPlace},
+    weights::VectorId,
+};
+use bitdelta_model::LinearKind;
+use std::ops::Range;
+
+/// Consecutive tokens of one sequence to run in this step.
+pub(crate) struct Chunk<'a, B: Backend> {
+    /// The tokens.
+    pub tokens: &'a [u32],
+    /// Position of the first.
+    pub start: usize,
+    /// The sequence's pages; they reach at least to the last token.
+    pub pages: &'a [u32],
+    /// Whose delta.
+    pub variant: Option<&'a Resident<B>>,
+    /// Which of the tokens (counted from the chunk's first) want logits.
+    pub logits: Range<usize>,
+}
+
+/// Rows of the same variant.
+struct Segment<'a, B: Backend> {
+    rows: Range<usize>,
+    variant: Option<&'a Resident<B>>,
+}
+
+/// Rows of logits computed at a time: bounds the memory of a long evaluation.
+const LOGIT_ROWS: usize = 32;
+
+/// Activations, kept from step to step.
+pub(crate) struct Workspace<B: Backend> {
+    rows: usize,
+    residual: B::Buffer,
+    normed: B::Buffer,
+    q: B::Buffer,
+    k: B::Buffer,
+    v: B::Buffer,
+    attended: B::Buffer,
+    gate: B::Buffer,
+    up: B::Buffer,
+    picked: B::Buffer,
+    logits: B::Buffer,
+}
+
+impl<B: Backend> Workspace<B> {
+    /// Room for steps of `rows` rows.
+    pub fn new(model: &Model<B>, rows: usize) -> Self {
+        let config = &model.base().config;
+        let buffer = |width: usize| model.backend().buffer(rows * width);
+        Self {
+            rows,
+            residual: buffer(config.hidden),
+            normed: buffer(config.hidden),
+            q: buffer(config.heads * config.head_dim),
+            k: buffer(config.kv_heads * config.head_dim),
+            v: buffer(config.kv_heads * config.head_dim),
+            attended: buffer(config.heads * config.head_dim),
+            gate: buffer(config.intermediate),
+            up: buffer(config.intermediate),
+            picked: model.backend().buffer(LOGIT_ROWS.min(rows) * config.hidden),
+            logits: model.backend().buffer(LOGIT_ROWS.min(rows) * config.vocab),
+        }
+    }
+
+    /// Bytes that `rows` rows need.
+    pub fn bytes(model: &Model<B>, rows: usize) -> u64 {
+        let c = &model.base().config;
+        let width = 2 * c.hidden + 2 * (c.heads + c.kv_heads) * c.head_dim + 2 * c.intermediate;
+        4 * (rows * width + LOGIT_ROWS.min(rows) * (c.hidden + c.vocab)) as u64
+    }
+}
+
+/// Runs the chunks, which come sorted by variant, and calls `each(chunk, row in chunk, logits)` for every row that wants
+/// them, in order.
+///
+/// # Panics
+/// When the chunks hold more rows than the workspace.
+pub(crate) fn forward<B: Backend>(
+    model: &Model<B>,
+    chunks: &[Chunk<B>],
+    kv: &mut B::Kv,
+    space: &mut Workspace<B>,
+    each: &mut dyn FnMut(usize, usize, &[f32]),
+) {
+    let tokens: Vec<u32> = chunks.iter().flat_map(|chunk| chunk.tokens).copied().collect();
+    assert!(tokens.len() <= space.rows, "{} rows in a workspace of {}", tokens.len(), space.rows);
+    let places: Vec<RowPlace> = chunks
+        .iter()
+        .flat_map(|c| (0..c.tokens.len()).map(|i| RowPlace { pages: c.pages, position: c.start + i }))
+        .collect();
+    debug_assert!(places.iter().all(|place| place.position / PAGE < place.pages.len()));
+    let mut pass = Pass { model, segments: segments(chunks), rows: tokens.len(), space };
+    let angles = model.angles(places.iter().map(|place| place.position));
+    model.backend().embed(&model.weights.embedding, &tokens, &mut pass.space.residual);
+    for layer in 0..model.base().config.layers {
+        pass.attention(layer, &angles, &places, kv);
+        pass.mlp(layer);
+    }
+    pass.logits(chunks, each);
+}
+
+fn segments<'a, B: Backend>(chunks: &[Chunk<'a, B>]) -> Vec<Segment<'a, B>> {
+    let mut segments: Vec<Segment<B>> = Vec::new();
+    let mut row = 0;
+    for chunk in chunks {
+        let rows = row..row + chunk.tokens.len();
+        row = rows.end;
+        match segments.last_mut() {
+            Some(last) if same(last.variant, chunk.variant) => last.rows.end = rows.end,
+            _ => segments.push(Segment { rows, variant: chunk.variant }),
+        }
+    }
+    segments
+}
+
+fn same<B: Backend>(a: Option<&Resident<B>>, b: Option<&Resident<B>>) -> bool {
+    a.map(std::ptr::from_ref) == b.map(std::ptr::from_ref)
+}
+
+/// One step on its way through the layers.
+struct Pass<'a, B: Backend> {
+    model: &'a Model<B>,
+    segments: Vec<Segment<'a, B>>,
+    rows: usize,
+    space: &'a mut Workspace<B>,
+}
+
+impl<B: Backend> Pass<'_, B> {
+    /// residual += attention(norm(residual)).
+    fn attention(&mut self, layer: usize, angles: &Angles, places: &[RowPlace], kv: &mut B::Kv) {
+        let (model, rows, segments) = (self.model, self.rows, &self.segments);
+        let (backend, config) = (model.backend(), &model.base().config);
+        let (heads, kv_heads, width) = (config.heads, config.kv_heads, config.head_dim);
+        let s = &mut *self.space;
+        norm(model, segments, VectorId::INPUT_NORM.at(layer), &s.residual, &mut s.normed);
+        linear(model, segments, rows, layer, LinearKind::Q, &s.normed, &mut s.q);
+        linear(model, segments, rows, layer, LinearKind::K, &s.normed, &mut s.k);
+        linear(model, segments, rows, layer, LinearKind::V, &s.normed, &mut s.v);
+        head_norm(model, segments, VectorId::Q_NORM.at(layer), heads, &mut s.q);
+        head_norm(model, segments, VectorId::K_NORM.at(layer), kv_heads, &mut s.k);
+        backend.rope(&angles.cos, &angles.sin, rows, heads, width, &mut s.q);
+        backend.rope(&angles.cos, &angles.sin, rows, kv_heads, width, &mut s.k);
+        backend.store_kv(kv, layer, &s.k, &s.v, places);
+        backend.attend(kv, layer, &s.q, heads, places, &mut s.attended);
+        linear(model, segments, rows, layer, LinearKind::O, &s.attended, &mut s.normed);
+        backend.add(&s.normed, rows * config.hidden, &mut s.residual);
+    }
+
+    /// residual += down(silu(gate) · up) of norm(residual).
+    fn mlp(&mut self, layer: usize) {
+        let (model, rows, segments) = (self.model, self.rows, &self.segments);
+        let (backend, config) = (model.backend(), &model.base().config);
+        let s = &mut *self.space;
+        norm(model, segments, VectorId::MLP_NORM.at(layer), &s.residual, &mut s.normed);
+        linear(model, segments, rows, layer, LinearKind::Gate, &s.normed, &mut s.gate);
+        linear(model, segments, rows, layer, LinearKind::Up, &s.normed, &mut s.up);
+        backend.silu_mul(&s.gate, rows * config.intermediate, &mut s.up);
+        linear(model, segments, rows, layer, LinearKind::Down, &s.up, &mut s.normed);
+        backend.add(&s.normed, rows * config.hidden, &mut s.residual);
+    }
+
+    fn logits(&mut self, chunks: &[Chunk<B>], each: &mut dyn FnMut(usize, usize, &[f32])) {
+        let (model, s) = (self.model, &mut *self.space);
+        let (backend, config) = (model.backend(), &model.base().config);
+        norm(model, &self.segments, VectorId::final_norm(config.layers), &s.residual, &mut s.normed);
+        let mut wanted = Vec::new();
+        let mut first = 0;
+        for (index, chunk) in chunks.iter().enumerate() {
+            wanted.extend(chunk.logits.clone().map(|row| (index, row, first + row)));
+            first += chunk.tokens.len();
+        }
+        let head = model.weights.head.as_ref().unwrap_or(&model.weights.embedding);
+        for wanted in wanted.chunks(LOGIT_ROWS) {
+            let rows: Vec<usize> = wanted.iter().map(|(_, _, row)| *row).collect();
+            backend.gather(&s.normed, &rows, config.hidden, &mut s.picked);
+            backend.linear(&s.picked, head, rows.len(), &mut s.logits);
+            for (i, (chunk, row, _)) in wanted.iter().enumerate() {
+                let at = i * config.vocab..(i + 1) * config.vocab;
+                backend.read(&s.logits, at, &mut |logits| each(*chunk, *row, logits));
+            }
+        }
+    }
+}
+
+/// The vector at `place`: the variant's own, else the base's.
+fn vector<'a, B: Backend>(model: &'a Model<B>, segment: &Segment<'a, B>, place: usize) -> Option<&'a B::Weights> {
+    segment.variant.and_then(|variant| variant.vector(place)).or(model.weights.vectors[place].as_ref())
+}
+
+/// Normalises each segment with its own weight.
+fn norm<B: Backend>(model: &Model<B>, segments: &[Segment<B>], place: usize, x: &B::Buffer, y: &mut B::Buffer) {
+    for segment in segments {
+        if let Some(weight) = vector(model, segment, place) {
+            model.backend().rms_norm(x, weight, model.base().config.rms_eps, segment.rows.clone(), y);
+        }
+    }
+}
+
+/// Normalises each head in place, in models that do (Qwen3).
+fn head_norm<B: Backend>(model: &Model<B>, segments: &[Segment<B>], place: usize, heads: usize, x: &mut B::Buffer) {
+    for segment in segments {
+        if let Some(weight) = vector(model, segment, place) {
+            let rows = segment.rows.start * heads..segment.rows.end * heads;
+            model.backend().rms_norm_in_place(weight, model.base().config.rms_eps, rows, x);
+        }
+    }
+}
+
+/// `y = x · Wᵀ` for all rows, then each segment's bias and delta.
+fn linear<B: Backend>(
+    model: &Model<B>,
+    segments: &[Segment<B>],
+    rows: usize,
+    layer: usize,
+    kind: LinearKind,
+    x: &B::Buffer,
+    y: &mut B::Buffer,
+) {
+    let index = layer * LinearKind::ALL.len() + kind as usize;
+    model.backend().linear(x, &model.weights.linears[index], rows, y);
+    for segment in segments {
+        if let Some(bias) = vector(model, segment, VectorId::bias(kind).at(layer)) {
+            model.backend().add_bias(bias, segment.rows.clone(), y);
+        }
+        if let Some(variant) = segment.variant {
+            model.backend().add_delta(variant.delta(index), x, segment.rows.clone(), y);
+        }
+    }
+}
+
+/// Cosines and sines of the rotary angles, (rows, head_dim / 2).
+pub(crate) struct Angles {
+    pub cos: Vec<f32>,
+    pub sin: Vec<f32>,
+}
