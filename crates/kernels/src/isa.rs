@@ -46,9 +46,8 @@ impl Isa {
 
     #[cfg(target_arch = "x86_64")]
     fn is_supported(self) -> bool {
-        let avx2 = || {
-            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
-        };
+        let avx2 =
+            || is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
         match self {
             Self::Scalar => true,
             Self::Avx2 => avx2(),

@@ -70,7 +70,8 @@ pub fn rope(x: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]) {
         let angles = row * half..(row + 1) * half;
         for head in x.chunks_exact_mut(head_dim) {
             let (first, second) = head.split_at_mut(half);
-            for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(&cos[angles.clone()]).zip(&sin[angles.clone()]) {
+            for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(&cos[angles.clone()]).zip(&sin[angles.clone()])
+            {
                 (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
             }
         }

@@ -8,17 +8,8 @@ use half::{bf16, f16};
 const TOLERANCE: f64 = 1e-5;
 
 /// Odd sizes on purpose: below, at and above a vector, a word and a tile.
-const SHAPES: [(usize, usize, usize); 9] = [
-    (1, 1, 1),
-    (1, 3, 16),
-    (2, 5, 17),
-    (3, 4, 64),
-    (4, 9, 65),
-    (5, 16, 100),
-    (8, 33, 128),
-    (9, 7, 191),
-    (13, 70, 256),
-];
+const SHAPES: [(usize, usize, usize); 9] =
+    [(1, 1, 1), (1, 3, 16), (2, 5, 17), (3, 4, 64), (4, 9, 65), (5, 16, 100), (8, 33, 128), (9, 7, 191), (13, 70, 256)];
 
 /// A small deterministic generator (xorshift) of values in −1..1.
 struct Values(u64);
@@ -122,8 +113,7 @@ impl Matrix {
         let planes = (0..rows * bits * words)
             .map(|i| values.bits() & if i % words + 1 == words && cols % 64 > 0 { (1 << (cols % 64)) - 1 } else { !0 })
             .collect();
-        let mut halves =
-            |n: usize| (0..n).map(|_| f16::from_f32(values.next()).to_bits()).collect::<Vec<_>>();
+        let mut halves = |n: usize| (0..n).map(|_| f16::from_f32(values.next()).to_bits()).collect::<Vec<_>>();
         let groups = rows * cols.div_ceil(group);
         let (scales, offsets) = (halves(groups), halves(if offset { groups } else { 0 }));
         Self { bits, rows, cols, group, planes, scales, offsets }
