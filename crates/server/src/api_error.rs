@@ -99,34 +99,26 @@ impl From<EngineError> for ApiError {
             EngineError::Busy { .. } => Self::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", message),
             EngineError::Memory { .. } => Self::new(StatusCode::SERVICE_UNAVAILABLE, "out_of_memory", message),
             EngineError::Stopped => Self::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", message),
-            EngineError::Variant(cause) => variant(&cause),
-            other => internal(&other),
+            EngineError::Variant(bitdelta_delta::file::Error::Io { .. }) => internal(&message),
+            EngineError::Variant(_) | EngineError::Shape { .. } => damaged(&message),
+            _ => internal(&message),
         }
     }
 }
 
-/// A variant that exists and cannot be used: never answered by the base.
-fn variant(cause: &bitdelta_delta::file::Error) -> ApiError {
-    if let bitdelta_delta::file::Error::Io { .. } = cause {
-        return internal(cause);
-    }
-    tracing::error!(%cause, "a variant is damaged");
-    ApiError::new(
-        StatusCode::UNPROCESSABLE_ENTITY,
-        "variant_damaged",
-        "this user's variant file is damaged or not a variant; publish it again (the server's log has the details)",
-    )
-    .about("user_id")
+/// 422: a variant that exists and cannot be used. The log alone has the cause, which names the file.
+fn damaged(cause: &str) -> ApiError {
+    tracing::error!(cause, "a variant cannot be used");
+    let message = "this user's variant file is damaged, not a variant, or does not fit its base; publish it again \
+                   (the server's log has the details)";
+    ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "variant_damaged", message).about("user_id")
 }
 
 /// 500, with the cause in the log alone.
-pub(crate) fn internal(cause: &dyn std::error::Error) -> ApiError {
-    tracing::error!(%cause, "internal error");
-    ApiError::new(
-        StatusCode::INTERNAL_SERVER_ERROR,
-        "internal_error",
-        "internal error; the server's log has the details",
-    )
+pub(crate) fn internal(cause: &str) -> ApiError {
+    tracing::error!(cause, "internal error");
+    let message = "internal error; the server's log has the details";
+    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", message)
 }
 
 /// The first 12 digits of a fingerprint, enough to compare by eye.
@@ -156,7 +148,7 @@ mod tests {
     #[test]
     fn messages_name_no_files() {
         let dir = PathBuf::from("/srv/secret");
-        let error = ApiError::from(EngineError::UnknownUser { user: "eve".into(), dir: dir.clone() });
+        let error = ApiError::from(EngineError::UnknownUser { user: "eve".into(), dir: Some(dir.clone()) });
         assert_eq!((error.status, error.code), (StatusCode::NOT_FOUND, Some("variant_not_found")));
         assert!(!error.message.contains("secret"), "{}", error.message);
         let wrong = EngineError::WrongBase {

@@ -91,7 +91,7 @@ pub async fn blocking<T: Send + 'static>(
     let service = Arc::clone(service);
     match tokio::task::spawn_blocking(move || work(&service)).await {
         Ok(result) => result,
-        Err(error) => Err(internal(&error)),
+        Err(error) => Err(internal(&error.to_string())),
     }
 }
 
