@@ -15,7 +15,9 @@ pub enum Error {
         source: io::Error,
     },
     /// A name is neither a folder, nor a GGUF file, nor a model that the hub could give.
-    #[error("no model `{name}`: {reason}; pass a model folder (config.json, tokenizer.json, *.safetensors) or a .gguf file")]
+    #[error(
+        "no model `{name}`: {reason}; pass a model folder (config.json, tokenizer.json, *.safetensors) or a .gguf file"
+    )]
     NotFound {
         /// What was asked for.
         name: String,
@@ -135,11 +137,7 @@ impl Error {
     }
 
     /// An unsupported feature in `path`.
-    pub(crate) fn unsupported(
-        path: impl Into<PathBuf>,
-        feature: impl Into<String>,
-        remedy: impl Into<String>,
-    ) -> Self {
+    pub(crate) fn unsupported(path: impl Into<PathBuf>, feature: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self::Unsupported { path: path.into(), feature: feature.into(), remedy: remedy.into() }
     }
 }

@@ -102,7 +102,9 @@ impl Base {
             }
             None => {
                 let tokenizer = self.tokenizer.inner();
-                tokenizer.save(&tokenizer_path, false).map_err(|error| Error::Tokenizer { reason: error.to_string() })?;
+                tokenizer
+                    .save(&tokenizer_path, false)
+                    .map_err(|error| Error::Tokenizer { reason: error.to_string() })?;
             }
         }
         let mut tokenizer = object(original("tokenizer_config.json")?);
@@ -249,7 +251,13 @@ fn one_or_many(ids: &[u32]) -> Value {
 }
 
 /// Puts in what a configuration lacks and what this export changes, under the names of transformers 4 and 5 alike.
-fn complete_config(object: &mut Map<String, Value>, config: &ModelConfig, dtype: Dtype, eos: Option<u32>, bos: Option<u32>) {
+fn complete_config(
+    object: &mut Map<String, Value>,
+    config: &ModelConfig,
+    dtype: Dtype,
+    eos: Option<u32>,
+    bos: Option<u32>,
+) {
     let class = config.architecture.class_name();
     let mut default = |key: &str, value: Value| {
         // A null is filled as well: old tools take it for absent, new ones for a wrong type.

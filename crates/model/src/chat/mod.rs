@@ -205,7 +205,9 @@ impl Tokenizer {
         for cut in cuts.windows(2) {
             for token in self.tokens(&text[cut[0]..cut[1]], false)? {
                 if self.special_ids.contains(&token.id) {
-                    return Err(Error::Tokenizer { reason: "the text spells a special token of one character".to_owned() });
+                    return Err(Error::Tokenizer {
+                        reason: "the text spells a special token of one character".to_owned(),
+                    });
                 }
                 tokens.push(Token { start: token.start + cut[0], end: token.end + cut[0], ..token });
             }

@@ -57,8 +57,9 @@ impl<'a> StreamDecoder<'a> {
 
     /// Whether a token is SentencePiece's spelling of one byte, `<0xE2>`.
     fn is_byte(&self, id: u32) -> bool {
-        self.tokenizer.inner().id_to_token(id).is_some_and(|token| {
-            token.len() == 6 && token.starts_with("<0x") && token.ends_with('>')
-        })
+        self.tokenizer
+            .inner()
+            .id_to_token(id)
+            .is_some_and(|token| token.len() == 6 && token.starts_with("<0x") && token.ends_with('>'))
     }
 }

@@ -28,7 +28,9 @@ impl Template {
     /// the template with them (`llama3`, `mistral`, `smollm`).
     pub fn from_name(name: &str) -> Option<Self> {
         match name.trim().to_ascii_lowercase().as_str() {
-            "" | "model" | "default" | "auto" | "llama3" | "llama2" | "mistral" | "smollm" | "smollm2" => Some(Self::Model),
+            "" | "model" | "default" | "auto" | "llama3" | "llama2" | "mistral" | "smollm" | "smollm2" => {
+                Some(Self::Model)
+            }
             "chatml" | "qwen" => Some(Self::ChatMl),
             "qwen3" | "qwen3_nothink" => Some(Self::Qwen3),
             _ => None,
@@ -105,7 +107,12 @@ impl ModelTemplate {
         }
     }
 
-    pub fn render(&self, messages: &[Message], names: &SpecialNames, add_generation_prompt: bool) -> Result<String, Error> {
+    pub fn render(
+        &self,
+        messages: &[Message],
+        names: &SpecialNames,
+        add_generation_prompt: bool,
+    ) -> Result<String, Error> {
         let failed = |reason: String| Error::Template { template: "model".to_owned(), reason };
         let environment = self.compiled.as_ref().map_err(|reason| failed(reason.clone()))?;
         let tokens = [
@@ -122,7 +129,7 @@ impl ModelTemplate {
             ("add_generation_prompt", Value::from(add_generation_prompt)),
         ]);
         let template = environment.get_template("model").map_err(|error| failed(error.to_string()))?;
-        template.render(context.collect::<Value>()).map_err(|error| failed(explain(&error)))
+        template.render(Value::from_pairs(context)).map_err(|error| failed(explain(&error)))
     }
 }
 
@@ -134,7 +141,8 @@ fn as_value(message: &Message) -> Value {
 /// Jinja2 as transformers sets it up: blocks trimmed, loop controls, Python's methods, and three functions of its own.
 fn compile(source: &str) -> Result<Environment<'static>, String> {
     let mut environment = Environment::new();
-    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(|error| explain(&error))?;
+    let syntax =
+        SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(|error| explain(&error))?;
     environment.set_syntax(syntax);
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
@@ -212,5 +220,69 @@ impl serde_json::ser::Formatter for PythonJson {
 
     fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W) -> std::io::Result<()> {
         writer.write_all(b": ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn render(source: &str, messages: &[Message]) -> Result<String, Error> {
+        let names = SpecialNames { bos: Some("<s>".into()), ..SpecialNames::default() };
+        ModelTemplate::new(Some(source.to_owned())).render(messages, &names, true)
+    }
+
+    fn user(content: &str) -> Message {
+        Message { role: "user".into(), content: content.into() }
+    }
+
+    #[test]
+    fn blocks_are_trimmed_as_transformers_does() {
+        let source = "{% for m in messages %}\n    {% if m.role == 'user' %}\n[{{ m.content }}]\n    {% endif %}\n{% endfor %}\nend\n";
+        assert_eq!(render(source, &[user("a"), user("b")]).unwrap(), "[a]\n[b]\nend");
+    }
+
+    #[test]
+    fn python_methods_and_loop_controls_work() {
+        let source = "{{ bos_token }}{% for m in messages %}{% if m['content'].startswith('x') %}{% continue %}{% endif %}\
+                      {{ m['content'].strip().split('|')[-1] }}{% break %}{% endfor %}{% if tools is none %}!{% endif %}";
+        assert_eq!(render(source, &[user("xx"), user(" a|b "), user("c")]).unwrap(), "<s>b!");
+    }
+
+    #[test]
+    fn a_template_s_own_refusal_is_the_error() {
+        let error = render("{{ raise_exception('roles must alternate') }}", &[]).unwrap_err();
+        assert_eq!(error.to_string(), "chat template `model`: roles must alternate");
+        let error = render("{% for %}", &[]).unwrap_err().to_string();
+        assert!(error.contains("syntax error"), "{error}");
+    }
+
+    #[test]
+    fn json_is_written_as_python_writes_it() {
+        assert_eq!(
+            render("{{ messages | tojson }}", &[user("<é> & \"q\"")]).unwrap(),
+            r#"[{"role": "user", "content": "<é> & \"q\""}]"#
+        );
+        assert_eq!(render("{{ {'a': [1]} | tojson(indent=2) }}", &[]).unwrap(), "{\n  \"a\": [\n    1\n  ]\n}");
+    }
+
+    #[test]
+    fn generation_blocks_print_what_is_in_them() {
+        let source = "{% for m in messages %}{%- generation -%} {{ m.content }} {%- endgeneration %}{% endfor %}";
+        assert_eq!(render(source, &[user("a")]).unwrap(), "a");
+    }
+
+    #[test]
+    fn a_date_takes_python_s_format_and_a_bad_one_is_an_error() {
+        assert_eq!(render("{{ strftime_now('%Y') | length }}", &[]).unwrap(), "4");
+        assert!(render("{{ strftime_now('%Q') }}", &[]).is_err());
+    }
+
+    #[test]
+    fn names_lead_back_to_their_templates() {
+        for template in [Template::Model, Template::ChatMl, Template::Qwen3] {
+            assert_eq!(Template::from_name(template.name()), Some(template));
+        }
+        assert_eq!(Template::from_name("no-such"), None);
     }
 }

@@ -30,7 +30,11 @@ pub(crate) fn read(gguf: &Gguf, bytes: &[u8]) -> Result<ModelConfig, Error> {
     let has = |tensor: &str| gguf.tensors.iter().any(|entry| entry.name == tensor);
 
     if metadata.usize("split.count")?.is_some_and(|count| count > 1) {
-        return Err(Error::unsupported(path, "a GGUF split into several files", "join them with `llama-gguf-split --merge`"));
+        return Err(Error::unsupported(
+            path,
+            "a GGUF split into several files",
+            "join them with `llama-gguf-split --merge`",
+        ));
     }
     if optional("expert_count")?.is_some_and(|count| count > 0) {
         return Err(Error::unsupported(path, "a mixture of experts", "take a dense model"));
@@ -49,10 +53,8 @@ pub(crate) fn read(gguf: &Gguf, bytes: &[u8]) -> Result<ModelConfig, Error> {
         ));
     }
     let embedding = gguf.tensors.iter().find(|entry| entry.name == "token_embd.weight");
-    let embedding = embedding.ok_or_else(|| Error::MissingTensor {
-        path: path.to_owned(),
-        name: "model.embed_tokens.weight".to_owned(),
-    })?;
+    let embedding = embedding
+        .ok_or_else(|| Error::MissingTensor { path: path.to_owned(), name: "model.embed_tokens.weight".to_owned() })?;
     let max_positions = required("context_length")?;
     let mut config = ModelConfig {
         architecture,

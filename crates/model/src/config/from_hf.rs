@@ -75,7 +75,10 @@ fn refuse_unsupported(fields: &Fields<'_>) -> Result<(), Error> {
     let other_model = "take a model of the plain Llama or Qwen3 family";
     if let Some(method) = fields.get("quantization_config") {
         let method = method.get("quant_method").and_then(Value::as_str).unwrap_or("unknown");
-        return refuse(format!("quantization_config ({method})"), "take the unquantised folder or a GGUF file of the model");
+        return refuse(
+            format!("quantization_config ({method})"),
+            "take the unquantised folder or a GGUF file of the model",
+        );
     }
     if let Some(activation) = fields.get("hidden_act").and_then(Value::as_str).filter(|name| *name != "silu") {
         return refuse(format!("hidden_act `{activation}`"), other_model);
@@ -156,7 +159,8 @@ fn push_ids(path: &Path, ids: &Value, into: &mut Vec<u32>) -> Result<(), Error> 
     };
     for id in list {
         let id = id.as_u64().and_then(|id| u32::try_from(id).ok());
-        let id = id.ok_or_else(|| Error::malformed(path, format!("eos_token_id is {ids}, expected an id or a list of ids")))?;
+        let id = id
+            .ok_or_else(|| Error::malformed(path, format!("eos_token_id is {ids}, expected an id or a list of ids")))?;
         if !into.contains(&id) {
             into.push(id);
         }
@@ -202,5 +206,87 @@ impl<'a> Fields<'a> {
     fn bool(&self, key: &str) -> Result<bool, Error> {
         let Some(value) = self.get(key) else { return Ok(false) };
         value.as_bool().ok_or_else(|| self.wrong(key, value, "true or false"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn llama(change: Value) -> Result<ModelConfig, Error> {
+        let mut config = json!({
+            "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 300, "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 4096, "eos_token_id": 2,
+        });
+        for (key, value) in change.as_object().into_iter().flatten() {
+            config[key] = value.clone();
+        }
+        read(Path::new("config.json"), &config, None)
+    }
+
+    #[test]
+    fn both_generations_of_transformers_say_the_same() {
+        let scaling = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024});
+        let old =
+            llama(json!({"rope_theta": 5e5, "rope_scaling": scaling.clone(), "torch_dtype": "bfloat16"})).unwrap();
+        let mut parameters = scaling;
+        parameters["rope_theta"] = json!(5e5);
+        let new = llama(json!({"rope_parameters": parameters, "dtype": "bfloat16"})).unwrap();
+        assert_eq!(old, new);
+        assert_eq!(old.rope_theta, 5e5);
+        let RopeScaling::Yarn { attention_factor, .. } = old.rope_scaling else { panic!("{:?}", old.rope_scaling) };
+        assert!((attention_factor - 1.138_629_4).abs() < 1e-6);
+    }
+
+    #[test]
+    fn generation_config_adds_tokens_that_end_an_answer() {
+        let config = json!({
+            "architectures": ["Qwen3ForCausalLM"], "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "head_dim": 32, "intermediate_size": 96, "vocab_size": 300, "eos_token_id": 5,
+            "sliding_window": 4096, "use_sliding_window": false, "max_window_layers": 36,
+        });
+        let read = read(Path::new("config.json"), &config, Some(&json!({"eos_token_id": [7, 5]}))).unwrap();
+        assert_eq!(read.eos, [7, 5]);
+        assert!(read.qk_norm);
+        assert_eq!((read.head_dim, read.max_positions), (32, 32768));
+    }
+
+    #[test]
+    fn what_the_forward_pass_lacks_is_refused_by_name() {
+        let cases = [
+            (json!({"architectures": ["GPT2LMHeadModel"]}), "GPT2LMHeadModel"),
+            (json!({"rope_scaling": {"type": "dynamic", "factor": 2.0}}), "dynamic"),
+            (json!({"rope_parameters": {"rope_type": "longrope"}}), "longrope"),
+            (json!({"hidden_act": "gelu"}), "gelu"),
+            (json!({"quantization_config": {"quant_method": "gptq"}}), "gptq"),
+            (json!({"architectures": ["MistralForCausalLM"], "sliding_window": 1024}), "sliding_window 1024"),
+            (json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor"),
+        ];
+        for (change, name) in cases {
+            let error = llama(change).unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains("config.json"), "{error}");
+        }
+    }
+
+    #[test]
+    fn impossible_numbers_are_refused_before_anything_is_computed() {
+        let cases = [
+            (json!({"num_key_value_heads": 3}), "divide"),
+            (json!({"hidden_size": 0}), "hidden size"),
+            (json!({"hidden_size": 1_u64 << 40}), "hidden size"),
+            (json!({"vocab_size": "many"}), "vocab_size"),
+            (json!({"hidden_size": null}), "hidden_size"),
+            (json!({"head_dim": 15}), "odd"),
+            (json!({"rope_theta": 0.0}), "theta"),
+            (json!({"rope_scaling": {"rope_type": "linear", "factor": 0.0}}), "RoPE scaling"),
+            (json!({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}), "low_freq_factor"),
+            (json!({"eos_token_id": "</s>"}), "eos_token_id"),
+        ];
+        for (change, name) in cases {
+            let error = llama(change).unwrap_err().to_string();
+            assert!(error.contains(name), "{error} lacks {name}");
+        }
     }
 }

@@ -17,9 +17,8 @@ impl ModelConfig {
             RopeScaling::Linear { factor } => (plain.iter().map(|frequency| frequency / factor).collect(), 1.0),
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
                 let original = original_max_positions as f32;
-                let scale = |frequency: &f32| {
-                    llama3_frequency(*frequency, factor, low_freq_factor, high_freq_factor, original)
-                };
+                let scale =
+                    |frequency: &f32| llama3_frequency(*frequency, factor, low_freq_factor, high_freq_factor, original);
                 (plain.iter().map(scale).collect(), 1.0)
             }
             RopeScaling::Yarn { factor, original_max_positions, beta_fast, beta_slow, attention_factor } => {
@@ -58,5 +57,95 @@ pub(super) fn llama3_frequency(frequency: f32, factor: f32, low: f32, high: f32,
     } else {
         let smooth = (original / wavelength - low) / (high - low);
         (1.0 - smooth) * frequency / factor + smooth * frequency
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Architecture;
+
+    fn config(rope_theta: f32, rope_scaling: RopeScaling) -> ModelConfig {
+        ModelConfig {
+            architecture: Architecture::Llama,
+            hidden: 64,
+            layers: 1,
+            heads: 4,
+            kv_heads: 4,
+            head_dim: 16,
+            intermediate: 64,
+            vocab: 8,
+            rms_eps: 1e-5,
+            rope_theta,
+            rope_scaling,
+            tied: true,
+            qk_norm: false,
+            attention_bias: false,
+            mlp_bias: false,
+            max_positions: 2048,
+            eos: vec![],
+            bos: None,
+        }
+    }
+
+    fn assert_frequencies(config: &ModelConfig, expected: [f32; 8], magnitude: f32) {
+        let (frequencies, factor) = config.rope_frequencies();
+        assert!((factor - magnitude).abs() < 1e-6, "{factor} for {magnitude}");
+        for (frequency, expected) in frequencies.iter().zip(expected) {
+            // Two powers in f32, computed by different libraries, may differ in the last bits.
+            assert!((frequency / expected - 1.0).abs() < 1e-6, "{frequency} for {expected}");
+        }
+    }
+
+    // Expected values: `ROPE_INIT_FUNCTIONS[…]` of transformers 5.23 for the same configurations.
+
+    #[test]
+    fn linear_scaling_is_that_of_transformers() {
+        let expected = [0.25, 0.079056941, 0.025, 0.00790569466, 0.0025, 0.000790569466, 0.00025, 7.90569466e-5];
+        assert_frequencies(&config(10_000.0, RopeScaling::Linear { factor: 4.0 }), expected, 1.0);
+    }
+
+    #[test]
+    fn llama3_scaling_is_that_of_transformers() {
+        let scaling = RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_positions: 8192,
+        };
+        let expected = [
+            1.0,
+            0.193922758,
+            0.0376060307,
+            0.00729266508,
+            0.000524846022,
+            3.42810235e-5,
+            6.64786967e-6,
+            1.28917316e-6,
+        ];
+        assert_frequencies(&config(500_000.0, scaling), expected, 1.0);
+    }
+
+    #[test]
+    fn yarn_scaling_is_that_of_transformers() {
+        let scaling = RopeScaling::Yarn {
+            factor: 4.0,
+            original_max_positions: 32768,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            attention_factor: 1.138_629_4,
+        };
+        let expected =
+            [1.0, 0.177827939, 0.0316227786, 0.00421755994, 0.0005, 4.44569851e-5, 7.90569356e-6, 1.40585337e-6];
+        assert_frequencies(&config(1e6, scaling), expected, 1.138_629_4);
+        let scaling = RopeScaling::Yarn {
+            factor: 2.5,
+            original_max_positions: 512,
+            beta_fast: 16.0,
+            beta_slow: 2.0,
+            attention_factor: 1.25,
+        };
+        let expected = [1.0, 0.316227764, 0.08, 0.0189736672, 0.004, 0.00126491114, 0.0004, 0.000126491112];
+        assert_frequencies(&config(10_000.0, scaling), expected, 1.25);
     }
 }

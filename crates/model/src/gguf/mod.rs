@@ -64,7 +64,8 @@ impl Gguf {
         }
         let version = reader.u32("version")?;
         if !(2..=3).contains(&version) {
-            let feature = if version.swap_bytes() <= 3 { "big-endian GGUF".into() } else { format!("GGUF version {version}") };
+            let feature =
+                if version.swap_bytes() <= 3 { "big-endian GGUF".into() } else { format!("GGUF version {version}") };
             return Err(Error::unsupported(path, feature, "convert the model again with a current llama.cpp"));
         }
         let tensor_count = reader.count("tensor count")?;
@@ -103,7 +104,11 @@ impl Gguf {
                 _ => {
                     return Err(Error::malformed(
                         path,
-                        format!("tensor `{}` ends past the end of the file ({} bytes): the file is cut short", entry.name, bytes.len()),
+                        format!(
+                            "tensor `{}` ends past the end of the file ({} bytes): the file is cut short",
+                            entry.name,
+                            bytes.len()
+                        ),
                     ));
                 }
             }
@@ -193,7 +198,9 @@ impl<'a> Reader<'a> {
     fn take(&mut self, length: usize, what: &str) -> Result<&'a [u8], Error> {
         let end = self.at.checked_add(length).filter(|end| *end <= self.bytes.len());
         let Some(end) = end else {
-            return Err(self.malformed(&format!("the file ends inside {what}, which takes {length} bytes: it is cut short or damaged")));
+            return Err(self.malformed(&format!(
+                "the file ends inside {what}, which takes {length} bytes: it is cut short or damaged"
+            )));
         };
         let taken = &self.bytes[self.at..end];
         self.at = end;
@@ -277,9 +284,13 @@ impl<'a> Reader<'a> {
             8 => Value::Texts((0..length).map(|_| self.text(key)).collect::<Result<_, _>>()?),
             9 => return Err(self.malformed(&format!("metadata key `{key}` is an array of arrays"))),
             12 => Value::Floats(
-                (0..length).map(|_| self.array(key).map(|raw| f64::from_le_bytes(raw) as f32)).collect::<Result<_, _>>()?,
+                (0..length)
+                    .map(|_| self.array(key).map(|raw| f64::from_le_bytes(raw) as f32))
+                    .collect::<Result<_, _>>()?,
             ),
-            _ => Value::Ints((0..length).map(|_| self.integer(kind, key).map(|value| value as i64)).collect::<Result<_, _>>()?),
+            _ => Value::Ints(
+                (0..length).map(|_| self.integer(kind, key).map(|value| value as i64)).collect::<Result<_, _>>()?,
+            ),
         })
     }
 
@@ -293,7 +304,10 @@ impl<'a> Reader<'a> {
         let mut shape = Vec::new();
         for _ in 0..dimensions {
             let size = self.u64(&name)?;
-            shape.push(usize::try_from(size).map_err(|_| self.malformed(&format!("tensor `{name}` has a dimension of {size}")))?);
+            shape.push(
+                usize::try_from(size)
+                    .map_err(|_| self.malformed(&format!("tensor `{name}` has a dimension of {size}")))?,
+            );
         }
         while shape.len() > 2 && shape.last() == Some(&1) {
             shape.pop();
@@ -327,8 +341,11 @@ impl<'a> Reader<'a> {
         let bytes = dtype
             .row_bytes(cols)
             .and_then(|bytes| rows.iter().try_fold(bytes, |bytes, rows| bytes.checked_mul(*rows)))
-            .ok_or_else(|| self.malformed(&format!("tensor `{name}`: shape {shape:?} does not fit {} blocks", dtype.name())))?;
-        let offset = usize::try_from(offset).map_err(|_| self.malformed(&format!("tensor `{name}`: offset {offset}")))?;
+            .ok_or_else(|| {
+                self.malformed(&format!("tensor `{name}`: shape {shape:?} does not fit {} blocks", dtype.name()))
+            })?;
+        let offset =
+            usize::try_from(offset).map_err(|_| self.malformed(&format!("tensor `{name}`: offset {offset}")))?;
         // Not a range yet: `parse` turns (offset, length) into one once the data's start is known.
         Ok(Entry { name, dtype, shape, range: Range { start: offset, end: bytes } })
     }

@@ -132,3 +132,39 @@ fn q6_k(block: &[u8], out: &mut [f32]) {
         *value = d * f32::from(scales[i / 16] as i8) * code;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Blocks and values that the `gguf` package makes of them (`tests/golden/gguf/make_gguf.py`).
+    macro_rules! golden {
+        ($($name:ident: $dtype:expr, $file:literal;)*) => {$(
+            #[test]
+            fn $name() {
+                let blocks = include_bytes!(concat!("../../../../tests/golden/gguf/", $file, ".bin"));
+                let expected = include_bytes!(concat!("../../../../tests/golden/gguf/", $file, ".f32"));
+                let expected: Vec<f32> = expected.as_chunks::<4>().0.iter().map(|raw| f32::from_le_bytes(*raw)).collect();
+                let mut values = vec![f32::NAN; expected.len()];
+                dequantize($dtype, blocks, &mut values);
+                for (at, (value, expected)) in values.iter().zip(&expected).enumerate() {
+                    // The package rounds products in another order: one unit in the last place of the larger term.
+                    assert!((value - expected).abs() <= 1e-6 * expected.abs().max(0.1), "{at}: {value} for {expected}");
+                }
+            }
+        )*};
+    }
+
+    golden! {
+        q4_0_is_what_the_gguf_package_reads: Dtype::Q4_0, "Q4_0";
+        q4_1_is_what_the_gguf_package_reads: Dtype::Q4_1, "Q4_1";
+        q5_0_is_what_the_gguf_package_reads: Dtype::Q5_0, "Q5_0";
+        q5_1_is_what_the_gguf_package_reads: Dtype::Q5_1, "Q5_1";
+        q8_0_is_what_the_gguf_package_reads: Dtype::Q8_0, "Q8_0";
+        q2_k_is_what_the_gguf_package_reads: Dtype::Q2K, "Q2_K";
+        q3_k_is_what_the_gguf_package_reads: Dtype::Q3K, "Q3_K";
+        q4_k_is_what_the_gguf_package_reads: Dtype::Q4K, "Q4_K";
+        q5_k_is_what_the_gguf_package_reads: Dtype::Q5K, "Q5_K";
+        q6_k_is_what_the_gguf_package_reads: Dtype::Q6K, "Q6_K";
+    }
+}

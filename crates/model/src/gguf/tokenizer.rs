@@ -29,7 +29,8 @@ const TYPE_USER_DEFINED: i64 = 4;
 
 /// Llama 3's words: up to three digits together. Qwen takes digits one by one.
 const LLAMA3_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2_WORDS: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// A tokenizer, its special tokens by role, and its chat template.
 pub(crate) struct Parts {
@@ -76,8 +77,7 @@ pub(crate) fn build(gguf: &Gguf) -> Result<Parts, Error> {
     };
 
     // Added tokens are found in the model's vocabulary, so they keep their ids.
-    let always_special: HashSet<&str> =
-        [&bos, &eos].into_iter().flatten().map(|(_, text)| text.as_str()).collect();
+    let always_special: HashSet<&str> = [&bos, &eos].into_iter().flatten().map(|(_, text)| text.as_str()).collect();
     let added = tokens.iter().enumerate().filter_map(|(id, text)| {
         let kind = types.get(id).copied().unwrap_or(0);
         let special = kind == TYPE_CONTROL
@@ -93,7 +93,9 @@ pub(crate) fn build(gguf: &Gguf) -> Result<Parts, Error> {
     if let Some((id, text)) = &added_bos {
         let template = TemplateProcessing::builder()
             .try_single(vec![text.clone(), "$A".to_owned()])
-            .and_then(|builder| builder.try_pair(vec![text.clone(), "$A".to_owned(), text.clone() + ":1", "$B:1".to_owned()]))
+            .and_then(|builder| {
+                builder.try_pair(vec![text.clone(), "$A".to_owned(), text.clone() + ":1", "$B:1".to_owned()])
+            })
             .map_err(|error| Error::Tokenizer { reason: error.to_string() })?
             .special_tokens(vec![(text.clone(), *id)])
             .build()
@@ -160,7 +162,8 @@ fn byte_level_parts(gguf: &Gguf, pre: Option<&str>) -> Result<ByteLevelParts, Er
     };
     Ok(match pre {
         Some("smollm" | "starcoder" | "refact" | "codeshell") => ByteLevelParts {
-            pre_tokenizer: Sequence::new(vec![Digits::new(true).into(), ByteLevel::new(false, true, true).into()]).into(),
+            pre_tokenizer: Sequence::new(vec![Digits::new(true).into(), ByteLevel::new(false, true, true).into()])
+                .into(),
             ..gpt2
         },
         Some("gpt-2" | "default") => gpt2,
@@ -234,7 +237,9 @@ fn sentence_piece(gguf: &Gguf, tokens: &[String], unknown: Option<&str>) -> Resu
             .filter_map(|(at, _)| Some((*ids.get(&piece[..at])?, *ids.get(&piece[at..])?)))
             .collect();
         // The converter orders the ways to make one piece by the scores of their parts, highest last, before it sorts all.
-        pairs.sort_by(|a, b| (scores[a.0], scores[a.1]).partial_cmp(&(scores[b.0], scores[b.1])).unwrap_or(std::cmp::Ordering::Equal));
+        pairs.sort_by(|a, b| {
+            (scores[a.0], scores[a.1]).partial_cmp(&(scores[b.0], scores[b.1])).unwrap_or(std::cmp::Ordering::Equal)
+        });
         merges.extend(pairs.into_iter().map(|pair| (*score, pair)));
     }
     let length = |id: usize| tokens[id].chars().count();
@@ -249,7 +254,8 @@ fn sentence_piece(gguf: &Gguf, tokens: &[String], unknown: Option<&str>) -> Resu
         model = model.unk_token(unknown.to_owned());
     }
     let model = model.build().map_err(|error| Error::malformed(path, format!("tokenizer: {error}")))?;
-    let tokenizer_error = |error: Box<dyn std::error::Error + Send + Sync>| Error::Tokenizer { reason: error.to_string() };
+    let tokenizer_error =
+        |error: Box<dyn std::error::Error + Send + Sync>| Error::Tokenizer { reason: error.to_string() };
     let to_bar = Replace::new(" ", "\u{2581}").map_err(tokenizer_error)?;
     let from_bar = Replace::new("\u{2581}", " ").map_err(tokenizer_error)?;
     let prefix_space = metadata.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);

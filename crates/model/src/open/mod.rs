@@ -7,7 +7,9 @@ mod safetensors;
 pub(crate) use safetensors::json;
 
 use crate::{
-    Error, ModelConfig, chat::Tokenizer, layout,
+    Error, ModelConfig,
+    chat::Tokenizer,
+    layout,
     source::{Stored, TensorRef},
 };
 use bitdelta_kernels::map::MappedFile;

@@ -59,7 +59,9 @@ pub(super) fn open(folder: &Path) -> Result<Opened, Error> {
 /// A JSON file, `None` where there is none.
 pub(crate) fn json(path: &Path) -> Result<Option<Value>, Error> {
     match fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| Error::malformed(path, error.to_string())),
+        Ok(bytes) => {
+            serde_json::from_slice(&bytes).map(Some).map_err(|error| Error::malformed(path, error.to_string()))
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::io(path)(error)),
     }
@@ -76,7 +78,10 @@ fn weights(folder: &Path) -> Result<(Vec<MappedFile>, HashMap<String, Stored>), 
             let files: BTreeSet<&str> = map.values().filter_map(Value::as_str).collect();
             // An index is data: it names files beside itself and nothing else.
             if let Some(name) = files.iter().find(|name| name.contains(['/', '\\']) || name.is_empty()) {
-                return Err(Error::malformed(&index_path, format!("`{name}` is not the name of a file in this folder")));
+                return Err(Error::malformed(
+                    &index_path,
+                    format!("`{name}` is not the name of a file in this folder"),
+                ));
             }
             files.into_iter().map(str::to_owned).collect()
         }
