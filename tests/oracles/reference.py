@@ -2,7 +2,7 @@
 
 import copy as copying
 import json
-import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
@@ -10,7 +10,12 @@ import make_tiny
 import numpy as np
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    get_cosine_schedule_with_warmup,
+)
 
 IGNORED = -100
 
@@ -154,35 +159,42 @@ def add_low_rank(model: torch.nn.Module, rank: int, scale: float, seed: int) -> 
     return trained
 
 
+@dataclass
+class Settings:
+    """A training run over the whole data a step, so that no order of examples matters."""
+
+    learning_rate: float
+    steps: int = 6
+    warmup_steps: int = 1
+    max_grad_norm: float = 1.0
+    # Examples of one forward pass.
+    batch: int = 4
+
+
+FULL = Settings(learning_rate=2e-4)
+LOW_RANK = Settings(learning_rate=4e-3)
+
+
 def train(
     model: torch.nn.Module,
     trained: list[torch.nn.Parameter],
     examples: list[tuple[list[int], list[int]]],
-    *,
-    steps: int,
-    learning_rate: float,
-    warmup_steps: int,
-    max_grad_norm: float = 1.0,
-    batch: int = 8,
+    settings: Settings,
 ) -> None:
-    """AdamW over whole-data steps: linear warm-up, cosine decay to zero, no weight decay, gradients clipped."""
+    """AdamW with linear warm-up, cosine decay, clipped gradients and no weight decay."""
     model.requires_grad_(False)
     for parameter in trained:
         parameter.requires_grad_(True)
-    optimizer = torch.optim.AdamW(trained, lr=learning_rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+    schedule = get_cosine_schedule_with_warmup(optimizer, settings.warmup_steps, settings.steps)
     learnt = sum(sum(label != IGNORED for label in labels[1:]) for _, labels in examples)
-    for step in range(steps):
-        if step < warmup_steps:
-            share = (step + 1) / warmup_steps
-        else:
-            share = 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (steps - warmup_steps)))
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * share
-        for at in range(0, len(examples), batch):
-            loss, _ = sums(model, examples[at : at + batch])
+    for _ in range(settings.steps):
+        for at in range(0, len(examples), settings.batch):
+            loss, _ = sums(model, examples[at : at + settings.batch])
             (loss / learnt).backward()
-        torch.nn.utils.clip_grad_norm_(trained, max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
         optimizer.step()
+        schedule.step()
         optimizer.zero_grad()
     model.requires_grad_(False)
 
