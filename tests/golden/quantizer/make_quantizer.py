@@ -84,7 +84,12 @@ def main():
     cases = []
     for bits in (1, 2, 4):
         for symmetric in (True, False):
-            for rows, cols, group, threshold in [(3, 70, 32, 3.0), (2, 128, 64, None), (4, 33, None, 1.5), (1, 1, 32, 3.0)]:
+            for rows, cols, group, threshold in [
+                (3, 70, 32, 3.0),
+                (2, 128, 64, None),
+                (4, 33, None, 1.5),
+                (1, 1, 32, 3.0),
+            ]:
                 delta = random.standard_t(4, (rows, cols)).astype(np.float32) * np.float32(1e-3) + np.float32(2e-4)
                 if rows == 3:
                     delta[1, :40] = 0.0
