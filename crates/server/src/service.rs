@@ -63,20 +63,19 @@ impl Service {
     pub fn template(&self, variant: Option<&Resident>) -> Template {
         let Some(variant) = variant else { return Template::Model };
         let trained_with = variant.info().template.as_str();
-        let known = [Template::Model, Template::ChatMl];
-        match known.into_iter().find(|template| self.tokenizer().template_id(template) == trained_with) {
-            Some(template) => template,
-            None => {
-                if !trained_with.is_empty() {
-                    tracing::warn!(
-                        user = variant.user(),
-                        trained_with,
-                        "the variant was trained with another chat template; using the model's own"
-                    );
-                }
-                Template::Model
+        let own = self.tokenizer().template_id(&Template::Model);
+        Template::from_name(trained_with).unwrap_or_else(|| {
+            if trained_with != own {
+                let user = variant.user();
+                tracing::warn!(
+                    user,
+                    trained_with,
+                    own,
+                    "trained with a chat template that this model does not have; using its own"
+                );
             }
-        }
+            Template::Model
+        })
     }
 }
 

@@ -1,0 +1,6 @@
+//! The server over real HTTP on a free port, on the tiny random model of `tests/golden`.
+mod chat;
+mod errors;
+mod lifecycle;
+mod node;
+mod variants;
