@@ -1,8 +1,19 @@
 //! Training, compression of pairs, and evaluation.
+//!
+//! A user's conversations become a variant ([`run`]), a fine-tuned model that exists already becomes one
+//! ([`compress`]), and either is held against its base ([`evaluate`]). Start at [`TrainConfig`] and [`run::run`]; the
+//! model's forward and backward pass is [`graph`]. Not here: the quantizer and the file (`bitdelta-delta`), generation
+//! (`bitdelta-engine`), and anything that prints.
+pub mod batch;
 pub mod compress;
+pub mod config;
+pub mod data;
 pub mod error;
 pub mod evaluate;
 pub mod graph;
 pub mod merge;
+pub mod optimiser;
 pub mod progress;
+pub mod run;
+pub use config::{Method, TrainConfig};
 pub use error::Error;

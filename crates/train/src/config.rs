@@ -1,0 +1,472 @@
+//! The one set of training settings: names, defaults and checks.
+//!
+//! Flags, `key=value` words, a YAML file, `bitdelta train` and Python all fill this struct; the names are
+//! LLaMA-Factory's, which users bring. A setting that has no meaning on this machine is in [`WITHOUT_EFFECT`] and
+//! noted, never silently taken; an unknown one is an error with the nearest name.
+
+use crate::Error;
+use bitdelta_delta::{BitDeltaConfig, GroupSize};
+use bitdelta_model::chat::Template;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::path::PathBuf;
+
+/// Settings of other trainers that are accepted and do nothing here.
+pub const WITHOUT_EFFECT: [&str; 22] = [
+    "bf16",
+    "fp16",
+    "pure_bf16",
+    "do_train",
+    "do_eval",
+    "plot_loss",
+    "report_to",
+    "logging_dir",
+    "run_name",
+    "preprocessing_num_workers",
+    "dataloader_num_workers",
+    "ddp_timeout",
+    "overwrite_cache",
+    "trust_remote_code",
+    "use_fast_tokenizer",
+    "flash_attn",
+    "lora_target",
+    "quantization_bit",
+    "save_only_model",
+    "include_num_input_tokens_seen",
+    "optim",
+    "packing",
+];
+
+/// Settings whose text is never read as a number or a boolean.
+const TEXT: [&str; 7] =
+    ["model_name_or_path", "dataset", "dataset_dir", "eval_dataset", "output_dir", "template", "resume_from_checkpoint"];
+
+/// What learns, and in which form the result is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    /// All attention and MLP projections learn; their change is quantised to `bits`.
+    #[serde(alias = "bitdelta")]
+    Full,
+    /// Low-rank factors learn and are quantised to `factor_bits`.
+    #[default]
+    #[serde(alias = "lora")]
+    LowRank,
+}
+
+/// How the learning rate goes after warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Schedule {
+    /// Straight down to 0.
+    #[default]
+    Linear,
+    /// Half a cosine down to 0.
+    Cosine,
+    /// As it is.
+    #[serde(alias = "constant_with_warmup")]
+    Constant,
+}
+
+/// When something is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Every {
+    /// Never.
+    No,
+    /// After so many optimiser steps.
+    Steps,
+    /// After each epoch.
+    Epoch,
+}
+
+/// Everything a training run depends on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Only "sft" so far.
+    pub stage: String,
+    /// The base: a folder, a GGUF file, or a hub id.
+    pub model_name_or_path: String,
+    /// A path, or a name in `dataset_dir/dataset_info.json`; several with commas.
+    pub dataset: String,
+    /// Where data sets are.
+    pub dataset_dir: PathBuf,
+    /// Held-out data, named as `dataset` is.
+    pub eval_dataset: Option<String>,
+    /// Held out from `dataset`: a share below 1, a number of examples from 1.
+    pub val_size: f64,
+    /// At most so many training examples.
+    pub max_samples: Option<usize>,
+    /// Chat template; `None` is the model's own.
+    pub template: Option<String>,
+    /// Longest example in tokens; longer ones are cut.
+    pub cutoff_len: usize,
+    /// Learn only the last answer of a conversation.
+    pub mask_history: bool,
+    /// Learn every token.
+    pub train_on_prompt: bool,
+    /// What learns.
+    #[serde(rename = "finetuning_type")]
+    pub method: Method,
+    /// Rank of the factors.
+    #[serde(alias = "rank")]
+    pub lora_rank: usize,
+    /// The factors' product is multiplied by alpha / rank; `None` is 2 · rank, so that the rate means the same at every rank.
+    pub lora_alpha: Option<f32>,
+    /// Bits a weight of the quantised factors, 1 to 8.
+    pub factor_bits: u8,
+    /// Only "bitdelta".
+    pub quantization_method: String,
+    /// Bits a weight of a dense delta: 1, 2 or 4.
+    pub bits: u8,
+    /// Inputs a scale: 32 to 256, or "row"; `None` goes by the model's size.
+    pub group_size: Option<GroupWord>,
+    /// No offsets.
+    pub symmetric: bool,
+    /// Clip a dense delta at mean ± outlier_threshold·σ.
+    pub clip_outliers: bool,
+    /// σ multiple.
+    pub outlier_threshold: f32,
+    /// Recorded; nothing enforces it yet.
+    pub safety_threshold: f32,
+    /// Where the variant, the log and the checkpoints go.
+    pub output_dir: PathBuf,
+    /// Start anew in a folder that holds an earlier run.
+    pub overwrite_output_dir: bool,
+    /// Conversations of one forward pass.
+    pub per_device_train_batch_size: usize,
+    /// The same when evaluating.
+    pub per_device_eval_batch_size: usize,
+    /// Forward passes of one optimiser step.
+    pub gradient_accumulation_steps: usize,
+    /// Passes over the data; ignored when `max_steps` is positive.
+    pub num_train_epochs: f64,
+    /// Optimiser steps; −1 goes by epochs.
+    pub max_steps: i64,
+    /// Peak rate; `None` goes by method and rank, see [`TrainConfig::learning_rate`].
+    pub learning_rate: Option<f64>,
+    /// Decay.
+    pub lr_scheduler_type: Schedule,
+    /// Optimiser steps of warm-up; goes before `warmup_ratio`.
+    pub warmup_steps: usize,
+    /// The same as a share of all steps.
+    pub warmup_ratio: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// AdamW.
+    pub adam_beta1: f64,
+    /// AdamW.
+    pub adam_beta2: f64,
+    /// AdamW.
+    pub adam_epsilon: f64,
+    /// Gradients are scaled down to this norm; 0 leaves them.
+    pub max_grad_norm: f64,
+    /// Of the order and the factors' start.
+    pub seed: u64,
+    /// A new order each epoch; false keeps the data's.
+    pub shuffle: bool,
+    /// Form activations again on the way back; `None`: when memory asks for it.
+    pub gradient_checkpointing: Option<bool>,
+    /// Steps between lines of the log.
+    pub logging_steps: usize,
+    /// When to save a checkpoint.
+    pub save_strategy: Every,
+    /// Steps between checkpoints.
+    pub save_steps: usize,
+    /// Checkpoints kept; `None` keeps all.
+    pub save_total_limit: Option<usize>,
+    /// "auto" for the latest checkpoint in `output_dir`, or a path.
+    pub resume_from_checkpoint: Option<String>,
+    /// When to measure the held-out loss.
+    #[serde(alias = "evaluation_strategy")]
+    pub eval_strategy: Every,
+    /// Steps between measurements.
+    pub eval_steps: usize,
+    /// Keep the weights of the lowest held-out loss instead of the last.
+    pub load_best_model_at_end: bool,
+    /// Stop after so many measurements without a lower held-out loss.
+    pub early_stopping_steps: Option<usize>,
+}
+
+/// `group_size` as it is written: a number or "row".
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum GroupWord {
+    /// So many inputs.
+    Elements(u32),
+    /// "row"
+    Word(String),
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            stage: "sft".into(),
+            model_name_or_path: String::new(),
+            dataset: String::new(),
+            dataset_dir: "data".into(),
+            eval_dataset: None,
+            val_size: 0.0,
+            max_samples: None,
+            template: None,
+            cutoff_len: 2048,
+            mask_history: false,
+            train_on_prompt: false,
+            method: Method::LowRank,
+            lora_rank: 4,
+            lora_alpha: None,
+            factor_bits: 4,
+            quantization_method: "bitdelta".into(),
+            bits: 1,
+            group_size: None,
+            symmetric: true,
+            clip_outliers: true,
+            outlier_threshold: 3.0,
+            safety_threshold: 0.0,
+            output_dir: PathBuf::new(),
+            overwrite_output_dir: false,
+            per_device_train_batch_size: 8,
+            per_device_eval_batch_size: 8,
+            gradient_accumulation_steps: 1,
+            num_train_epochs: 3.0,
+            max_steps: -1,
+            learning_rate: None,
+            lr_scheduler_type: Schedule::Linear,
+            warmup_steps: 0,
+            warmup_ratio: 0.0,
+            weight_decay: 0.0,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_epsilon: 1e-8,
+            max_grad_norm: 1.0,
+            seed: 42,
+            shuffle: true,
+            gradient_checkpointing: None,
+            logging_steps: 10,
+            save_strategy: Every::Steps,
+            save_steps: 500,
+            save_total_limit: Some(2),
+            resume_from_checkpoint: None,
+            eval_strategy: Every::Epoch,
+            eval_steps: 500,
+            load_best_model_at_end: false,
+            early_stopping_steps: None,
+        }
+    }
+}
+
+impl TrainConfig {
+    /// Settings from names and values as text, in order; `-` and `_` are the same in a name. With them come notes on
+    /// settings that are accepted without effect.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSetting`], or [`Error::Setting`] for a value of the wrong kind.
+    pub fn from_pairs<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<(Self, Vec<String>), Error> {
+        let mut config = Self::default();
+        let mut notes = Vec::new();
+        for (name, value) in pairs {
+            let name = name.replace('-', "_");
+            if WITHOUT_EFFECT.contains(&name.as_str()) {
+                notes.push(match name.as_str() {
+                    "bf16" | "fp16" | "pure_bf16" => format!("{name}: training on CPU computes in f32"),
+                    _ => format!("{name} has no effect here"),
+                });
+            } else if name == "quantization_method" && value != "bitdelta" {
+                return Err(Error::setting(&name, format!("must be bitdelta, not {value:?}")));
+            } else {
+                config = config.with(&name, value)?;
+            }
+        }
+        Ok((config, notes))
+    }
+
+    /// Settings of a YAML (or JSON) file, as pairs for [`TrainConfig::from_pairs`].
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when it is no mapping of plain values.
+    pub fn pairs_of_yaml(text: &str) -> Result<Vec<(String, String)>, Error> {
+        let wrong = |problem: String| Error::setting("settings file", problem);
+        let value: Value = serde_saphyr::from_str(text).map_err(|error| wrong(error.to_string()))?;
+        let Value::Object(map) = value else { return Err(wrong("must be `name: value` lines".into())) };
+        let mut pairs = Vec::new();
+        for (name, value) in map {
+            let plain = |value: &Value| match value {
+                Value::String(text) => Ok(text.clone()),
+                Value::Number(_) | Value::Bool(_) => Ok(value.to_string()),
+                _ => Err(Error::setting(&name, "must be a plain value")),
+            };
+            match &value {
+                Value::Null => {}
+                Value::Array(values) => {
+                    let words: Vec<String> = values.iter().map(plain).collect::<Result<_, _>>()?;
+                    pairs.push((name, words.join(",")));
+                }
+                value => pairs.push((name.clone(), plain(value)?)),
+            }
+        }
+        Ok(pairs)
+    }
+
+    /// These settings with one changed.
+    fn with(&self, name: &str, text: &str) -> Result<Self, Error> {
+        let impossible = |error: serde_json::Error| Error::setting(name, error.to_string());
+        let mut map = serde_json::to_value(self).map_err(impossible)?;
+        let Some(fields) = map.as_object_mut() else { unreachable!("a struct becomes an object") };
+        let known = match name {
+            "rank" => "lora_rank",
+            "evaluation_strategy" => "eval_strategy",
+            "method" => "finetuning_type",
+            name => name,
+        };
+        if !fields.contains_key(known) {
+            let names = fields.keys().map(String::as_str).chain(WITHOUT_EFFECT);
+            return Err(Error::UnknownSetting { name: name.into(), nearest: nearest(name, names) });
+        }
+        let as_text = Value::String(text.into());
+        let mut readings = vec![as_text.clone()];
+        if !TEXT.contains(&known) {
+            let plain = match text.to_ascii_lowercase().as_str() {
+                "true" | "yes" | "on" => Value::Bool(true),
+                "false" | "no" | "off" => Value::Bool(false),
+                "none" | "null" => Value::Null,
+                _ => number(text).unwrap_or(as_text),
+            };
+            readings.insert(0, plain);
+        }
+        let mut problem = String::new();
+        for reading in readings {
+            fields.insert(known.into(), reading);
+            match serde_json::from_value(Value::Object(fields.clone())) {
+                Ok(config) => return Ok(config),
+                // The first reading's complaint is the plainest.
+                Err(error) if problem.is_empty() => problem = error.to_string(),
+                Err(_) => {}
+            }
+        }
+        Err(Error::setting(name, format!("{text:?} will not do: {problem}")))
+    }
+
+    /// Checks everything that can be checked without reading a file.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for the first setting that makes no sense.
+    pub fn validate(&self) -> Result<(), Error> {
+        let need = |ok: bool, name: &str, problem: &str| if ok { Ok(()) } else { Err(Error::setting(name, problem)) };
+        if self.stage != "sft" {
+            let later = ["pt", "rm", "ppo", "dpo", "kto"].contains(&self.stage.as_str());
+            let problem = if later { "is not supported yet; only sft is" } else { "must be sft" };
+            return Err(Error::setting("stage", format!("{:?} {problem}", self.stage)));
+        }
+        need(!self.model_name_or_path.is_empty(), "model_name_or_path", "is missing: which base model is to be trained?")?;
+        need(!self.dataset.is_empty(), "dataset", "is missing: a path, or a name in dataset_dir/dataset_info.json")?;
+        need(!self.output_dir.as_os_str().is_empty(), "output_dir", "is missing: where should the variant go?")?;
+        self.template()?;
+        self.bitdelta()?.validate()?;
+        need((1..=8).contains(&self.factor_bits), "factor_bits", "must be 1 to 8")?;
+        need((1..=1024).contains(&self.lora_rank), "lora_rank", "must be 1 to 1024")?;
+        need(self.lora_alpha.is_none_or(|a| a.is_finite() && a > 0.0), "lora_alpha", "must be above 0")?;
+        need(self.cutoff_len >= 2, "cutoff_len", "must be 2 or more")?;
+        need(self.per_device_train_batch_size > 0, "per_device_train_batch_size", "must be 1 or more")?;
+        need(self.per_device_eval_batch_size > 0, "per_device_eval_batch_size", "must be 1 or more")?;
+        need(self.gradient_accumulation_steps > 0, "gradient_accumulation_steps", "must be 1 or more")?;
+        let epochs = self.num_train_epochs;
+        need(self.max_steps > 0 || (epochs.is_finite() && epochs > 0.0), "num_train_epochs", "must be above 0")?;
+        need(self.max_steps == -1 || self.max_steps > 0, "max_steps", "must be 1 or more, or -1 to go by epochs")?;
+        let rate = self.learning_rate();
+        need(rate.is_finite() && rate > 0.0, "learning_rate", "must be above 0")?;
+        need((0.0..=1.0).contains(&self.warmup_ratio), "warmup_ratio", "must be from 0 to 1")?;
+        need(self.weight_decay.is_finite() && self.weight_decay >= 0.0, "weight_decay", "must be 0 or more")?;
+        need((0.0..1.0).contains(&self.adam_beta1), "adam_beta1", "must be from 0 to below 1")?;
+        need((0.0..1.0).contains(&self.adam_beta2), "adam_beta2", "must be from 0 to below 1")?;
+        need(self.adam_epsilon > 0.0, "adam_epsilon", "must be above 0")?;
+        need(self.max_grad_norm.is_finite() && self.max_grad_norm >= 0.0, "max_grad_norm", "must be 0 or more")?;
+        need(self.val_size.is_finite() && self.val_size >= 0.0, "val_size", "must be 0 or more")?;
+        need(self.logging_steps > 0, "logging_steps", "must be 1 or more")?;
+        need(self.save_steps > 0, "save_steps", "must be 1 or more")?;
+        need(self.eval_steps > 0, "eval_steps", "must be 1 or more")?;
+        need(self.save_total_limit != Some(0), "save_total_limit", "must be 1 or more")?;
+        let measures = self.eval_strategy != Every::No && (self.eval_dataset.is_some() || self.val_size > 0.0);
+        let chooses = self.load_best_model_at_end || self.early_stopping_steps.is_some();
+        need(!chooses || measures, "load_best_model_at_end", "needs held-out data: set val_size or eval_dataset")?;
+        Ok(())
+    }
+
+    /// The chat template.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for an unknown name.
+    pub fn template(&self) -> Result<Template, Error> {
+        let name = self.template.as_deref().unwrap_or("model");
+        Template::from_name(name)
+            .ok_or_else(|| Error::setting("template", format!("{name:?} is unknown; model, chatml and qwen3 are known")))
+    }
+
+    /// What B·A is multiplied by: alpha / rank.
+    pub fn factor_scale(&self) -> f32 {
+        self.lora_alpha.map_or(2.0, |alpha| alpha / self.lora_rank as f32)
+    }
+
+    /// The peak rate. Not given, it is 1e-4 for full training, and 4e-3 / √rank for factors, which is the best measured
+    /// at ranks 1 (4e-3) and 4 (2e-3).
+    pub fn learning_rate(&self) -> f64 {
+        self.learning_rate.unwrap_or(match self.method {
+            Method::Full => 1e-4,
+            Method::LowRank => 4e-3 / (self.lora_rank.max(1) as f64).sqrt(),
+        })
+    }
+
+    /// How the result is quantised, as the variant file records it.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a group size that is neither a number nor "row".
+    pub fn bitdelta(&self) -> Result<BitDeltaConfig, Error> {
+        let group_size = match &self.group_size {
+            None => None,
+            Some(GroupWord::Elements(elements)) => Some(GroupSize::Elements(*elements)),
+            Some(GroupWord::Word(word)) if word == "row" => Some(GroupSize::Row),
+            Some(GroupWord::Word(word)) => {
+                return Err(Error::setting("group_size", format!("must be a number from 32 to 256, or row, not {word:?}")));
+            }
+        };
+        Ok(BitDeltaConfig {
+            bits: self.bits,
+            group_size,
+            symmetric: self.symmetric,
+            clip_outliers: self.clip_outliers,
+            outlier_threshold: self.outlier_threshold,
+            safety_threshold: self.safety_threshold,
+            ..BitDeltaConfig::default()
+        })
+    }
+}
+
+/// `text` as a JSON number; whole numbers stay whole, so that `3.0` for a count is refused and `3` for a share is not.
+fn number(text: &str) -> Option<Value> {
+    match text.parse::<i64>() {
+        Ok(whole) => Some(whole.into()),
+        Err(_) => text.parse::<f64>().ok().filter(|number| number.is_finite()).map(Value::from),
+    }
+}
+
+/// The known name closest to `name`, if it is close at all.
+fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
+    known
+        .map(|known| (distance(name, known), known))
+        .min()
+        .filter(|(distance, _)| *distance <= name.len().max(3) / 3)
+        .map(|(_, known)| known.to_owned())
+}
+
+/// Edits (insertions, deletions, replacements of a byte) between two names.
+fn distance(a: &str, b: &str) -> usize {
+    let mut previous: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.bytes().enumerate() {
+        let mut row = vec![i + 1];
+        for (j, to) in b.bytes().enumerate() {
+            row.push((previous[j] + usize::from(from != to)).min(previous[j + 1] + 1).min(row[j] + 1));
+        }
+        previous = row;
+    }
+    previous[b.len()]
+}

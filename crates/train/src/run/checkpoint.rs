@@ -1,0 +1,169 @@
+//! Checkpoints: everything a run needs to go on as if it had never stopped.
+//!
+//! `output_dir/checkpoint-N` holds `tensors.safetensors` (parameters and moments, f32) and `state.json`. It is written
+//! under another name, synced and renamed, so a folder of that name is whole; older ones go only after that.
+
+use crate::{
+    Error,
+    graph::{matrix::Matrix, parameter::Parameter},
+    optimiser::AdamW,
+};
+use safetensors::{Dtype, SafeTensors, tensor::View};
+use serde::{Deserialize, Serialize};
+use std::{
+    borrow::Cow,
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+const TENSORS: &str = "tensors.safetensors";
+const STATE: &str = "state.json";
+const PREFIX: &str = "checkpoint-";
+
+/// What is not a tensor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+pub(super) struct State {
+    /// Optimiser steps done.
+    pub step: usize,
+    /// Hash of the settings, data and base that decide the result.
+    pub identity: String,
+    /// Held-out loss of the base.
+    pub loss_base: Option<f64>,
+    /// Held-out loss when last measured.
+    pub loss_held_out: Option<f64>,
+    /// Lowest held-out loss so far.
+    pub best: Option<f64>,
+    /// Measurements since then.
+    pub since_best: usize,
+}
+
+/// A matrix as safetensors writes it.
+struct Stored<'a> {
+    shape: [usize; 2],
+    values: &'a [f32],
+}
+
+impl View for Stored<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        self.values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>().into()
+    }
+
+    fn data_len(&self) -> usize {
+        self.values.len() * 4
+    }
+}
+
+/// Writes `output_dir/checkpoint-{step}` and removes the oldest beyond `keep`. `best` are the best weights so far.
+pub(super) fn save(
+    output_dir: &Path,
+    state: &State,
+    parameters: &[Arc<Parameter>],
+    optimiser: &AdamW,
+    best: Option<&[Matrix]>,
+    keep: Option<usize>,
+) -> Result<PathBuf, Error> {
+    let target = output_dir.join(format!("{PREFIX}{}", state.step));
+    let folder = tempfile::Builder::new()
+        .prefix(".checkpoint-")
+        .tempdir_in(output_dir)
+        .map_err(|source| Error::io(output_dir, source))?;
+    let values: Vec<_> = parameters.iter().map(|parameter| parameter.value()).collect();
+    let mut tensors: Vec<(String, Stored)> = Vec::with_capacity(parameters.len() * 4);
+    let stored = |matrix: &'_ Matrix| [matrix.rows(), matrix.cols()];
+    for (i, parameter) in parameters.iter().enumerate() {
+        let (first, second) = &optimiser.moments[i];
+        let best = best.map(|best| ("best", &best[i]));
+        for (what, matrix) in [("value", &*values[i]), ("first", first), ("second", second)].into_iter().chain(best) {
+            let shown = Stored { shape: stored(matrix), values: matrix.values() };
+            tensors.push((format!("{what}.{}", parameter.name()), shown));
+        }
+    }
+    let path = folder.path().join(TENSORS);
+    safetensors::serialize_to_file(tensors, None, &path).map_err(|error| Error::Checkpoint {
+        path: target.clone(),
+        problem: format!("it could not be written: {error}"),
+    })?;
+    sync(&path)?;
+    let path = folder.path().join(STATE);
+    let json = serde_json::to_vec_pretty(state).map_err(|error| Error::io(&path, error.into()))?;
+    fs::write(&path, json).map_err(|source| Error::io(&path, source))?;
+    sync(&path)?;
+    if target.exists() {
+        fs::remove_dir_all(&target).map_err(|source| Error::io(&target, source))?;
+    }
+    fs::rename(folder.keep(), &target).map_err(|source| Error::io(&target, source))?;
+    sync(output_dir)?;
+    if let Some(keep) = keep {
+        let found = list(output_dir);
+        for (_, old) in found.iter().take(found.len().saturating_sub(keep)) {
+            fs::remove_dir_all(old).map_err(|source| Error::io(old, source))?;
+        }
+    }
+    Ok(target)
+}
+
+/// Reads a checkpoint into `parameters` and `optimiser`; returns its state and the best weights, if any are kept.
+pub(super) fn load(
+    folder: &Path,
+    identity: &str,
+    parameters: &[Arc<Parameter>],
+    optimiser: &mut AdamW,
+) -> Result<(State, Option<Vec<Matrix>>), Error> {
+    let wrong = |problem: String| Error::Checkpoint { path: folder.into(), problem };
+    let read = |name: &str| fs::read(folder.join(name)).map_err(|error| wrong(format!("{name}: {error}")));
+    let state: State = serde_json::from_slice(&read(STATE)?).map_err(|error| wrong(format!("{STATE}: {error}")))?;
+    if state.identity != identity {
+        return Err(wrong("it belongs to a run with other settings, data or base; use --overwrite_output_dir to start anew".into()));
+    }
+    let bytes = read(TENSORS)?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|error| wrong(format!("{TENSORS}: {error}")))?;
+    let matrix = |what: &str, parameter: &Parameter| -> Result<Matrix, Error> {
+        let name = format!("{what}.{}", parameter.name());
+        let tensor = file.tensor(&name).map_err(|error| wrong(format!("{name}: {error}")))?;
+        let shape = [parameter.rows(), parameter.cols()];
+        if tensor.dtype() != Dtype::F32 || tensor.shape() != shape {
+            return Err(wrong(format!("{name} is {:?} {:?}, expected F32 {shape:?}", tensor.dtype(), tensor.shape())));
+        }
+        let values = tensor.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        Ok(Matrix::new(shape[0], shape[1], values))
+    };
+    let has_best = file.names().iter().any(|name| name.starts_with("best."));
+    let mut best = Vec::new();
+    for (i, parameter) in parameters.iter().enumerate() {
+        *parameter.value_mut() = matrix("value", parameter)?;
+        optimiser.moments[i] = (matrix("first", parameter)?, matrix("second", parameter)?);
+        if has_best {
+            best.push(matrix("best", parameter)?);
+        }
+    }
+    optimiser.step = state.step;
+    Ok((state, has_best.then_some(best)))
+}
+
+/// The checkpoints of a folder by rising step.
+pub(super) fn list(output_dir: &Path) -> Vec<(usize, PathBuf)> {
+    let entries = fs::read_dir(output_dir).into_iter().flatten().flatten();
+    let mut found: Vec<(usize, PathBuf)> = entries
+        .filter_map(|entry| {
+            let step = entry.file_name().to_str()?.strip_prefix(PREFIX)?.parse().ok()?;
+            entry.path().join(STATE).is_file().then(|| (step, entry.path()))
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+fn sync(path: &Path) -> Result<(), Error> {
+    let done: io::Result<()> = File::open(path).and_then(|file| file.sync_all());
+    done.map_err(|source| Error::io(path, source))
+}

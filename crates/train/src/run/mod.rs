@@ -1,0 +1,513 @@
+//! One training run: data in, a variant file out.
+//!
+//! [`run`] is the whole of it in order: read the data, check the memory, build the graph, train, quantise, measure,
+//! write. The loop counts optimiser steps; which examples a step takes follows from its number alone, so a run that goes
+//! on from a checkpoint sees what an unbroken one would have seen, and ends with the same bits.
+
+mod checkpoint;
+pub mod memory;
+mod result;
+
+use crate::{
+    Error, TrainConfig,
+    batch::{self, Example},
+    config::{Every, Method},
+    data::{self, Conversation},
+    graph::{Adaptation, Graph, matrix::Matrix, parameter::Parameter},
+    optimiser::{self, AdamW},
+    progress::Progress,
+};
+use bitdelta_delta::{Info, Variant};
+use bitdelta_model::{Base, chat::Template};
+use checkpoint::State;
+use serde::Serialize;
+use serde_json::json;
+use std::{
+    fs::{self, OpenOptions},
+    io::Write,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+/// The variant's name in `output_dir`.
+pub const VARIANT_FILE: &str = "variant.safetensors";
+/// The log's name in `output_dir`: one JSON object a line.
+pub const LOG_FILE: &str = "training_log.jsonl";
+
+/// What a finished run gives.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Outcome {
+    /// The variant file.
+    pub path: PathBuf,
+    /// Its size.
+    pub bytes: u64,
+    /// Optimiser steps.
+    pub steps: usize,
+    /// Mean held-out loss of an answer's token under the base; `None` without held-out data, as the two below.
+    pub loss_base: Option<f64>,
+    /// The same after training.
+    pub loss_trained: Option<f64>,
+    /// The same with the quantised variant.
+    pub loss_variant: Option<f64>,
+    /// Training tokens a second.
+    pub tokens_per_second: f64,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// Trains as `config` says. When `stop` becomes true, the run saves a checkpoint and returns [`Error::Interrupted`].
+///
+/// # Errors
+/// Everything in [`Error`]; published files and earlier checkpoints stay intact.
+pub fn run(config: &TrainConfig, progress: &dyn Progress, stop: &AtomicBool) -> Result<Outcome, Error> {
+    config.validate()?;
+    // The base first: a wrong path is the likeliest mistake.
+    let base = Base::open(&config.model_name_or_path)?;
+    run_on(&base, config, progress, stop)
+}
+
+/// As [`run`], on a base that is already open.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_on(
+    base: &Base,
+    config: &TrainConfig,
+    progress: &dyn Progress,
+    stop: &AtomicBool,
+) -> Result<Outcome, Error> {
+    config.validate()?;
+    let template = config.template()?;
+    let mut warnings = config.bitdelta()?.warnings();
+    let data = Data::load(base, &template, config, &mut warnings)?;
+    let resume = prepare_output(config, progress)?;
+    let tokens = data.largest_batch(config);
+    let checkpointing = memory::plan(&base.config, config, tokens, bitdelta_model::memory::available())?;
+    if checkpointing && config.gradient_checkpointing.is_none() {
+        progress.say("activations are formed again on the way back (gradient_checkpointing), to fit in memory");
+    }
+    for warning in &warnings {
+        progress.say(&format!("warning: {warning}"));
+    }
+    let adaptation = match config.method {
+        Method::Full => Adaptation::Full,
+        Method::LowRank => {
+            Adaptation::LowRank { rank: config.lora_rank, scale: config.factor_scale(), seed: config.seed }
+        }
+    };
+    let graph = Graph::new(&base.config, base, adaptation, data.longest, checkpointing)?;
+    let parameters = graph.parameters();
+    let mut session = Session {
+        config,
+        data: &data,
+        graph: &graph,
+        optimiser: AdamW::new(config, &parameters),
+        parameters,
+        state: State { identity: identity(base, config, &data), ..State::default() },
+        best: None,
+        progress,
+        stop,
+        trained_tokens: 0,
+        seconds: 0.0,
+    };
+    session.start(resume.as_deref())?;
+    session.train()?;
+    session.finish(base, &template, warnings)
+}
+
+/// What is learnt from and what is held out.
+struct Data {
+    train: Vec<Example>,
+    held_out: Vec<Example>,
+    conversations: usize,
+    longest: usize,
+    hash: String,
+}
+
+impl Data {
+    fn load(base: &Base, template: &Template, config: &TrainConfig, warnings: &mut Vec<String>) -> Result<Self, Error> {
+        let mut conversations = data::load(&config.dataset, &config.dataset_dir)?;
+        conversations.truncate(config.max_samples.unwrap_or(usize::MAX));
+        let held_out = match &config.eval_dataset {
+            Some(name) => data::load(name, &config.dataset_dir)?,
+            None => split(&mut conversations, config)?,
+        };
+        let mut hasher = blake3::Hasher::new();
+        for message in conversations.iter().flat_map(|conversation| &conversation.messages) {
+            for text in [&message.role, &message.content] {
+                hasher.update(&(text.len() as u64).to_le_bytes());
+                hasher.update(text.as_bytes());
+            }
+        }
+        let train = batch::tokenise(&base.tokenizer, template, &conversations, config)?;
+        let held = batch::tokenise(&base.tokenizer, template, &held_out, config)?;
+        if train.truncated > 0 {
+            warnings.push(format!("{} of {} conversations were cut at {} tokens (cutoff_len)", train.truncated, conversations.len(), config.cutoff_len));
+        }
+        if train.dropped > 0 {
+            warnings.push(format!("{} conversations have no answer left to learn from and were left out", train.dropped));
+        }
+        if train.examples.is_empty() {
+            let problem = "no conversation has an answer to learn from within cutoff_len".into();
+            return Err(Error::Dataset { name: config.dataset.clone(), problem });
+        }
+        let longest = train.examples.iter().chain(&held.examples).map(|example| example.tokens.len()).max().unwrap_or(0);
+        Ok(Self {
+            train: train.examples,
+            held_out: held.examples,
+            conversations: conversations.len(),
+            longest,
+            hash: hasher.finalize().to_hex().to_string(),
+        })
+    }
+
+    /// Tokens of the largest batch that any order can give.
+    fn largest_batch(&self, config: &TrainConfig) -> usize {
+        let mut lengths: Vec<usize> = self.train.iter().map(|example| example.tokens.len()).collect();
+        lengths.sort_unstable_by(|a, b| b.cmp(a));
+        lengths.iter().take(config.per_device_train_batch_size).sum()
+    }
+}
+
+/// Takes the held-out share from `conversations`: drawn by the seed, or the last ones when nothing is shuffled.
+fn split(conversations: &mut Vec<Conversation>, config: &TrainConfig) -> Result<Vec<Conversation>, Error> {
+    let total = conversations.len();
+    let count = if config.val_size < 1.0 { (total as f64 * config.val_size).ceil() as usize } else { config.val_size as usize };
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    if count >= total {
+        let problem = format!("{} leaves nothing of {total} conversations to learn from", config.val_size);
+        return Err(Error::setting("val_size", problem));
+    }
+    let mut drawn = batch::order(total, usize::MAX, config.seed, config.shuffle).split_off(total - count);
+    drawn.sort_unstable();
+    let mut held_out = Vec::with_capacity(count);
+    for index in drawn.into_iter().rev() {
+        held_out.push(conversations.remove(index));
+    }
+    held_out.reverse();
+    Ok(held_out)
+}
+
+/// Makes or checks `output_dir`; returns the checkpoint to go on from.
+fn prepare_output(config: &TrainConfig, progress: &dyn Progress) -> Result<Option<PathBuf>, Error> {
+    let folder = &config.output_dir;
+    fs::create_dir_all(folder).map_err(|source| Error::io(folder, source))?;
+    let checkpoints = checkpoint::list(folder);
+    let latest = checkpoints.last().map(|(_, path)| path.clone());
+    match config.resume_from_checkpoint.as_deref() {
+        Some("auto" | "true" | "True" | "latest") if latest.is_none() => {
+            progress.say("no checkpoint to continue from; starting at the beginning");
+            return Ok(None);
+        }
+        Some("auto" | "true" | "True" | "latest") => return Ok(latest),
+        Some("false" | "False" | "none") | None => {}
+        Some(path) => return Ok(Some(path.into())),
+    }
+    if config.overwrite_output_dir {
+        for (_, path) in checkpoints {
+            fs::remove_dir_all(&path).map_err(|source| Error::io(&path, source))?;
+        }
+        return Ok(None);
+    }
+    if folder.join(VARIANT_FILE).exists() {
+        let problem = format!("{} already holds a variant; use another folder, or --overwrite_output_dir", folder.display());
+        return Err(Error::setting("output_dir", problem));
+    }
+    if let Some(path) = &latest {
+        progress.say(&format!("found {}: continuing from it (--overwrite_output_dir starts anew)", path.display()));
+    }
+    Ok(latest)
+}
+
+/// Hash of all that decides the result, so that a checkpoint is never continued with something else.
+fn identity(base: &Base, config: &TrainConfig, data: &Data) -> String {
+    // Where and how often things are written, and how memory is used, change nothing.
+    let neutral = TrainConfig {
+        model_name_or_path: String::new(),
+        dataset: String::new(),
+        dataset_dir: PathBuf::new(),
+        eval_dataset: config.eval_dataset.as_ref().map(|_| String::new()),
+        output_dir: PathBuf::new(),
+        overwrite_output_dir: false,
+        resume_from_checkpoint: None,
+        gradient_checkpointing: None,
+        logging_steps: 1,
+        save_strategy: Every::No,
+        save_steps: 1,
+        save_total_limit: None,
+        ..config.clone()
+    };
+    let settings = serde_json::to_string(&neutral).unwrap_or_default();
+    let text = format!("{settings}\n{}\n{}\n{}", data.hash, base.fingerprint(), data.held_out.len());
+    blake3::hash(text.as_bytes()).to_hex().to_string()
+}
+
+/// A run under way.
+struct Session<'a> {
+    config: &'a TrainConfig,
+    data: &'a Data,
+    graph: &'a Graph,
+    parameters: Vec<Arc<Parameter>>,
+    optimiser: AdamW,
+    state: State,
+    best: Option<Vec<Matrix>>,
+    progress: &'a dyn Progress,
+    stop: &'a AtomicBool,
+    trained_tokens: usize,
+    seconds: f64,
+}
+
+impl Session<'_> {
+    /// Optimiser steps of one pass over the data.
+    fn steps_per_epoch(&self) -> usize {
+        let batches = self.data.train.len().div_ceil(self.config.per_device_train_batch_size);
+        batches.div_ceil(self.config.gradient_accumulation_steps)
+    }
+
+    fn total_steps(&self) -> usize {
+        match usize::try_from(self.config.max_steps) {
+            Ok(steps) => steps,
+            Err(_) => (self.config.num_train_epochs * self.steps_per_epoch() as f64).ceil() as usize,
+        }
+    }
+
+    fn start(&mut self, resume: Option<&Path>) -> Result<(), Error> {
+        if let Some(folder) = resume {
+            let identity = self.state.identity.clone();
+            (self.state, self.best) = checkpoint::load(folder, &identity, &self.parameters, &mut self.optimiser)?;
+            self.progress.say(&format!("continuing after step {}", self.state.step));
+            return Ok(());
+        }
+        let log = self.config.output_dir.join(LOG_FILE);
+        fs::write(&log, "").map_err(|source| Error::io(&log, source))?;
+        self.state.loss_base = self.held_out_loss("measuring the base")?;
+        if let Some(loss) = self.state.loss_base {
+            self.progress.say(&format!("held-out loss before training: {loss:.4}"));
+        }
+        Ok(())
+    }
+
+    fn train(&mut self) -> Result<(), Error> {
+        let (total, per_epoch) = (self.total_steps(), self.steps_per_epoch());
+        self.progress.begin("training", total as u64, "steps");
+        self.progress.advance(self.state.step as u64, "");
+        let (mut loss_sum, mut loss_steps) = (0.0, 0usize);
+        while self.state.step < total {
+            let Some((loss, norm, rate)) = self.step(total)? else {
+                self.progress.end();
+                let checkpoint = self.save()?;
+                return Err(Error::Interrupted { step: self.state.step, checkpoint });
+            };
+            loss_sum += loss;
+            loss_steps += 1;
+            self.progress.advance(1, &format!("loss {loss:.3}"));
+            let step = self.state.step;
+            let epoch = step as f64 / per_epoch as f64;
+            if step % self.config.logging_steps == 0 || step == total {
+                let mean = loss_sum / loss_steps as f64;
+                self.log(&json!({
+                    "step": step, "epoch": epoch, "loss": mean, "learning_rate": rate, "grad_norm": norm,
+                    "tokens_per_second": self.tokens_per_second(),
+                }))?;
+                (loss_sum, loss_steps) = (0.0, 0);
+            }
+            let due = |every: Every, steps: usize| match every {
+                Every::No => false,
+                Every::Steps => step % steps == 0,
+                Every::Epoch => step % per_epoch == 0,
+            };
+            let ends = step == total;
+            let mut enough = false;
+            if due(self.config.eval_strategy, self.config.eval_steps)
+                || (ends && self.config.eval_strategy != Every::No)
+            {
+                enough = self.evaluate(epoch)?;
+            }
+            if due(self.config.save_strategy, self.config.save_steps) && !ends {
+                self.save()?;
+            }
+            if enough {
+                self.progress.say("the held-out loss no longer falls: stopping early");
+                break;
+            }
+        }
+        self.progress.end();
+        Ok(())
+    }
+
+    /// One optimiser step: its mean loss, gradient norm and rate. `None` when asked to stop; then nothing has changed.
+    fn step(&mut self, total: usize) -> Result<Option<(f64, f64, f64)>, Error> {
+        let config = self.config;
+        let per_epoch = self.steps_per_epoch();
+        let (epoch, place) = (self.state.step / per_epoch, self.state.step % per_epoch);
+        let order = batch::order(self.data.train.len(), epoch, config.seed, config.shuffle);
+        let per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps;
+        let chosen: Vec<&Example> =
+            order.iter().skip(place * per_step).take(per_step).map(|&index| &self.data.train[index]).collect();
+        let targets: usize = chosen.iter().map(|example| example.targets()).sum();
+        let start = Instant::now();
+        let mut loss = 0.0;
+        for examples in chosen.chunks(config.per_device_train_batch_size) {
+            if self.stop.load(Ordering::Relaxed) {
+                for parameter in &self.parameters {
+                    *parameter.gradient() = None;
+                }
+                return Ok(None);
+            }
+            let packed = batch::pack(examples.iter().copied());
+            self.trained_tokens += packed.tokens.len();
+            // The mean is over all targets of the step, however they fall into forward passes.
+            loss += self.graph.accumulate(&packed, 1.0 / targets as f32)?;
+        }
+        loss /= targets as f64;
+        let rate = optimiser::learning_rate(config, self.state.step, total);
+        let norm = optimiser::gradient_norm(&self.parameters);
+        if !loss.is_finite() || !norm.is_finite() {
+            return Err(Error::Diverged { step: self.state.step + 1, loss, learning_rate: rate });
+        }
+        self.optimiser.update(&self.parameters, rate, optimiser::clip_factor(norm, config.max_grad_norm));
+        self.seconds += start.elapsed().as_secs_f64();
+        self.state.step += 1;
+        Ok(Some((loss, norm, rate)))
+    }
+
+    /// Measures the held-out loss; true when it has not fallen for long enough to stop.
+    fn evaluate(&mut self, epoch: f64) -> Result<bool, Error> {
+        let Some(loss) = self.held_out_loss("")? else { return Ok(false) };
+        self.log(&json!({"step": self.state.step, "epoch": epoch, "eval_loss": loss}))?;
+        self.progress.say(&format!("epoch {epoch:.2}: held-out loss {loss:.4}"));
+        self.state.loss_held_out = Some(loss);
+        if self.state.best.is_none_or(|best| loss < best) {
+            self.state.best = Some(loss);
+            self.state.since_best = 0;
+            if self.config.load_best_model_at_end {
+                self.best = Some(self.parameters.iter().map(|parameter| parameter.value().clone()).collect());
+            }
+        } else {
+            self.state.since_best += 1;
+        }
+        Ok(self.config.early_stopping_steps.is_some_and(|patience| self.state.since_best >= patience.max(1)))
+    }
+
+    /// Mean loss of a held-out answer's token; `None` without held-out data. A named phase shows its progress.
+    fn held_out_loss(&self, phase: &str) -> Result<Option<f64>, Error> {
+        if self.data.held_out.is_empty() {
+            return Ok(None);
+        }
+        let batches = self.data.held_out.chunks(self.config.per_device_eval_batch_size);
+        if !phase.is_empty() {
+            self.progress.begin(phase, batches.len() as u64, "batches");
+        }
+        let (mut loss, mut targets) = (0.0, 0usize);
+        for examples in batches {
+            let packed = batch::pack(examples);
+            loss += self.graph.loss(&packed)?;
+            targets += packed.targets.len();
+            if !phase.is_empty() {
+                self.progress.advance(1, "");
+            }
+        }
+        if !phase.is_empty() {
+            self.progress.end();
+        }
+        Ok(Some(loss / targets as f64))
+    }
+
+    fn save(&self) -> Result<PathBuf, Error> {
+        let keep = self.config.save_total_limit;
+        checkpoint::save(&self.config.output_dir, &self.state, &self.parameters, &self.optimiser, self.best.as_deref(), keep)
+    }
+
+    fn log(&self, line: &serde_json::Value) -> Result<(), Error> {
+        let path = self.config.output_dir.join(LOG_FILE);
+        let written = OpenOptions::new().create(true).append(true).open(&path).and_then(|mut file| writeln!(file, "{line}"));
+        written.map_err(|source| Error::io(&path, source))
+    }
+
+    fn tokens_per_second(&self) -> f64 {
+        self.trained_tokens as f64 / self.seconds.max(1e-9)
+    }
+
+    /// Quantises, measures and writes the variant.
+    fn finish(mut self, base: &Base, template: &Template, mut warnings: Vec<String>) -> Result<Outcome, Error> {
+        let mut loss_trained = self.state.loss_held_out;
+        if let Some(best) = self.best.take() {
+            for (parameter, best) in self.parameters.iter().zip(best) {
+                *parameter.value_mut() = best;
+            }
+            loss_trained = self.state.best;
+        }
+        if loss_trained.is_none() {
+            loss_trained = self.held_out_loss("measuring what was learnt")?;
+        }
+        // Moments and gradients are done with; their memory serves what follows.
+        self.optimiser.moments.clear();
+        let weights = base.tensors().iter().map(|tensor| tensor.rows as u64 * tensor.cols as u64).sum();
+        let bitdelta = self.config.bitdelta()?.for_model(weights);
+        let linears = result::quantise(base, self.graph, self.config, &bitdelta, self.progress)?;
+        let loss_variant = self.held_out_loss("measuring the variant")?;
+        if let (Some(before), Some(after)) = (self.state.loss_base, loss_variant)
+            && after >= before
+        {
+            warnings.push(format!("the variant is no better than the base on held-out data ({after:.4} against {before:.4})"));
+        }
+        let mut info = Info::new(base.fingerprint(), &base.name, bitdelta, &base.tokenizer.template_id(template));
+        info.notes = self.notes(loss_trained, loss_variant, &warnings);
+        let path = self.config.output_dir.join(VARIANT_FILE);
+        let bytes = Variant::new(info, linears).write(&path)?;
+        self.log(&json!({
+            "loss_base": self.state.loss_base, "loss_trained": loss_trained, "loss_variant": loss_variant, "bytes": bytes,
+        }))?;
+        Ok(Outcome {
+            path,
+            bytes,
+            steps: self.state.step,
+            loss_base: self.state.loss_base,
+            loss_trained,
+            loss_variant,
+            tokens_per_second: self.tokens_per_second(),
+            warnings,
+        })
+    }
+
+    /// What the variant file tells of its making. No text of the data is in it.
+    fn notes(&self, loss_trained: Option<f64>, loss_variant: Option<f64>, warnings: &[String]) -> serde_json::Map<String, serde_json::Value> {
+        let config = self.config;
+        let mut training = json!({
+            "type": config.method,
+            "steps": self.state.step,
+            "epochs": self.state.step as f64 / self.steps_per_epoch() as f64,
+            "batch": config.per_device_train_batch_size * config.gradient_accumulation_steps,
+            "learning_rate": config.learning_rate(),
+            "seed": config.seed,
+            "conversations": self.data.conversations,
+            "data": self.data.hash,
+        });
+        if config.method == Method::LowRank {
+            training["rank"] = json!(config.lora_rank);
+            training["factor_bits"] = json!(config.factor_bits);
+        }
+        let mut notes = serde_json::Map::new();
+        notes.insert("method".into(), json!("train"));
+        notes.insert("training".into(), training);
+        if !self.data.held_out.is_empty() {
+            let fidelity = json!({
+                "held_out": self.data.held_out.len(),
+                "loss_base": self.state.loss_base,
+                "loss_trained": loss_trained,
+                "loss_variant": loss_variant,
+            });
+            notes.insert("fidelity".into(), fidelity);
+        }
+        if !warnings.is_empty() {
+            notes.insert("warnings".into(), json!(warnings));
+        }
+        notes
+    }
+}
