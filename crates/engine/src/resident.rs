@@ -71,15 +71,7 @@ impl<B: Backend> Resident<B> {
             let cols = values.len();
             vectors[place] = Some(model.backend().weights(HostTensor::F32(values), 1, cols));
         }
-        Ok(Self {
-            user: user.to_owned(),
-            path: path.to_owned(),
-            hash,
-            info: variant.info,
-            deltas,
-            vectors,
-            bytes,
-        })
+        Ok(Self { user: user.to_owned(), path: path.to_owned(), hash, info: variant.info, deltas, vectors, bytes })
     }
 
     /// The user's id.

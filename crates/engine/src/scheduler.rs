@@ -250,6 +250,7 @@ impl<B: Backend> Worker<'_, B> {
     fn run(mut self, commands: &Receiver<Command<B>>) {
         let mut drained: Vec<Sender<()>> = Vec::new();
         loop {
+            self.shared.running.store(self.running.len(), Ordering::Relaxed);
             let idle = self.running.is_empty() && self.waiting.is_empty();
             if idle {
                 for sender in drained.drain(..) {
@@ -273,7 +274,6 @@ impl<B: Backend> Worker<'_, B> {
             }
             self.admit();
             self.step();
-            self.shared.running.store(self.running.len(), Ordering::Relaxed);
         }
     }
 

@@ -1,0 +1,123 @@
+//! Variants by user: found, loaded once, replaced, refused.
+
+mod common;
+
+use bitdelta_delta::Variant;
+use bitdelta_engine::{Error, Registry};
+use common::{model, variant};
+use std::{fs, path::Path, sync::Arc, thread};
+use tempfile::tempdir;
+
+fn publish(variant: &Variant, dir: &Path, user: &str) -> std::path::PathBuf {
+    let path = dir.join(format!("{user}.safetensors"));
+    variant.write(&path).unwrap();
+    path
+}
+
+#[test]
+fn a_file_or_a_folder_is_found_on_first_use_and_loaded_once() {
+    let (dir, model) = (tempdir().unwrap(), model());
+    publish(&variant(&model, 1), dir.path(), "ada");
+    fs::create_dir(dir.path().join("bob")).unwrap();
+    variant(&model, 2).write(&dir.path().join("bob/variant.safetensors")).unwrap();
+    let registry = Registry::new(model, Some(dir.path().to_owned()));
+    let listed = |registry: &Registry| registry.list().iter().map(|v| (v.user.clone(), v.loaded)).collect::<Vec<_>>();
+    assert_eq!(listed(&registry), [("ada".into(), false), ("bob".into(), false)]);
+
+    let loaded: Vec<_> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| registry.resolve("ada").unwrap())).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(loaded.iter().all(|resident| Arc::ptr_eq(resident, &loaded[0])), "loaded more than once");
+    assert_ne!(loaded[0].hash(), registry.resolve("bob").unwrap().hash());
+    assert_eq!(listed(&registry), [("ada".into(), true), ("bob".into(), true)]);
+    assert!(registry.list()[0].resident_bytes > 0);
+}
+
+#[test]
+fn a_new_version_is_served_from_the_next_request_on() {
+    let (dir, model) = (tempdir().unwrap(), model());
+    publish(&variant(&model, 1), dir.path(), "ada");
+    let registry = Registry::new(model.clone(), Some(dir.path().to_owned()));
+    let before = registry.resolve("ada").unwrap();
+    // Another size, since two writes may fall into one tick of the file system's clock.
+    let mut replacement = variant(&model, 2);
+    replacement.info.base_name.push_str(", another version, of another length");
+    publish(&replacement, dir.path(), "ada");
+    let after = registry.resolve("ada").unwrap();
+    assert_ne!(before.hash(), after.hash());
+    assert_eq!(Arc::strong_count(&before), 1, "the old version is kept only by its last request");
+}
+
+#[test]
+fn unloading_frees_the_memory_when_the_last_request_ends() {
+    let (dir, model) = (tempdir().unwrap(), model());
+    publish(&variant(&model, 1), dir.path(), "ada");
+    let registry = Registry::new(model, Some(dir.path().to_owned()));
+    let used = registry.resolve("ada").unwrap();
+    assert!(registry.unload("ada").unwrap());
+    assert_eq!(Arc::strong_count(&used), 1);
+    assert!(!registry.unload("ada").unwrap(), "it was not loaded any more");
+    assert!(!registry.list()[0].loaded);
+}
+
+#[test]
+fn a_variant_loaded_from_elsewhere_is_named_after_its_path_and_forgotten_on_unload() {
+    let (dir, model) = (tempdir().unwrap(), model());
+    let folder = dir.path().join("user_123");
+    fs::create_dir(&folder).unwrap();
+    variant(&model, 1).write(&folder.join("variant.safetensors")).unwrap();
+    let registry = Registry::new(model, None);
+    assert_eq!(registry.load(&folder).unwrap().user(), "user_123");
+    assert_eq!(registry.load(&folder.join("variant.safetensors")).unwrap().user(), "user_123");
+    registry.resolve("user_123").unwrap();
+    assert!(registry.unload("user_123").unwrap());
+    assert!(matches!(registry.resolve("user_123"), Err(Error::UnknownUser { .. })));
+}
+
+#[test]
+fn a_damaged_or_foreign_variant_is_an_error_and_never_the_base() {
+    let (dir, model) = (tempdir().unwrap(), model());
+    let path = publish(&variant(&model, 1), dir.path(), "damaged");
+    let mut bytes = fs::read(&path).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let mut foreign = variant(&model, 1);
+    foreign.info.base = "0".repeat(64);
+    publish(&foreign, dir.path(), "foreign");
+    let mut misfit = variant(&model, 1);
+    misfit.linears.swap(0, 1);
+    publish(&misfit, dir.path(), "misfit");
+    let registry = Registry::new(model, Some(dir.path().to_owned()));
+    assert!(matches!(registry.resolve("damaged"), Err(Error::Variant(_))));
+    assert!(matches!(registry.resolve("foreign"), Err(Error::WrongBase { .. })));
+    assert!(matches!(registry.resolve("misfit"), Err(Error::Shape { .. })));
+    assert!(matches!(registry.resolve("nobody"), Err(Error::UnknownUser { .. })));
+}
+
+#[test]
+fn a_variant_that_turns_bad_is_not_served_from_memory() {
+    let (dir, model) = (tempdir().unwrap(), model());
+    let path = publish(&variant(&model, 1), dir.path(), "ada");
+    let registry = Registry::new(model, Some(dir.path().to_owned()));
+    registry.resolve("ada").unwrap();
+    fs::write(&path, b"not a variant").unwrap();
+    assert!(matches!(registry.resolve("ada"), Err(Error::Variant(_))));
+    fs::remove_file(&path).unwrap();
+    assert!(matches!(registry.resolve("ada"), Err(Error::UnknownUser { .. })));
+}
+
+#[test]
+fn a_user_id_is_a_name_and_never_a_path() {
+    let (dir, model) = (tempdir().unwrap(), model());
+    let inside = dir.path().join("inside");
+    fs::create_dir(&inside).unwrap();
+    publish(&variant(&model, 1), dir.path(), "secret");
+    let registry = Registry::new(model, Some(inside));
+    let long = "x".repeat(201);
+    for user in ["../secret", "..", ".", "", "a/b", "a\\b", "/etc/passwd", "a\0b", "a:b", ".hidden", &long] {
+        assert!(matches!(registry.resolve(user), Err(Error::InvalidUser { .. })), "{user:?}");
+        assert!(matches!(registry.unload(user), Err(Error::InvalidUser { .. })), "{user:?}");
+    }
+}

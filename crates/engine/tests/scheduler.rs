@@ -1,0 +1,161 @@
+//! The scheduler under pressure: too little memory, too many requests, clients that leave, an end.
+
+mod common;
+
+use bitdelta_engine::{Engine, EngineOptions, Error, Event, FinishReason, Model, Request, Sampling};
+use common::{model, variant};
+use std::{
+    path::Path,
+    sync::{Arc, mpsc},
+};
+
+const PROMPT: [u32; 6] = [5, 9, 17, 33, 21, 12];
+
+/// A long, lively answer: hot enough not to fall into a loop, and the same each time for one seed.
+fn hot(seed: u64) -> Sampling {
+    Sampling { temperature: 1.5, seed, ..Sampling::GREEDY }
+}
+
+/// Bytes of one page of 32 positions of tiny-llama's KV cache, asked of the engine itself.
+fn page_bytes(model: &Arc<Model>) -> u64 {
+    match Engine::start(model.clone(), EngineOptions { kv_bytes: 1, ..Default::default() }).err() {
+        Some(Error::Memory { needed, .. }) => needed,
+        other => panic!("one byte is no page: {other:?}"),
+    }
+}
+
+/// A request whose events arrive at the returned receiver.
+fn request(prompt: &[u32], seed: u64, max_tokens: usize) -> (Request, mpsc::Receiver<Event>) {
+    let (sender, events) = mpsc::channel();
+    let sink = Box::new(move |event| sender.send(event).is_ok());
+    let (prompt, sampling) = (prompt.to_vec(), hot(seed));
+    (Request { prompt, variant: None, sampling, max_tokens, stop: vec![], sink }, events)
+}
+
+fn tokens(events: mpsc::Receiver<Event>) -> Vec<u32> {
+    for event in events {
+        match event {
+            Event::Text(_) => {}
+            Event::Done(finish) => return finish.tokens,
+            Event::Failed(error) => panic!("{error}"),
+        }
+    }
+    panic!("the request was dropped");
+}
+
+#[test]
+fn preempted_requests_give_the_answers_they_give_alone() {
+    let model = model();
+    // Four pages for six requests that grow to three pages each.
+    let options = EngineOptions { kv_bytes: 4 * page_bytes(&model), max_context: 96, ..Default::default() };
+    let engine = Engine::start(model.clone(), options).unwrap();
+    let alone: Vec<_> =
+        (0..6).map(|seed| engine.generate(PROMPT.to_vec(), None, hot(seed), 80, vec![]).unwrap().1.tokens).collect();
+    assert!(alone.iter().filter(|tokens| tokens.len() > 60).count() > 2, "too short to run out of pages: {alone:?}");
+    let before = engine.stats().preemptions;
+    let running: Vec<_> = (0..6)
+        .map(|seed| {
+            let (request, events) = request(&PROMPT, seed, 80);
+            engine.submit(request).unwrap();
+            events
+        })
+        .collect();
+    assert_eq!(running.into_iter().map(tokens).collect::<Vec<_>>(), alone);
+    assert!(engine.stats().preemptions > before, "nothing was preempted");
+    engine.drain();
+    assert_eq!((engine.stats().running, engine.stats().waiting), (0, 0));
+}
+
+#[test]
+fn a_full_queue_refuses_and_keeps_what_it_has() {
+    let options = EngineOptions { max_batch: 1, max_queue: 2, ..Default::default() };
+    let engine = Engine::start(model(), options).unwrap();
+    let mut accepted = Vec::new();
+    let mut refused = 0;
+    for seed in 0..200 {
+        let (request, events) = request(&PROMPT, seed, 30);
+        match engine.submit(request) {
+            Ok(()) => accepted.push(events),
+            Err(Error::Busy { waiting }) => {
+                assert!(waiting >= 2);
+                refused += 1;
+            }
+            Err(other) => panic!("{other}"),
+        }
+    }
+    assert!(refused > 0 && accepted.len() >= 2, "{refused} refused, {} accepted", accepted.len());
+    accepted.into_iter().for_each(|events| drop(tokens(events)));
+}
+
+#[test]
+fn a_client_that_leaves_makes_room_for_others() {
+    let engine = Engine::start(model(), EngineOptions { max_batch: 1, ..Default::default() }).unwrap();
+    let (leaving, events) = request(&PROMPT, 1, usize::MAX);
+    engine.submit(leaving).unwrap();
+    assert!(matches!(events.recv(), Ok(Event::Text(_))));
+    drop(events);
+    let (staying, events) = request(&PROMPT, 2, 5);
+    engine.submit(staying).unwrap();
+    assert!(tokens(events).len() <= 5);
+    assert!(engine.stats().generated_tokens < 2000, "the one who left went on: {:?}", engine.stats());
+}
+
+#[test]
+fn an_answer_ends_at_the_limit_or_at_the_end_of_the_context() {
+    let engine = Engine::start(model(), EngineOptions { max_context: 20, ..Default::default() }).unwrap();
+    // Greedy tiny-llama repeats itself and never ends by itself.
+    let finish = |max| engine.generate(PROMPT.to_vec(), None, Sampling::GREEDY, max, vec![]).unwrap().1;
+    assert_eq!((finish(4).completion_tokens, finish(4).reason), (4, FinishReason::Length));
+    assert_eq!((finish(500).completion_tokens, finish(500).reason), (20 - PROMPT.len(), FinishReason::Length));
+}
+
+#[test]
+fn a_stop_text_ends_the_answer_before_it() {
+    let engine = Engine::start(model(), EngineOptions::default()).unwrap();
+    let generate = |stop| engine.generate(PROMPT.to_vec(), None, hot(3), 60, stop).unwrap();
+    let (whole, _) = generate(vec![]);
+    let middle: String = whole.chars().skip(10).take(3).collect();
+    let (cut, finish) = generate(vec![middle.clone()]);
+    assert_eq!(finish.reason, FinishReason::Stop);
+    assert_eq!(Some(cut.as_str()), whole.split(&middle).next());
+}
+
+#[test]
+fn what_cannot_be_answered_is_refused_with_its_reason() {
+    let engine = Engine::start(model(), EngineOptions { max_context: 16, ..Default::default() }).unwrap();
+    let submit = |prompt: &[u32], max_tokens| engine.submit(request(prompt, 0, max_tokens).0).unwrap_err();
+    assert!(matches!(submit(&[], 1), Error::EmptyPrompt));
+    assert!(matches!(submit(&[1; 16], 1), Error::PromptTooLong { tokens: 16, limit: 15 }));
+    assert!(matches!(submit(&[1, 1_000_000], 1), Error::UnknownToken { token: 1_000_000, .. }));
+    assert!(matches!(submit(&[1], 0), Error::InvalidParameter { name: "max_tokens", .. }));
+}
+
+#[test]
+fn draining_finishes_what_runs_and_takes_nothing_new() {
+    let engine = Engine::start(model(), EngineOptions::default()).unwrap();
+    let (running, events) = request(&PROMPT, 4, 50);
+    engine.submit(running).unwrap();
+    engine.drain();
+    assert!(!tokens(events).is_empty());
+    assert!(matches!(engine.submit(request(&PROMPT, 5, 5).0), Err(Error::Stopped)));
+}
+
+#[test]
+fn users_in_one_batch_do_not_see_each_others_deltas() {
+    let model = model();
+    let variants: Vec<_> = (0..4)
+        .map(|seed| model.prepare(&seed.to_string(), Path::new("in memory"), variant(&model, seed)).unwrap())
+        .collect();
+    let engine = Engine::start(model, EngineOptions::default()).unwrap();
+    let asked = |user: usize| (PROMPT.to_vec(), variants.get(user).cloned(), hot(9), 40, Vec::new());
+    let run = |(prompt, variant, sampling, max, stop)| engine.generate(prompt, variant, sampling, max, stop).unwrap().0;
+    let alone: Vec<_> = (0..5).map(|user| run(asked(user))).collect();
+    let together: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..5).map(|user| scope.spawn(move || run(asked(user)))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(together, alone);
+    for (user, answer) in alone.iter().enumerate() {
+        assert!(!alone[..user].contains(answer), "users {user} and another have one answer: {answer}");
+    }
+}
