@@ -1,7 +1,7 @@
 //! The arguments of the `bitdelta` binary.
 use crate::{
     Error,
-    commands::{chat, publish, serve, variants},
+    commands::{chat, publish, serve, train, variants},
     logging,
 };
 use clap::{Parser, Subcommand};
@@ -19,10 +19,18 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Train a user's variant from conversations
+    Train(train::TrainArgs),
     /// Put a variant into a server's folder, checked and whole
     Publish(publish::PublishArgs),
     /// Serve a base and its users' variants over OpenAI-compatible HTTP
-    Serve(serve::ServeArgs),
+    Serve {
+        #[command(flatten)]
+        serve: serve::ServeArgs,
+        /// Always on here; taken so that hanzo-node's arguments work as they are
+        #[arg(long, hide = true)]
+        enable_bitdelta: bool,
+    },
     /// Load, unload and list the variants of a running server
     Variants(variants::VariantsArgs),
     /// Talk to the base or to a user's variant in the terminal
@@ -34,11 +42,12 @@ enum Command {
 /// # Errors
 /// What the command returns.
 pub fn run(cli: &Cli) -> Result<(), Error> {
-    let default = if matches!(cli.command, Command::Serve(_)) { "info" } else { "warn" };
+    let default = if matches!(cli.command, Command::Serve { .. }) { "info" } else { "warn" };
     logging::start(cli.log_level.as_deref(), default)?;
     match &cli.command {
+        Command::Train(args) => train::run(args),
         Command::Publish(args) => publish::run(args),
-        Command::Serve(args) => serve::run(args, true),
+        Command::Serve { serve, .. } => serve::run(serve, true),
         Command::Variants(args) => variants::run(args),
         Command::Chat(args) => chat::run(args),
     }

@@ -51,4 +51,9 @@ impl Interrupt {
     pub fn asked(&self) -> bool {
         self.asked.load(Ordering::SeqCst)
     }
+
+    /// The flag behind [`Self::asked`], for work that looks at it itself.
+    pub fn flag(&self) -> &AtomicBool {
+        &self.asked
+    }
 }

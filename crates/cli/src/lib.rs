@@ -9,6 +9,7 @@ pub mod error;
 pub mod exit;
 pub mod hanzo_node;
 pub mod interrupt;
+pub mod llamafactory;
 pub mod logging;
 pub mod node;
 pub mod output;

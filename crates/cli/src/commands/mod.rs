@@ -4,4 +4,5 @@ pub mod chat;
 pub mod progress;
 pub mod publish;
 pub mod serve;
+pub mod train;
 pub mod variants;

@@ -1,6 +1,6 @@
 //! `bitdelta publish`: a checked variant into a server's folder, whole or not at all.
 use crate::{Context, Error, commands::variants::user_of, output};
-use bitdelta_delta::file::Variant;
+use bitdelta_delta::file::{FILE_NAME, Variant, locate};
 use std::{
     fs::File,
     path::{Path, PathBuf},
@@ -31,9 +31,7 @@ pub fn run(args: &PublishArgs) -> Result<(), Error> {
         None => user_of(&args.variant)?,
     };
     let target = place(&args.variants_dir, &user)?;
-    let inner = args.variant.join("variant.safetensors");
-    let source = if args.variant.is_dir() { &inner } else { &args.variant };
-    copy_checked(source, &target)?;
+    copy_checked(&locate(&args.variant), &target)?;
     output::line(&format!("published {user} as {}", target.display()))
 }
 
@@ -45,7 +43,7 @@ fn place(dir: &Path, user: &str) -> Result<PathBuf, Error> {
             "{user:?} cannot name a variant: no slashes, no dot at its start, not empty"
         )));
     }
-    let in_folder = dir.join(user).join("variant.safetensors");
+    let in_folder = dir.join(user).join(FILE_NAME);
     Ok(if in_folder.is_file() { in_folder } else { dir.join(format!("{user}.safetensors")) })
 }
 

@@ -5,6 +5,7 @@ use crate::{
     output,
     sizes::format_bytes,
 };
+use bitdelta_delta::file::FILE_NAME;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -103,7 +104,7 @@ pub fn user_of(path: &Path) -> Result<String, Error> {
     let name = |path: &Path| path.file_name().and_then(|name| name.to_str()).map(str::to_owned);
     let last = name(path).ok_or_else(nameless)?;
     let last = match (last.as_str(), path.parent().and_then(name)) {
-        ("variant.safetensors", Some(folder)) => folder,
+        (FILE_NAME, Some(folder)) => folder,
         _ => last,
     };
     Ok(last.strip_suffix(".safetensors").unwrap_or(&last).to_owned())

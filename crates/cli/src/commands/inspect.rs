@@ -1,0 +1,120 @@
+//! `bitdelta inspect`: what is in a variant file.
+use crate::{Context, Error, output, sizes::format_bytes};
+use bitdelta_delta::{LinearDelta, PackedMatrix, Part, Variant, file, metrics::bits_per_weight};
+use bitdelta_model::LinearKind;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+
+/// Arguments of `inspect`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct InspectArgs {
+    /// Variant file, or a folder that holds a variant.safetensors
+    #[arg(value_name = "VARIANT")]
+    variant: PathBuf,
+    /// JSON on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+/// Verifies the file and prints its info and each tensor's parts, bytes and error.
+///
+/// # Errors
+/// What keeps the file from reading.
+pub fn run(args: &InspectArgs) -> Result<(), Error> {
+    let path = file::locate(&args.variant);
+    let (variant, hash) = Variant::read_hashed(&path).context("reading the variant")?;
+    let bytes = std::fs::metadata(&path).context(format!("reading {}", path.display()))?.len();
+    let payload = variant.payload_bytes();
+    let bits = bits_per_weight(bytes, variant.weights());
+    if args.json {
+        let linears = variant.linears.iter().enumerate().map(|(index, linear)| linear_json(&name(&variant, index), linear));
+        let extras = variant.extras.iter().map(|extra| json!({"tensor": extra.tensor, "elements": extra.values.len()}));
+        let report = json!({
+            "path": path,
+            "bytes": bytes,
+            "payload_bytes": payload,
+            "content_hash": hash,
+            "weights": variant.weights(),
+            "bits_per_weight": bits,
+            "info": variant.info,
+            "linears": linears.collect::<Vec<_>>(),
+            "vectors": extras.collect::<Vec<_>>(),
+        });
+        return output::line(&report.to_string());
+    }
+    let info = &variant.info;
+    let mut text = format!("{}\n", path.display());
+    let mut field = |name: &str, value: String| text += &format!("  {name:<12}{value}\n");
+    let beside = bytes.saturating_sub(payload);
+    field("bytes", format!("{bytes} ({}, {beside} of it not weights; {bits:.3} bits a weight)", format_bytes(bytes)));
+    field("hash", hash);
+    field("base", format!("{} ({})", info.base_name, info.base));
+    field("template", if info.template.is_empty() { "not recorded".into() } else { info.template.clone() });
+    field("config", serde_json::to_string(&info.config).context("printing the config")?);
+    for (key, value) in &info.notes {
+        field(key, value.to_string());
+    }
+    field("vectors", format!("{} norms and biases as f16", variant.extras.len()));
+    field("linears", variant.linears.len().to_string());
+    for (index, linear) in variant.linears.iter().enumerate() {
+        text += &line(&name(&variant, index), linear);
+    }
+    output::text(&text)
+}
+
+/// The linear's name by its place in the fixed order, layer by layer; a plain number where the order does not fit.
+fn name(variant: &Variant, index: usize) -> String {
+    let roles = LinearKind::ALL.len();
+    match variant.linears.len() % roles {
+        0 => format!("layers.{}.{}", index / roles, LinearKind::ALL[index % roles].module()),
+        _ => format!("linear {index}"),
+    }
+}
+
+fn line(name: &str, linear: &LinearDelta) -> String {
+    let parts: Vec<String> = linear.parts.iter().map(describe).collect();
+    let parts = if parts.is_empty() { "unchanged".to_owned() } else { parts.join(" + ") };
+    let error = linear.relative_error.map_or_else(|| "error unknown".to_owned(), |error| format!("error {error:.3}"));
+    let bytes = format_bytes(linear.parts.iter().map(Part::bytes).sum());
+    let shape = format!("{} x {}", linear.rows, linear.cols);
+    format!("  {name:<28}{shape:>14}  {bytes:>8}  {error}  {parts}\n")
+}
+
+fn describe(part: &Part) -> String {
+    match part {
+        Part::Dense(matrix) => format!("dense {}", codes(matrix)),
+        Part::LowRank { a, bt } => format!("lowrank {}: {}, {}", a.rows, codes(a), codes(bt)),
+        Part::Full { .. } => "full f16".to_owned(),
+    }
+}
+
+fn codes(matrix: &PackedMatrix) -> String {
+    let offsets = if matrix.offsets.is_empty() { "" } else { " with offsets" };
+    let group = if matrix.group == matrix.cols { "row".to_owned() } else { matrix.group.to_string() };
+    format!("{} bit, group {group}{offsets}", matrix.bits)
+}
+
+fn linear_json(name: &str, linear: &LinearDelta) -> Value {
+    let parts: Vec<Value> = linear.parts.iter().map(part_json).collect();
+    json!({
+        "name": name,
+        "rows": linear.rows,
+        "cols": linear.cols,
+        "bytes": linear.parts.iter().map(Part::bytes).sum::<u64>(),
+        "relative_error": linear.relative_error,
+        "parts": parts,
+    })
+}
+
+fn part_json(part: &Part) -> Value {
+    let codes = |matrix: &PackedMatrix| {
+        json!({"bits": matrix.bits, "group": matrix.group, "symmetric": matrix.offsets.is_empty(), "bytes": matrix.bytes()})
+    };
+    match part {
+        Part::Dense(matrix) => json!({"kind": part.kind(), "bytes": part.bytes(), "codes": codes(matrix)}),
+        Part::LowRank { a, bt } => {
+            json!({"kind": part.kind(), "bytes": part.bytes(), "rank": a.rows, "a": codes(a), "bt": codes(bt)})
+        }
+        Part::Full { .. } => json!({"kind": part.kind(), "bytes": part.bytes()}),
+    }
+}

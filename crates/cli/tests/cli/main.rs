@@ -1,0 +1,33 @@
+//! The binaries as a shell sees them: help, exit codes, what goes to stdout and what to stderr.
+mod help;
+mod node;
+mod usage;
+
+use std::process::{Command, Output};
+
+/// One of the three binaries, with no configuration from the environment.
+pub fn command(binary: &str) -> Command {
+    let path = match binary {
+        "bitdelta" => env!("CARGO_BIN_EXE_bitdelta"),
+        "hanzo-node" => env!("CARGO_BIN_EXE_hanzo-node"),
+        _ => env!("CARGO_BIN_EXE_llamafactory-cli"),
+    };
+    let mut command = Command::new(path);
+    command.env_remove("BITDELTA_MODEL").env_remove("RUST_LOG").env("NO_COLOR", "1");
+    command
+}
+
+/// Runs a binary to its end.
+pub fn run(binary: &str, arguments: &[&str]) -> Output {
+    command(binary).args(arguments).output().expect("the binary runs")
+}
+
+/// What it wrote to stdout.
+pub fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("UTF-8")
+}
+
+/// What it wrote to stderr.
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).expect("UTF-8")
+}

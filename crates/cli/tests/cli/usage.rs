@@ -1,0 +1,68 @@
+//! Exit codes and messages of commands that cannot do what was asked.
+use crate::{run, stderr, stdout};
+
+#[test]
+fn another_device_than_the_cpu_is_refused_before_anything_is_loaded() {
+    for binary in ["bitdelta", "hanzo-node"] {
+        let start = if binary == "bitdelta" { "serve" } else { "start" };
+        let output = run(binary, &[start, "--model", "/nowhere", "--device", "cuda:0"]);
+        assert_eq!(output.status.code(), Some(2));
+        let message = stderr(&output);
+        assert!(message.contains("\"cuda:0\"") && message.contains("supported: cpu"), "{message}");
+    }
+}
+
+#[test]
+fn no_model_is_an_error_that_says_what_to_do() {
+    let output = run("hanzo-node", &["start", "--enable-bitdelta"]);
+    assert_eq!(output.status.code(), Some(2));
+    let message = stderr(&output);
+    assert!(message.contains("--model") && message.contains("BITDELTA_MODEL"), "{message}");
+}
+
+#[test]
+fn a_model_that_is_not_there_is_a_failure_with_its_cause() {
+    let output = run("bitdelta", &["serve", "--port", "0", "--model", "/nowhere/model"]);
+    assert_eq!(output.status.code(), Some(1));
+    let message = stderr(&output);
+    assert!(message.contains("error: loading the base model /nowhere/model\n  caused by: "), "{message}");
+    assert_eq!(stdout(&output), "", "nothing on stdout");
+}
+
+#[test]
+fn unknown_arguments_are_usage_errors() {
+    for binary in ["bitdelta", "hanzo-node"] {
+        assert_eq!(run(binary, &["fly"]).status.code(), Some(2));
+        assert_eq!(run(binary, &[]).status.code(), Some(2));
+    }
+    let output = run("bitdelta", &["serve", "--kv-cache-size", "10parsecs"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("KiB, MiB, GiB binary"));
+}
+
+#[test]
+fn an_address_beyond_this_machine_has_to_be_meant() {
+    let output = run("bitdelta", &["serve", "--port", "0", "--model", "/nowhere", "--host", "0.0.0.0"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("--allow-remote"));
+}
+
+#[test]
+fn variants_without_a_running_server_say_so() {
+    // Port 1 is reserved and nobody listens there.
+    let output = run("hanzo-node", &["variants", "list", "--port", "1"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("no server answers at http://127.0.0.1:1"), "{}", stderr(&output));
+}
+
+#[test]
+fn what_is_no_variant_is_not_published() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (file, folder) = (dir.path().join("ann.safetensors"), dir.path().join("variants"));
+    std::fs::write(&file, b"not a variant").expect("written");
+    let arguments = ["publish", file.to_str().expect("UTF-8"), "--variants-dir", folder.to_str().expect("UTF-8")];
+    let output = run("bitdelta", &arguments);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("error: checking"), "{}", stderr(&output));
+    assert!(!folder.join("ann.safetensors").exists());
+}
