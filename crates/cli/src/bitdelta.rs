@@ -19,6 +19,14 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Make a variant file of a base and a model that was fine-tuned from it
+    Compress(compress::CompressArgs),
+    /// Show what is in a variant file
+    Inspect(inspect::InspectArgs),
+    /// Measure on held-out conversations what a variant keeps of its fine-tune
+    Eval(eval::EvalArgs),
+    /// Write base and variant as a model of its own
+    Export(export::ExportArgs),
     /// Train a user's variant from conversations
     Train(train::TrainArgs),
     /// Put a variant into a server's folder, checked and whole
@@ -45,6 +53,10 @@ pub fn run(cli: &Cli) -> Result<(), Error> {
     let default = if matches!(cli.command, Command::Serve { .. }) { "info" } else { "warn" };
     logging::start(cli.log_level.as_deref(), default)?;
     match &cli.command {
+        Command::Compress(args) => compress::run(args),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Eval(args) => eval::run(args),
+        Command::Export(args) => export::run(args),
         Command::Train(args) => train::run(args),
         Command::Publish(args) => publish::run(args),
         Command::Serve { serve, .. } => serve::run(serve, true),

@@ -1,6 +1,10 @@
 //! One file a command: its arguments, and a `run` that takes them.
 pub mod base;
 pub mod chat;
+pub mod compress;
+pub mod eval;
+pub mod export;
+pub mod inspect;
 pub mod progress;
 pub mod publish;
 pub mod serve;
