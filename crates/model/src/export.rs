@@ -15,6 +15,9 @@ use std::{
     path::Path,
 };
 
+/// What an export asks for each tensor: (HF name, the base's values) -> the values to write, as many.
+pub type Rewrite<'a> = dyn FnMut(&str, Vec<f32>) -> Result<Vec<f32>, Error> + 'a;
+
 /// Bytes of weights in one file; more than that goes into numbered files with an index (transformers 4's default).
 const SHARD_BYTES_MAX: u64 = 5_000_000_000;
 
@@ -31,12 +34,7 @@ impl Base {
     /// # Errors
     /// [`Error::Export`] for another `dtype`, a `dir` that holds something already, or values of the wrong number; what
     /// `tensor` returns; [`Error::Io`].
-    pub fn export_hf(
-        &self,
-        dir: &Path,
-        dtype: Dtype,
-        tensor: &mut dyn FnMut(&str, Vec<f32>) -> Result<Vec<f32>, Error>,
-    ) -> Result<(), Error> {
+    pub fn export_hf(&self, dir: &Path, dtype: Dtype, tensor: &mut Rewrite<'_>) -> Result<(), Error> {
         self.export_sharded(dir, dtype, SHARD_BYTES_MAX, tensor)
     }
 
@@ -45,7 +43,7 @@ impl Base {
         dir: &Path,
         dtype: Dtype,
         shard_bytes_max: u64,
-        tensor: &mut dyn FnMut(&str, Vec<f32>) -> Result<Vec<f32>, Error>,
+        tensor: &mut Rewrite<'_>,
     ) -> Result<(), Error> {
         let refuse = |reason: String| Error::Export { path: dir.to_owned(), reason };
         if !dtype.is_plain() {
@@ -148,7 +146,7 @@ impl Base {
         folder: &Path,
         dtype: Dtype,
         shard_bytes_max: u64,
-        tensor: &mut dyn FnMut(&str, Vec<f32>) -> Result<Vec<f32>, Error>,
+        tensor: &mut Rewrite<'_>,
     ) -> Result<(), Error> {
         let width = dtype.block().1 as u64;
         let bytes = |tensor: &TensorRef| (tensor.rows * tensor.cols) as u64 * width;
@@ -187,7 +185,7 @@ impl Base {
         path: &Path,
         shard: &[&TensorRef],
         dtype: Dtype,
-        tensor: &mut dyn FnMut(&str, Vec<f32>) -> Result<Vec<f32>, Error>,
+        tensor: &mut Rewrite<'_>,
     ) -> Result<(), Error> {
         let mut header = Map::new();
         header.insert("__metadata__".into(), value!({ "format": "pt" }));
@@ -330,4 +328,30 @@ fn rope_json(config: &ModelConfig) -> Map<String, Value> {
 /// A number with the fewest digits that give the same f32 (1e-5, not 9.999999747378752e-6).
 fn shortest(number: f32) -> Value {
     value!(number.to_string().parse::<f64>().unwrap_or_else(|_| f64::from(number)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_in_several_files_is_the_same_model() {
+        let gguf = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/gguf/tiny-llama.gguf");
+        let whole = Base::open(gguf).unwrap();
+        let keep = tempfile::tempdir().unwrap();
+        let folder = keep.path().join("parts");
+        whole.export_sharded(&folder, Dtype::F32, 40_000, &mut |_, values| Ok(values)).unwrap();
+        let files = fs::read_dir(&folder).unwrap().filter_map(Result::ok);
+        let shards = files.filter(|file| file.path().extension().is_some_and(|end| end == "safetensors")).count();
+        assert!(shards > 2, "{shards}");
+        let parts = Base::open(folder.to_str().unwrap()).unwrap();
+        for tensor in whole.tensors() {
+            assert_eq!(
+                whole.tensor_f32(&tensor.name).unwrap(),
+                parts.tensor_f32(&tensor.name).unwrap(),
+                "{}",
+                tensor.name
+            );
+        }
+    }
 }

@@ -19,5 +19,6 @@ pub mod source;
 pub use base::Base;
 pub use config::{Architecture, ModelConfig, RopeScaling};
 pub use error::Error;
+pub use export::Rewrite;
 pub use layout::{Linear, LinearKind};
 pub use source::{Dtype, Raw, TensorRef};

@@ -184,3 +184,58 @@ pub(crate) fn eos(gguf: &Gguf) -> Result<Vec<u32>, Error> {
     }
     Ok(eos)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn llama() -> ModelConfig {
+        ModelConfig {
+            architecture: Architecture::Llama,
+            hidden: 512,
+            layers: 1,
+            heads: 4,
+            kv_heads: 4,
+            head_dim: 128,
+            intermediate: 64,
+            vocab: 8,
+            rms_eps: 1e-5,
+            rope_theta: 500_000.0,
+            rope_scaling: RopeScaling::None,
+            tied: true,
+            qk_norm: false,
+            attention_bias: false,
+            mlp_bias: false,
+            max_positions: 131_072,
+            eos: vec![],
+            bos: None,
+        }
+    }
+
+    fn read_divisors(divisors: &[f32]) -> Result<RopeScaling, Error> {
+        let bytes: Vec<u8> = divisors.iter().flat_map(|divisor| divisor.to_le_bytes()).collect();
+        let (name, shape) = ("rope_freqs.weight".to_owned(), vec![divisors.len()]);
+        let entry = Entry { name, dtype: Dtype::F32, shape, range: 0..bytes.len() };
+        from_factors(&entry, &llama(), &bytes, Path::new("m.gguf"))
+    }
+
+    #[test]
+    fn llama3_scaling_is_told_from_the_divisors_that_the_converter_stores() {
+        for (factor, original_max_positions) in [(8.0, 8192), (32.0, 8192), (4.0, 4096)] {
+            let scaling =
+                RopeScaling::Llama3 { factor, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_positions };
+            let (plain, _) = llama().rope_frequencies();
+            let (scaled, _) = ModelConfig { rope_scaling: scaling, ..llama() }.rope_frequencies();
+            let divisors: Vec<f32> = plain.iter().zip(&scaled).map(|(plain, scaled)| plain / scaled).collect();
+            assert_eq!(read_divisors(&divisors).unwrap(), scaling);
+        }
+        assert_eq!(read_divisors(&[1.0; 64]).unwrap(), RopeScaling::None);
+    }
+
+    #[test]
+    fn divisors_of_another_rule_are_refused() {
+        let divisors: Vec<f32> = (0..64).map(|i| 1.0 + i as f32 / 10.0).collect();
+        assert!(matches!(read_divisors(&divisors), Err(Error::Unsupported { .. })));
+        assert!(matches!(read_divisors(&[1.0; 63]), Err(Error::Shape { .. })));
+    }
+}

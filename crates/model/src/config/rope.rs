@@ -61,6 +61,8 @@ pub(super) fn llama3_frequency(frequency: f32, factor: f32, low: f32, high: f32,
 }
 
 #[cfg(test)]
+// The expected values are printed as PyTorch prints them.
+#[allow(clippy::excessive_precision)]
 mod tests {
     use super::*;
     use crate::config::Architecture;

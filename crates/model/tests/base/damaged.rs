@@ -16,8 +16,8 @@ fn open_bytes(bytes: &[u8]) -> Result<Base, Error> {
 #[test]
 fn a_gguf_cut_anywhere_is_an_error() {
     let bytes = fs::read(golden("tiny-llama.gguf")).unwrap();
-    // Every offset of the header would take minutes with a file for each; every seventh meets each kind of field.
-    for length in (1..bytes.len() - 64).step_by(7) {
+    // Every third offset meets each kind of field in the header; the data behind it is one run of bytes.
+    for length in (1..12_000).step_by(3).chain((12_000..bytes.len() - 64).step_by(997)) {
         let error = open_bytes(&bytes[..length]).expect_err("a cut file opened");
         assert!(matches!(error, Error::Malformed { .. }), "{length}: {error}");
     }
