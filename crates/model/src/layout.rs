@@ -1,7 +1,7 @@
 //! The one list of a model's tensors and linears: names, shapes and order follow from the configuration alone.
 //!
 //! The order is part of the product: a variant file stores its entries by position in [`linears`], and a fingerprint
-//! hashes tensors by position in [`tensors`].
+//! hashes tensors by position in `tensors`.
 
 use crate::config::ModelConfig;
 

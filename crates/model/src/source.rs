@@ -1,7 +1,7 @@
 //! Tensors as they lie in a mapped file: element types, shapes, and the way to f32 values.
 //!
 //! A row of a block-quantised tensor is a whole number of blocks, so any run of rows is a run of bytes; that is what
-//! lets [`Stored::rows_f32`] stream a tensor that never exists in full.
+//! lets `Stored::rows_f32` stream a tensor that never exists in full.
 
 use crate::gguf::quants;
 use half::{bf16, f16};
