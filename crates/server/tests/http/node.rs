@@ -36,6 +36,11 @@ impl Node {
     }
 
     pub fn with(options: EngineOptions, variants: bool) -> Self {
+        Self::stopping_within(Duration::from_secs(20), options, variants)
+    }
+
+    /// A server that waits this long for running answers once it is asked to stop.
+    pub fn stopping_within(limit: Duration, options: EngineOptions, variants: bool) -> Self {
         let variants_dir = tempfile::tempdir().expect("a folder");
         let model = Arc::new(Model::load(Arc::new(base(BASE)), ModelOptions { threads: 1 }).expect("a model"));
         let engine = Engine::start(Arc::clone(&model), options).expect("an engine");
@@ -48,7 +53,7 @@ impl Node {
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::spawn(move || {
             let stopped = async move { stopped.await.unwrap_or_default() };
-            let served = bitdelta_server::serve(listener, Arc::new(service), stopped, Duration::from_secs(20));
+            let served = bitdelta_server::serve(listener, Arc::new(service), stopped, limit);
             runtime.block_on(served).expect("served");
         });
         Self { url, variants_dir, stop: Some(stop), thread: Some(thread) }
