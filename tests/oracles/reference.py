@@ -172,7 +172,7 @@ class Settings:
 
 
 FULL = Settings(learning_rate=2e-4)
-LOW_RANK = Settings(learning_rate=4e-3)
+LOW_RANK = Settings(learning_rate=1e-3)
 
 
 def train(

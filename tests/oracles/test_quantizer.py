@@ -1,7 +1,5 @@
 """The quantizer, through `compress` and `export`, against its definition in NumPy."""
 
-import json
-
 import numpy as np
 import pytest
 import reference
@@ -13,7 +11,9 @@ BASE, TUNED = GOLDEN / "tiny-llama", GOLDEN / "tiny-llama-ft"
 # Scales are stored as f16 times one f32: each is right to 2^-11.
 SCALE_ROUNDING = 1e-3
 # Our fit of a step against the best of sixty tried ones.
-FIT_SLACK = 1.01
+FIT_SLACK = 1.02
+# The file keeps errors in a byte each.
+RECORDED_ERROR = 0.025
 
 
 def deltas(folder):
@@ -52,5 +52,8 @@ def test_more_bits_fit_as_well_as_the_best_of_many_steps(bits, group, tmp_path):
 def test_inspect_reports_the_errors_that_numpy_finds(tmp_path):
     found, exact = reconstructed(tmp_path, "--bits", 1, "--group-size", 64)
     report = bitdelta("inspect", tmp_path / "user.safetensors")
-    assert str(report), json.dumps(report)
-    assert found.keys() == exact.keys()
+    assert len(report["linears"]) == len(exact)
+    for linear in report["linears"]:
+        name = f"model.{linear['name']}.weight"
+        error = np.linalg.norm(found[name] - exact[name]) / np.linalg.norm(exact[name])
+        assert linear["relative_error"] == pytest.approx(error, rel=RECORDED_ERROR), name
