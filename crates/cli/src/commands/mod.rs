@@ -2,6 +2,7 @@
 pub mod base;
 pub mod chat;
 pub mod compress;
+pub mod demo;
 pub mod eval;
 pub mod export;
 pub mod inspect;

@@ -30,9 +30,18 @@ pub fn run(args: &PublishArgs) -> Result<(), Error> {
         Some(user) => user.clone(),
         None => user_of(&args.variant)?,
     };
-    let target = place(&args.variants_dir, &user)?;
-    copy_checked(&locate(&args.variant), &target)?;
+    let target = publish(&args.variant, &args.variants_dir, &user)?;
     output::line(&format!("published {user} as {}", target.display()))
+}
+
+/// Publishes `variant` as `user`'s into `dir`, which is made if it is not there. Returns the file's place.
+///
+/// # Errors
+/// As [`run`].
+pub fn publish(variant: &Path, dir: &Path, user: &str) -> Result<PathBuf, Error> {
+    let target = place(dir, user)?;
+    copy_checked(&locate(variant), &target)?;
+    Ok(target)
 }
 
 /// Where the user's variant lies in the folder: the folder form if that is in use, else `USER.safetensors`.
