@@ -30,6 +30,7 @@ test: lint build $(MODEL) $(DEMO_DATA) ## Lint, all tests, and the demo in its s
 
 .PHONY: oracles
 oracles: build $(MODEL) .venv-oracles/ready ## Compare with PyTorch, transformers and NumPy (downloads 0.8 GB once)
+	$(CARGO) build --package bitdelta-engine --example logits
 	.venv-oracles/bin/python -m pytest tests/oracles
 
 .PHONY: lint
