@@ -29,10 +29,12 @@ const LANES: usize = 8;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Grid {
     offset: f32,
-    /// 1 / (2 · scale); infinite scale-free groups map by sign alone.
+    /// 1 / (2 · scale), or 0 where the scale is zero.
     inverse: f32,
     half: f32,
     top: f32,
+    /// 1 where the scale is zero: values below the offset step down by it, for their sign.
+    step: f32,
 }
 
 impl Grid {
@@ -41,16 +43,18 @@ impl Grid {
         let half = (1u32 << (bits - 1)) as f32;
         // A zero scale makes all codes equal in value: the sign picks one of the two in the middle.
         let inverse = if scale > TINY { 0.5 / scale } else { 0.0 };
-        Self { offset, inverse, half, top: 2.0 * half - 1.0 }
+        let step = if inverse == 0.0 { 1.0 } else { 0.0 };
+        Self { offset, inverse, half, top: 2.0 * half - 1.0, step }
     }
 
     /// The code of one value, as a float.
     #[inline(always)]
     fn code(&self, value: f32) -> f32 {
         let centred = value - self.offset;
-        let position =
-            centred * self.inverse + self.half - if centred < 0.0 && self.inverse == 0.0 { 1.0 } else { 0.0 };
-        position.max(0.0).min(self.top).trunc()
+        let below = if centred < 0.0 { self.step } else { 0.0 };
+        let position = centred * self.inverse + self.half - below;
+        // A cast truncates like `trunc`, which is a function call on a CPU without SSE 4.1.
+        position.max(0.0).min(self.top) as i32 as f32
     }
 
     /// The code of one value: 0..2^bits.
@@ -83,7 +87,7 @@ pub(crate) fn fit(values: &[f32], bits: u8, symmetric: bool) -> (f32, f32) {
     for ratio in starts {
         let mut now = (ratio * reach / top, offset, 0.0);
         for _ in 0..ROUNDS {
-            now = refit(values, &Grid::new(bits, now.0, now.1), symmetric);
+            now = refit(values, &Grid::new(bits, now.0, now.1), offset, symmetric);
         }
         if now.2 > best.2 {
             best = now;
@@ -93,15 +97,13 @@ pub(crate) fn fit(values: &[f32], bits: u8, symmetric: bool) -> (f32, f32) {
 }
 
 /// One round: codes from the grid, then (scale, offset, explained sum of squares) by least squares.
-fn refit(values: &[f32], grid: &Grid, symmetric: bool) -> (f32, f32, f32) {
-    let level_squares = lane_sum(values, |x| grid.level(x) * grid.level(x));
-    let products = lane_sum(values, |x| x * grid.level(x));
+fn refit(values: &[f32], grid: &Grid, mean: f32, symmetric: bool) -> (f32, f32, f32) {
+    let [products, level_squares, levels] = level_sums(values, grid);
     if symmetric {
         return (products / level_squares, 0.0, products * (products / level_squares));
     }
     let n = values.len() as f32;
-    let mean = lane_sum(values, |x| x) / n;
-    let mean_level = lane_sum(values, |x| grid.level(x)) / n;
+    let mean_level = levels / n;
     let variance = level_squares - n * mean_level * mean_level;
     // Levels are odd whole numbers: two different ones make a variance of at least 2, rounding far less.
     if variance < 0.5 {
@@ -110,6 +112,27 @@ fn refit(values: &[f32], grid: &Grid, symmetric: bool) -> (f32, f32, f32) {
     let covariance = products - n * mean * mean_level;
     let scale = (covariance / variance).max(0.0);
     (scale, mean - scale * mean_level, covariance * scale)
+}
+
+/// [Σ xL, Σ L², Σ L] over eight lanes.
+fn level_sums(values: &[f32], grid: &Grid) -> [f32; 3] {
+    let mut lanes = [[0.0f32; LANES]; 3];
+    let (eights, rest) = values.as_chunks::<LANES>();
+    for eight in eights {
+        for (lane, &x) in eight.iter().enumerate() {
+            let level = grid.level(x);
+            lanes[0][lane] += x * level;
+            lanes[1][lane] += level * level;
+            lanes[2][lane] += level;
+        }
+    }
+    for (lane, &x) in rest.iter().enumerate() {
+        let level = grid.level(x);
+        lanes[0][lane] += x * level;
+        lanes[1][lane] += level * level;
+        lanes[2][lane] += level;
+    }
+    lanes.map(|lanes| lanes.iter().sum())
 }
 
 /// Σ f(x) over eight lanes, so that it vectorises and its order is fixed.

@@ -131,12 +131,19 @@ fn sign_word(values: &[f32]) -> u64 {
 
 /// ORs the codes of `values`, which start at input `start` of the row, into the row's planes of `words` words each.
 fn pack_codes(planes: &mut [u64], words: usize, start: usize, values: &[f32], grid: &Grid) {
-    for (i, &value) in values.iter().enumerate() {
-        let (word, bit) = ((start + i) / 64, (start + i) % 64);
-        let code = u64::from(grid.encode(value));
-        for (p, plane) in planes.chunks_mut(words).enumerate() {
-            plane[word] |= (code >> p & 1) << bit;
+    let mut codes = [0u8; 64];
+    let mut done = 0;
+    while done < values.len() {
+        let (word, bit) = ((start + done) / 64, (start + done) % 64);
+        let piece = &values[done..values.len().min(done + 64 - bit)];
+        for (code, &value) in codes.iter_mut().zip(piece) {
+            *code = grid.encode(value) as u8;
         }
+        for (p, plane) in planes.chunks_mut(words).enumerate() {
+            let fold = |bits, (i, code): (usize, &u8)| bits | u64::from(code >> p & 1) << i;
+            plane[word] |= codes[..piece.len()].iter().enumerate().fold(0u64, fold) << bit;
+        }
+        done += piece.len();
     }
 }
 

@@ -14,7 +14,7 @@ use bitdelta_delta::{
 use bitdelta_model::{Base, TensorRef, chat::Template};
 use serde::Serialize;
 use serde_json::json;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Rows of an embedding that are compared at once.
 const BLOCK_ROWS: usize = 1024;
@@ -75,7 +75,8 @@ pub fn compress_pair(
     let mut info = Info::new(base.fingerprint(), &base.name, config, &template);
     info.notes.insert("method".into(), json!("compress"));
     info.notes.insert("finetuned".into(), json!(finetuned.name));
-    info.notes.insert("relative_error".into(), json!(report.relative_error));
+    let four_digits = (f64::from(report.relative_error) * 1e4).round() / 1e4;
+    info.notes.insert("relative_error".into(), json!(four_digits));
     if !report.dropped.is_empty() {
         info.notes.insert("dropped".into(), json!(report.dropped));
     }
@@ -144,7 +145,7 @@ impl Pair<'_> {
 
     /// The tensors that are no linears: vectors become extras, matrices are measured.
     fn others(&mut self) -> Result<Vec<Extra>, Error> {
-        let linears: std::collections::HashSet<&str> = self.base.linears().iter().map(|l| l.name.as_str()).collect();
+        let linears: HashSet<&str> = self.base.linears().iter().map(|l| l.name.as_str()).collect();
         let mut extras = Vec::new();
         for (tensor, reference) in self.base.tensors().iter().enumerate() {
             if linears.contains(reference.name.as_str()) {
@@ -234,7 +235,7 @@ fn check_shapes(base: &Base, finetuned: &Base) -> Result<(), Error> {
             None => return Err(pair(format!("the fine-tuned model has no {}", tensor.name))),
         }
     }
-    let known: std::collections::HashSet<&str> = base.tensors().iter().map(|t| t.name.as_str()).collect();
+    let known: HashSet<&str> = base.tensors().iter().map(|t| t.name.as_str()).collect();
     match finetuned.tensors().iter().find(|tensor| !known.contains(tensor.name.as_str())) {
         Some(tensor) => Err(pair(format!("the base has no {}, the fine-tuned model does", tensor.name))),
         None => Ok(()),

@@ -4,10 +4,11 @@
 //! With L the mean of −ln p(token): `retention` = (L_base − L_variant) / (L_base − L_finetuned); `kl` is the mean over
 //! those tokens of KL(fine-tuned ‖ variant) in nats; `exact` is the share of answers whose every token is the likeliest.
 
-use crate::{Error, progress::Progress};
+use crate::{Error, data::Conversation, progress::Progress};
 use bitdelta_delta::{Variant, metrics::bits_per_weight};
 use bitdelta_engine::{Model, Resident};
-use bitdelta_model::chat::ChatTokens;
+use bitdelta_model::chat::{ChatTokens, Template, Tokenizer};
+use rayon::prelude::*;
 use serde::Serialize;
 use std::{ops::Range, path::Path, sync::Arc};
 
@@ -54,6 +55,25 @@ pub struct Report {
     pub answers: usize,
     /// Scored tokens.
     pub tokens: u64,
+}
+
+/// The template whose id a variant recorded; `None` when it recorded none, or one that this base does not have.
+pub fn recorded_template(variant: &Variant, tokenizer: &Tokenizer) -> Option<Template> {
+    let known = [Template::Model, Template::ChatMl, Template::Qwen3];
+    known.into_iter().find(|template| tokenizer.template_id(template) == variant.info.template)
+}
+
+/// Tokenises conversations for [`evaluate`], marking their answers.
+///
+/// # Errors
+/// A conversation that the template cannot render.
+pub fn samples(
+    tokenizer: &Tokenizer,
+    template: &Template,
+    conversations: &[Conversation],
+) -> Result<Vec<ChatTokens>, Error> {
+    let encode = |conversation: &Conversation| tokenizer.encode_chat_masked(&conversation.messages, template);
+    Ok(conversations.par_iter().map(encode).collect::<Result<_, _>>()?)
 }
 
 /// Evaluates on the answers of `samples`. Holds one conversation's logits of the fine-tuned model at a time.

@@ -116,6 +116,7 @@ fn table(report: &Report) -> String {
     let Report { conversations, answers, tokens, .. } = report;
     text += &format!("retention     {:>10}\n", optional(report.retention));
     text += &format!("KL            {:>10} nats a token\n", optional(report.kl));
-    text += &format!("file          {:>10} ({:.3} bits a weight)\n", format_bytes(report.bytes), report.bits_per_weight);
+    text +=
+        &format!("file          {:>10} ({:.3} bits a weight)\n", format_bytes(report.bytes), report.bits_per_weight);
     text + &format!("over {tokens} tokens of {answers} answers in {conversations} conversations\n")
 }

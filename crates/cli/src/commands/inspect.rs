@@ -27,7 +27,8 @@ pub fn run(args: &InspectArgs) -> Result<(), Error> {
     let payload = variant.payload_bytes();
     let bits = bits_per_weight(bytes, variant.weights());
     if args.json {
-        let linears = variant.linears.iter().enumerate().map(|(index, linear)| linear_json(&name(&variant, index), linear));
+        let linears =
+            variant.linears.iter().enumerate().map(|(index, linear)| linear_json(&name(&variant, index), linear));
         let extras = variant.extras.iter().map(|extra| json!({"tensor": extra.tensor, "elements": extra.values.len()}));
         let report = json!({
             "path": path,
@@ -44,7 +45,7 @@ pub fn run(args: &InspectArgs) -> Result<(), Error> {
     }
     let info = &variant.info;
     let mut text = format!("{}\n", path.display());
-    let mut field = |name: &str, value: String| text += &format!("  {name:<12}{value}\n");
+    let mut field = |name: &str, value: String| text += &format!("  {name:<14} {value}\n");
     let beside = bytes.saturating_sub(payload);
     field("bytes", format!("{bytes} ({}, {beside} of it not weights; {bits:.3} bits a weight)", format_bytes(bytes)));
     field("hash", hash);
@@ -74,7 +75,12 @@ fn name(variant: &Variant, index: usize) -> String {
 fn line(name: &str, linear: &LinearDelta) -> String {
     let parts: Vec<String> = linear.parts.iter().map(describe).collect();
     let parts = if parts.is_empty() { "unchanged".to_owned() } else { parts.join(" + ") };
-    let error = linear.relative_error.map_or_else(|| "error unknown".to_owned(), |error| format!("error {error:.3}"));
+    // The file keeps two figures of an error.
+    let error = match linear.relative_error {
+        None => "error unknown".to_owned(),
+        Some(error) if error < 0.01 => format!("error {error:.1e}"),
+        Some(error) => format!("error {error:.2}"),
+    };
     let bytes = format_bytes(linear.parts.iter().map(Part::bytes).sum());
     let shape = format!("{} x {}", linear.rows, linear.cols);
     format!("  {name:<28}{shape:>14}  {bytes:>8}  {error}  {parts}\n")
@@ -90,8 +96,7 @@ fn describe(part: &Part) -> String {
 
 fn codes(matrix: &PackedMatrix) -> String {
     let offsets = if matrix.offsets.is_empty() { "" } else { " with offsets" };
-    let group = if matrix.group == matrix.cols { "row".to_owned() } else { matrix.group.to_string() };
-    format!("{} bit, group {group}{offsets}", matrix.bits)
+    format!("{} bit, group {}{offsets}", matrix.bits, matrix.group)
 }
 
 fn linear_json(name: &str, linear: &LinearDelta) -> Value {
@@ -107,9 +112,7 @@ fn linear_json(name: &str, linear: &LinearDelta) -> Value {
 }
 
 fn part_json(part: &Part) -> Value {
-    let codes = |matrix: &PackedMatrix| {
-        json!({"bits": matrix.bits, "group": matrix.group, "symmetric": matrix.offsets.is_empty(), "bytes": matrix.bytes()})
-    };
+    let codes = |matrix: &PackedMatrix| json!({"bits": matrix.bits, "group": matrix.group, "symmetric": matrix.offsets.is_empty(), "bytes": matrix.bytes()});
     match part {
         Part::Dense(matrix) => json!({"kind": part.kind(), "bytes": part.bytes(), "codes": codes(matrix)}),
         Part::LowRank { a, bt } => {
