@@ -57,8 +57,7 @@ fn main() -> Result<(), Error> {
     let tokens: Vec<u32> = (0..sequences * length).map(|i| (i * 31 % 49_152) as u32).collect();
     let rows: Vec<usize> = (0..tokens.len()).filter(|i| i % length != length - 1).collect();
     let targets = rows.iter().map(|&row| tokens[row + 1]).collect();
-    let batch =
-        PackedBatch { starts: (0..=sequences).map(|s| s * length).collect(), rows, targets, tokens };
+    let batch = PackedBatch { starts: (0..=sequences).map(|s| s * length).collect(), rows, targets, tokens };
     for (name, adaptation) in [
         ("full", Adaptation::Full),
         ("low rank 16", Adaptation::LowRank { rank: 16, scale: 1.0, seed: 0 }),

@@ -1,9 +1,7 @@
 //! From conversations to packed batches: tokens, what counts, and the order.
 
 use crate::{Error, TrainConfig, data::Conversation, graph::PackedBatch};
-use bitdelta_model::{
-    chat::{Template, Tokenizer},
-};
+use bitdelta_model::chat::{Template, Tokenizer};
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 use rayon::prelude::*;
 

@@ -38,8 +38,15 @@ pub const WITHOUT_EFFECT: [&str; 22] = [
 ];
 
 /// Settings whose text is never read as a number or a boolean.
-const TEXT: [&str; 7] =
-    ["model_name_or_path", "dataset", "dataset_dir", "eval_dataset", "output_dir", "template", "resume_from_checkpoint"];
+const TEXT: [&str; 7] = [
+    "model_name_or_path",
+    "dataset",
+    "dataset_dir",
+    "eval_dataset",
+    "output_dir",
+    "template",
+    "resume_from_checkpoint",
+];
 
 /// What learns, and in which form the result is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -358,7 +365,11 @@ impl TrainConfig {
             let problem = if later { "is not supported yet; only sft is" } else { "must be sft" };
             return Err(Error::setting("stage", format!("{:?} {problem}", self.stage)));
         }
-        need(!self.model_name_or_path.is_empty(), "model_name_or_path", "is missing: which base model is to be trained?")?;
+        need(
+            !self.model_name_or_path.is_empty(),
+            "model_name_or_path",
+            "is missing: which base model is to be trained?",
+        )?;
         need(!self.dataset.is_empty(), "dataset", "is missing: a path, or a name in dataset_dir/dataset_info.json")?;
         need(!self.output_dir.as_os_str().is_empty(), "output_dir", "is missing: where should the variant go?")?;
         self.template()?;
@@ -398,8 +409,9 @@ impl TrainConfig {
     /// [`Error::Setting`] for an unknown name.
     pub fn template(&self) -> Result<Template, Error> {
         let name = self.template.as_deref().unwrap_or("model");
-        Template::from_name(name)
-            .ok_or_else(|| Error::setting("template", format!("{name:?} is unknown; model, chatml and qwen3 are known")))
+        Template::from_name(name).ok_or_else(|| {
+            Error::setting("template", format!("{name:?} is unknown; model, chatml and qwen3 are known"))
+        })
     }
 
     /// What B·A is multiplied by: alpha / rank.
@@ -426,7 +438,10 @@ impl TrainConfig {
             Some(GroupWord::Elements(elements)) => Some(GroupSize::Elements(*elements)),
             Some(GroupWord::Word(word)) if word == "row" => Some(GroupSize::Row),
             Some(GroupWord::Word(word)) => {
-                return Err(Error::setting("group_size", format!("must be a number from 32 to 256, or row, not {word:?}")));
+                return Err(Error::setting(
+                    "group_size",
+                    format!("must be a number from 32 to 256, or row, not {word:?}"),
+                ));
             }
         };
         Ok(BitDeltaConfig {

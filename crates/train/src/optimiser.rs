@@ -46,6 +46,8 @@ impl AdamW {
         let root_correction = (1.0 - self.beta2.powf(steps)).sqrt() as f32;
         let keep = (1.0 - learning_rate * self.weight_decay) as f32;
         let (beta1, beta2, epsilon) = (self.beta1 as f32, self.beta2 as f32, self.epsilon as f32);
+        // Rounded after the subtraction: 1 − 0.999f32 would be 10⁻⁵ off.
+        let (rest1, rest2) = ((1.0 - self.beta1) as f32, (1.0 - self.beta2) as f32);
         for (parameter, (first, second)) in parameters.iter().zip(&mut self.moments) {
             let Some(gradient) = parameter.gradient().take() else { continue };
             let mut value = parameter.value_mut();
@@ -58,8 +60,8 @@ impl AdamW {
                 .for_each(|(((value, gradient), first), second)| {
                     for (((value, gradient), first), second) in value.iter_mut().zip(gradient).zip(first).zip(second) {
                         let gradient = gradient * gradient_factor;
-                        *first = beta1 * *first + (1.0 - beta1) * gradient;
-                        *second = beta2 * *second + (1.0 - beta2) * gradient * gradient;
+                        *first = beta1 * *first + rest1 * gradient;
+                        *second = beta2 * *second + rest2 * gradient * gradient;
                         *value = *value * keep - step_size * *first / (second.sqrt() / root_correction + epsilon);
                     }
                 });

@@ -253,7 +253,9 @@ fn low_rank_gradients_are_the_full_gradient_through_the_factors() {
             let dw = &merged[part.index];
             let cols = a.cols();
             let want_a: Vec<f32> = (0..rank * cols)
-                .map(|at| 2.0 * scale * (0..b.rows()).map(|o| b.row(o)[at / cols] * dw[o * cols + at % cols]).sum::<f32>())
+                .map(|at| {
+                    2.0 * scale * (0..b.rows()).map(|o| b.row(o)[at / cols] * dw[o * cols + at % cols]).sum::<f32>()
+                })
                 .collect();
             let want_b: Vec<f32> = (0..b.rows() * rank)
                 .map(|at| 2.0 * scale * (0..cols).map(|i| dw[at / rank * cols + i] * a.row(at % rank)[i]).sum::<f32>())

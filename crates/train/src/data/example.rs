@@ -165,7 +165,10 @@ impl Format {
                 for (i, turn) in turns.iter().enumerate() {
                     let pair = turn.as_array().map(Vec::as_slice);
                     let Some([Value::String(asked), Value::String(answered)]) = pair else {
-                        return wrong(format!("{history_name}[{i}]"), "must be two strings: what was asked and answered");
+                        return wrong(
+                            format!("{history_name}[{i}]"),
+                            "must be two strings: what was asked and answered",
+                        );
                     };
                     messages.push(message("user", asked));
                     messages.push(message("assistant", answered));

@@ -41,7 +41,8 @@ pub(super) fn find(name: &str, dataset_dir: &Path) -> Result<Source, Error> {
                 return Err(missing("it is preference data (ranking), which stage sft does not take".into()));
             }
             let Some(file_name) = entry.file_name else {
-                let problem = format!("its entry in {} has no file_name; only local files are read", info_path.display());
+                let problem =
+                    format!("its entry in {} has no file_name; only local files are read", info_path.display());
                 return Err(missing(problem));
             };
             // An entry that gives no formatting is alpaca, unless its columns say that there are turns.
@@ -53,8 +54,12 @@ pub(super) fn find(name: &str, dataset_dir: &Path) -> Result<Source, Error> {
             return Ok(Source { path: dataset_dir.join(file_name), format, limit: entry.num_samples });
         }
     }
-    let candidates =
-        [name.into(), dataset_dir.join(name), dataset_dir.join(format!("{name}.jsonl")), dataset_dir.join(format!("{name}.json"))];
+    let candidates = [
+        name.into(),
+        dataset_dir.join(name),
+        dataset_dir.join(format!("{name}.jsonl")),
+        dataset_dir.join(format!("{name}.json")),
+    ];
     match candidates.into_iter().find(|path| path.is_file()) {
         Some(path) => Ok(Source { path, format: Format::default(), limit: None }),
         None => Err(missing(format!(

@@ -64,7 +64,8 @@ pub fn load(path_or_name: &str, dataset_dir: &Path) -> Result<Vec<Conversation>,
 /// Every example of a file with its place.
 fn examples(path: &Path) -> Result<Vec<(String, Value)>, Error> {
     let bytes = fs::read(path).map_err(|source| Error::io(path, source))?;
-    let broken = |place: String, problem: String| Error::Data { path: path.into(), place, field: "example".into(), problem };
+    let broken =
+        |place: String, problem: String| Error::Data { path: path.into(), place, field: "example".into(), problem };
     let text = std::str::from_utf8(&bytes).map_err(|wrong| {
         let line = bytes[..wrong.valid_up_to()].iter().filter(|&&byte| byte == b'\n').count() + 1;
         broken(format!("line {line}"), "not UTF-8".into())

@@ -111,10 +111,7 @@ impl Attention {
     }
 
     fn tasks(&self, starts: &[usize]) -> Vec<(Range<usize>, usize)> {
-        starts
-            .windows(2)
-            .flat_map(|border| (0..self.heads).map(move |head| (border[0]..border[1], head)))
-            .collect()
+        starts.windows(2).flat_map(|border| (0..self.heads).map(move |head| (border[0]..border[1], head))).collect()
     }
 
     /// Where the key and the value of query head `head` begin in a row.
@@ -124,7 +121,14 @@ impl Attention {
     }
 
     /// One head's vectors of a sequence, (length, head_dim); with `norm` and rotation for q and k.
-    fn gather(&self, qkv: &Matrix, rows: Range<usize>, column: usize, norm: Option<&RmsNorm>, rope: Option<&Rope>) -> Vec<f32> {
+    fn gather(
+        &self,
+        qkv: &Matrix,
+        rows: Range<usize>,
+        column: usize,
+        norm: Option<&RmsNorm>,
+        rope: Option<&Rope>,
+    ) -> Vec<f32> {
         let d = self.head_dim;
         let mut out = vec![0.0; rows.len() * d];
         for ((position, row), out) in rows.enumerate().zip(out.chunks_exact_mut(d)) {

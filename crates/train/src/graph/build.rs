@@ -109,7 +109,8 @@ impl<'a> Builder<'a> {
         let mlp = |name: &str| format!("{prefix}mlp.{name}_proj");
         Ok(Layer {
             input_norm: self.norm(&format!("{prefix}input_layernorm.weight"), c.hidden)?,
-            qkv: self.linears(c.hidden, &[(attention("q"), queries), (attention("k"), keys), (attention("v"), keys)])?,
+            qkv: self
+                .linears(c.hidden, &[(attention("q"), queries), (attention("k"), keys), (attention("v"), keys)])?,
             attention: Attention {
                 heads: c.heads,
                 kv_heads: c.kv_heads,

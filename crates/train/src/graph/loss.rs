@@ -23,7 +23,12 @@ pub struct CrossEntropy {
 ///
 /// # Errors
 /// What candle's product reports.
-pub fn cross_entropy(hidden: &Matrix, head: &Matrix, targets: &[u32], scale: Option<f32>) -> candle_core::Result<CrossEntropy> {
+pub fn cross_entropy(
+    hidden: &Matrix,
+    head: &Matrix,
+    targets: &[u32],
+    scale: Option<f32>,
+) -> candle_core::Result<CrossEntropy> {
     let mut loss = 0.0;
     let mut gradient = scale.map(|_| Vec::with_capacity(hidden.rows() * hidden.cols()));
     for from in (0..hidden.rows()).step_by(ROWS_PER_BLOCK) {

@@ -128,7 +128,9 @@ impl Graph {
             Weight::Frozen(weight) => weight.values().len(),
             Weight::Trained(_) => 0,
         });
-        self.embedding.values().len() + self.head.as_ref().map_or(0, |head| head.values().len()) + linears.sum::<usize>()
+        self.embedding.values().len()
+            + self.head.as_ref().map_or(0, |head| head.values().len())
+            + linears.sum::<usize>()
     }
 
     fn head(&self) -> &Matrix {
@@ -143,7 +145,8 @@ impl Graph {
         }
         let longest = batch.starts.windows(2).map(|border| border[1] - border[0]).max().unwrap_or(0);
         if longest > self.rope.positions() {
-            let problem = format!("a sequence of {longest} tokens, but the graph was made for {}", self.rope.positions());
+            let problem =
+                format!("a sequence of {longest} tokens, but the graph was made for {}", self.rope.positions());
             return Err(Error::setting("cutoff_len", problem));
         }
         Ok(self.embedding.select_rows(&rows))

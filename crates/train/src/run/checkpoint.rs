@@ -21,6 +21,8 @@ use std::{
 const TENSORS: &str = "tensors.safetensors";
 const STATE: &str = "state.json";
 const PREFIX: &str = "checkpoint-";
+/// What a folder is called while it is written.
+const PARTIAL: &str = ".checkpoint-";
 
 /// What is not a tensor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
@@ -74,7 +76,7 @@ pub(super) fn save(
 ) -> Result<PathBuf, Error> {
     let target = output_dir.join(format!("{PREFIX}{}", state.step));
     let folder = tempfile::Builder::new()
-        .prefix(".checkpoint-")
+        .prefix(PARTIAL)
         .tempdir_in(output_dir)
         .map_err(|source| Error::io(output_dir, source))?;
     let values: Vec<_> = parameters.iter().map(|parameter| parameter.value()).collect();
@@ -123,7 +125,9 @@ pub(super) fn load(
     let read = |name: &str| fs::read(folder.join(name)).map_err(|error| wrong(format!("{name}: {error}")));
     let state: State = serde_json::from_slice(&read(STATE)?).map_err(|error| wrong(format!("{STATE}: {error}")))?;
     if state.identity != identity {
-        return Err(wrong("it belongs to a run with other settings, data or base; use --overwrite_output_dir to start anew".into()));
+        return Err(wrong(
+            "it belongs to a run with other settings, data or base; use --overwrite_output_dir to start anew".into(),
+        ));
     }
     let bytes = read(TENSORS)?;
     let file = SafeTensors::deserialize(&bytes).map_err(|error| wrong(format!("{TENSORS}: {error}")))?;
@@ -161,6 +165,16 @@ pub(super) fn list(output_dir: &Path) -> Vec<(usize, PathBuf)> {
         .collect();
     found.sort();
     found
+}
+
+/// Removes what a run that was killed while saving left behind.
+pub(super) fn clean(output_dir: &Path) {
+    for entry in fs::read_dir(output_dir).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(PARTIAL) {
+            // Not being able to remove it harms nothing but disk space.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 fn sync(path: &Path) -> Result<(), Error> {

@@ -74,12 +74,7 @@ pub fn run(config: &TrainConfig, progress: &dyn Progress, stop: &AtomicBool) -> 
 ///
 /// # Errors
 /// As [`run`].
-pub fn run_on(
-    base: &Base,
-    config: &TrainConfig,
-    progress: &dyn Progress,
-    stop: &AtomicBool,
-) -> Result<Outcome, Error> {
+pub fn run_on(base: &Base, config: &TrainConfig, progress: &dyn Progress, stop: &AtomicBool) -> Result<Outcome, Error> {
     config.validate()?;
     let template = config.template()?;
     let mut warnings = config.bitdelta()?.warnings();
@@ -146,16 +141,23 @@ impl Data {
         let train = batch::tokenise(&base.tokenizer, template, &conversations, config)?;
         let held = batch::tokenise(&base.tokenizer, template, &held_out, config)?;
         if train.truncated > 0 {
-            warnings.push(format!("{} of {} conversations were cut at {} tokens (cutoff_len)", train.truncated, conversations.len(), config.cutoff_len));
+            warnings.push(format!(
+                "{} of {} conversations were cut at {} tokens (cutoff_len)",
+                train.truncated,
+                conversations.len(),
+                config.cutoff_len
+            ));
         }
         if train.dropped > 0 {
-            warnings.push(format!("{} conversations have no answer left to learn from and were left out", train.dropped));
+            warnings
+                .push(format!("{} conversations have no answer left to learn from and were left out", train.dropped));
         }
         if train.examples.is_empty() {
             let problem = "no conversation has an answer to learn from within cutoff_len".into();
             return Err(Error::Dataset { name: config.dataset.clone(), problem });
         }
-        let longest = train.examples.iter().chain(&held.examples).map(|example| example.tokens.len()).max().unwrap_or(0);
+        let longest =
+            train.examples.iter().chain(&held.examples).map(|example| example.tokens.len()).max().unwrap_or(0);
         Ok(Self {
             train: train.examples,
             held_out: held.examples,
@@ -176,7 +178,8 @@ impl Data {
 /// Takes the held-out share from `conversations`: drawn by the seed, or the last ones when nothing is shuffled.
 fn split(conversations: &mut Vec<Conversation>, config: &TrainConfig) -> Result<Vec<Conversation>, Error> {
     let total = conversations.len();
-    let count = if config.val_size < 1.0 { (total as f64 * config.val_size).ceil() as usize } else { config.val_size as usize };
+    let count =
+        if config.val_size < 1.0 { (total as f64 * config.val_size).ceil() as usize } else { config.val_size as usize };
     if count == 0 {
         return Ok(Vec::new());
     }
@@ -198,6 +201,7 @@ fn split(conversations: &mut Vec<Conversation>, config: &TrainConfig) -> Result<
 fn prepare_output(config: &TrainConfig, progress: &dyn Progress) -> Result<Option<PathBuf>, Error> {
     let folder = &config.output_dir;
     fs::create_dir_all(folder).map_err(|source| Error::io(folder, source))?;
+    checkpoint::clean(folder);
     let checkpoints = checkpoint::list(folder);
     let latest = checkpoints.last().map(|(_, path)| path.clone());
     match config.resume_from_checkpoint.as_deref() {
@@ -216,7 +220,8 @@ fn prepare_output(config: &TrainConfig, progress: &dyn Progress) -> Result<Optio
         return Ok(None);
     }
     if folder.join(VARIANT_FILE).exists() {
-        let problem = format!("{} already holds a variant; use another folder, or --overwrite_output_dir", folder.display());
+        let problem =
+            format!("{} already holds a variant; use another folder, or --overwrite_output_dir", folder.display());
         return Err(Error::setting("output_dir", problem));
     }
     if let Some(path) = &latest {
@@ -421,12 +426,20 @@ impl Session<'_> {
 
     fn save(&self) -> Result<PathBuf, Error> {
         let keep = self.config.save_total_limit;
-        checkpoint::save(&self.config.output_dir, &self.state, &self.parameters, &self.optimiser, self.best.as_deref(), keep)
+        checkpoint::save(
+            &self.config.output_dir,
+            &self.state,
+            &self.parameters,
+            &self.optimiser,
+            self.best.as_deref(),
+            keep,
+        )
     }
 
     fn log(&self, line: &serde_json::Value) -> Result<(), Error> {
         let path = self.config.output_dir.join(LOG_FILE);
-        let written = OpenOptions::new().create(true).append(true).open(&path).and_then(|mut file| writeln!(file, "{line}"));
+        let written =
+            OpenOptions::new().create(true).append(true).open(&path).and_then(|mut file| writeln!(file, "{line}"));
         written.map_err(|source| Error::io(&path, source))
     }
 
@@ -455,7 +468,9 @@ impl Session<'_> {
         if let (Some(before), Some(after)) = (self.state.loss_base, loss_variant)
             && after >= before
         {
-            warnings.push(format!("the variant is no better than the base on held-out data ({after:.4} against {before:.4})"));
+            warnings.push(format!(
+                "the variant is no better than the base on held-out data ({after:.4} against {before:.4})"
+            ));
         }
         let mut info = Info::new(base.fingerprint(), &base.name, bitdelta, &base.tokenizer.template_id(template));
         info.notes = self.notes(loss_trained, loss_variant, &warnings);
@@ -477,7 +492,12 @@ impl Session<'_> {
     }
 
     /// What the variant file tells of its making. No text of the data is in it.
-    fn notes(&self, loss_trained: Option<f64>, loss_variant: Option<f64>, warnings: &[String]) -> serde_json::Map<String, serde_json::Value> {
+    fn notes(
+        &self,
+        loss_trained: Option<f64>,
+        loss_variant: Option<f64>,
+        warnings: &[String],
+    ) -> serde_json::Map<String, serde_json::Value> {
         let config = self.config;
         let mut training = json!({
             "type": config.method,
