@@ -31,7 +31,7 @@ impl Weights for Ramp<'_> {
     }
 }
 
-fn main() -> Result<(), Error> {
+fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1).map(|word| word.parse::<usize>().unwrap_or(8));
     let (sequences, length) = (arguments.next().unwrap_or(8), arguments.next().unwrap_or(64));
     let config = ModelConfig {

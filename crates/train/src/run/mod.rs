@@ -314,7 +314,7 @@ impl Session<'_> {
             self.progress.advance(1, &format!("loss {loss:.3}"));
             let step = self.state.step;
             let epoch = step as f64 / per_epoch as f64;
-            if step % self.config.logging_steps == 0 || step == total {
+            if step.is_multiple_of(self.config.logging_steps) || step == total {
                 let mean = loss_sum / loss_steps as f64;
                 self.log(&json!({
                     "step": step, "epoch": epoch, "loss": mean, "learning_rate": rate, "grad_norm": norm,
@@ -324,8 +324,8 @@ impl Session<'_> {
             }
             let due = |every: Every, steps: usize| match every {
                 Every::No => false,
-                Every::Steps => step % steps == 0,
-                Every::Epoch => step % per_epoch == 0,
+                Every::Steps => step.is_multiple_of(steps),
+                Every::Epoch => step.is_multiple_of(per_epoch),
             };
             let ends = step == total;
             let mut enough = false;
