@@ -28,7 +28,7 @@ enum Command {
     /// Write base and variant as a model of its own
     Export(export::ExportArgs),
     /// Train a user's variant from conversations
-    Train(train::TrainArgs),
+    Train(Box<train::TrainArgs>),
     /// Put a variant into a server's folder, checked and whole
     Publish(publish::PublishArgs),
     /// Serve a base and its users' variants over OpenAI-compatible HTTP

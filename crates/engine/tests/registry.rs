@@ -10,7 +10,7 @@ use tempfile::tempdir;
 
 fn publish(variant: &Variant, dir: &Path, user: &str) -> std::path::PathBuf {
     let path = dir.join(format!("{user}.safetensors"));
-    variant.write(&path).unwrap();
+    variant.write(&path).expect("a written variant");
     path
 }
 

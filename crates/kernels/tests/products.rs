@@ -111,7 +111,10 @@ impl Matrix {
     fn random(values: &mut Values, bits: usize, rows: usize, cols: usize, group: usize, offset: bool) -> Self {
         let words = cols.div_ceil(64);
         let planes = (0..rows * bits * words)
-            .map(|i| values.bits() & if i % words + 1 == words && cols % 64 > 0 { (1 << (cols % 64)) - 1 } else { !0 })
+            .map(|i| {
+                values.bits()
+                    & if i % words + 1 == words && !cols.is_multiple_of(64) { (1 << (cols % 64)) - 1 } else { !0 }
+            })
             .collect();
         let mut halves = |n: usize| (0..n).map(|_| f16::from_f32(values.next()).to_bits()).collect::<Vec<_>>();
         let groups = rows * cols.div_ceil(group);

@@ -13,8 +13,8 @@ pub fn golden(name: &str) -> PathBuf {
 }
 
 pub fn model() -> Arc<Model> {
-    let base = Base::open(golden("tiny-llama").to_str().unwrap()).unwrap();
-    Arc::new(Model::load(Arc::new(base), ModelOptions { threads: 2 }).unwrap())
+    let base = Base::open(golden("tiny-llama").to_str().expect("a plain path")).expect("the base opens");
+    Arc::new(Model::load(Arc::new(base), ModelOptions { threads: 2 }).expect("the base loads"))
 }
 
 /// A variant of signs that depend on `seed`, strong enough to change every answer.
@@ -24,7 +24,7 @@ pub fn variant(model: &Model, seed: usize) -> Variant {
     let linears = base.linears().iter().map(|linear| {
         let count = linear.rows * linear.cols;
         let delta: Vec<f32> = (0..count).map(|i| if (i * i + seed * i) % 7 < 3 { 0.05 } else { -0.05 }).collect();
-        let part = quantize(&linear.name, &delta, linear.rows, linear.cols, &config).unwrap();
+        let part = quantize(&linear.name, &delta, linear.rows, linear.cols, &config).expect("codes");
         LinearDelta { rows: linear.rows, cols: linear.cols, parts: vec![part], relative_error: None }
     });
     let linears = linears.collect();
