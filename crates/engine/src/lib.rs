@@ -19,6 +19,7 @@ mod sampler;
 pub mod scheduler;
 mod sequence;
 mod stop;
+pub mod user;
 pub mod weights;
 
 pub use error::Error;

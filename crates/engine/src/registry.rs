@@ -3,17 +3,19 @@
 //! A user id is data, never a path: it must be a single plain name, and only `DIR/ID.safetensors` and
 //! `DIR/ID/variant.safetensors` are looked at.
 
-use crate::{Error, Model, Resident, backend::Backend, cpu::Cpu};
-use bitdelta_delta::file::Variant;
+use crate::{
+    Error, Model, Resident,
+    backend::Backend,
+    cpu::Cpu,
+    user::{EXTENSION, check_user, user_of},
+};
+use bitdelta_delta::file::{FILE_NAME, Variant, locate};
 use std::{
     collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
-
-/// Longest user id, in bytes: a file name's limit less its extension.
-const MAX_USER_BYTES: usize = 200;
 
 /// The variants that a server can answer with.
 pub struct Registry<B: Backend = Cpu> {
@@ -98,12 +100,8 @@ impl<B: Backend> Registry<B> {
     /// # Errors
     /// As [`Self::resolve`]; what was served for that user before stays.
     pub fn load(&self, path: &Path) -> Result<Arc<Resident<B>>, Error> {
-        let user = user_of(path).ok_or_else(|| Error::InvalidUser {
-            user: path.display().to_string(),
-            reason: "the path's last part names the user, and this path has none",
-        })?;
-        check_user(&user)?;
-        let file = if path.is_dir() { path.join(VARIANT_FILE) } else { path.to_owned() };
+        let user = user_of(path)?;
+        let file = locate(path);
         let before = stamp(&file);
         let resident = self.read(&user, &file)?;
         let slot = self.slot(&user);
@@ -130,7 +128,7 @@ impl<B: Backend> Registry<B> {
         let on_disk = self.dir.iter().filter_map(|dir| std::fs::read_dir(dir).ok()).flatten().flatten();
         let mut listed: BTreeMap<String, Listed> = on_disk
             .filter_map(|entry| {
-                let user = user_of(&entry.path()).filter(|user| check_user(user).is_ok())?;
+                let user = user_of(&entry.path()).ok()?;
                 let path = find(self.dir.as_deref()?, &user)?;
                 Some((user.clone(), Listed { user, path, resident_bytes: 0, loaded: false }))
             })
@@ -166,41 +164,9 @@ impl<B: Backend> Registry<B> {
     }
 }
 
-/// The file in a user's folder.
-const VARIANT_FILE: &str = "variant.safetensors";
-
-/// The extension of a variant file named after its user.
-const EXTENSION: &str = ".safetensors";
-
 /// The user's file in the folder, where there is one.
 fn find(dir: &Path, user: &str) -> Option<PathBuf> {
-    [dir.join(format!("{user}{EXTENSION}")), dir.join(user).join(VARIANT_FILE)].into_iter().find(|path| path.is_file())
-}
-
-/// The user that a variant's file or folder is named after: the last part of the path, without the extension; a
-/// `variant.safetensors` is its folder's.
-fn user_of(path: &Path) -> Option<String> {
-    let name = path.file_name()?.to_str()?;
-    if name == VARIANT_FILE {
-        return path.parent()?.file_name()?.to_str().map(str::to_owned);
-    }
-    Some(name.strip_suffix(EXTENSION).unwrap_or(name).to_owned())
-}
-
-/// Refuses ids that are not a single plain name.
-fn check_user(user: &str) -> Result<(), Error> {
-    let reason = if user.is_empty() {
-        "it is empty"
-    } else if user.len() > MAX_USER_BYTES {
-        "it is longer than 200 bytes"
-    } else if user.starts_with('.') {
-        "it starts with a dot"
-    } else if user.chars().any(|c| matches!(c, '/' | '\\' | ':') || c.is_control()) {
-        "it holds a slash, a backslash, a colon or a control character"
-    } else {
-        return Ok(());
-    };
-    Err(Error::InvalidUser { user: user.chars().take(MAX_USER_BYTES).collect(), reason })
+    [dir.join(format!("{user}{EXTENSION}")), dir.join(user).join(FILE_NAME)].into_iter().find(|path| path.is_file())
 }
 
 fn stamp(path: &Path) -> Option<Stamp> {

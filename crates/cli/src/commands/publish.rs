@@ -1,6 +1,7 @@
 //! `bitdelta publish`: a checked variant into a server's folder, whole or not at all.
 use crate::{Context, Error, commands::variants::user_of, output};
 use bitdelta_delta::file::{FILE_NAME, Variant, locate};
+use bitdelta_engine::user::check_user;
 use std::{
     fs::File,
     path::{Path, PathBuf},
@@ -46,12 +47,7 @@ pub fn publish(variant: &Path, dir: &Path, user: &str) -> Result<PathBuf, Error>
 
 /// Where the user's variant lies in the folder: the folder form if that is in use, else `USER.safetensors`.
 fn place(dir: &Path, user: &str) -> Result<PathBuf, Error> {
-    let plain = !user.is_empty() && !user.starts_with('.') && !user.contains(['/', '\\', '\0']);
-    if !plain {
-        return Err(Error::Usage(format!(
-            "{user:?} cannot name a variant: no slashes, no dot at its start, not empty"
-        )));
-    }
+    check_user(user).map_err(|error| Error::Usage(error.to_string()))?;
     let in_folder = dir.join(user).join(FILE_NAME);
     Ok(if in_folder.is_file() { in_folder } else { dir.join(format!("{user}.safetensors")) })
 }

@@ -5,7 +5,6 @@ use crate::{
     output,
     sizes::format_bytes,
 };
-use bitdelta_delta::file::FILE_NAME;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -100,25 +99,5 @@ fn text(value: &Value) -> &str {
 /// # Errors
 /// [`Error::Usage`] for a path without a name in UTF-8.
 pub fn user_of(path: &Path) -> Result<String, Error> {
-    let nameless = || Error::Usage(format!("{} names no user", path.display()));
-    let name = |path: &Path| path.file_name().and_then(|name| name.to_str()).map(str::to_owned);
-    let last = name(path).ok_or_else(nameless)?;
-    let last = match (last.as_str(), path.parent().and_then(name)) {
-        (FILE_NAME, Some(folder)) => folder,
-        _ => last,
-    };
-    Ok(last.strip_suffix(".safetensors").unwrap_or(&last).to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_path_names_its_user() {
-        for path in ["ann", "./variants/ann", "variants/ann.safetensors", "/v/ann/variant.safetensors", "v/ann/"] {
-            assert_eq!(user_of(Path::new(path)).ok().as_deref(), Some("ann"), "{path}");
-        }
-        assert!(user_of(Path::new("..")).is_err());
-    }
+    bitdelta_engine::user::user_of(path).map_err(|error| Error::Usage(error.to_string()))
 }

@@ -63,7 +63,6 @@ impl Learn<'_> {
             overwrite_output_dir: true,
             num_train_epochs: if self.args.short { SHORT_EPOCHS } else { EPOCHS },
             per_device_train_batch_size: 8,
-            lora_rank: RANK,
             warmup_steps: 3,
             ..TrainConfig::default()
         };
@@ -75,9 +74,8 @@ impl Learn<'_> {
     }
 }
 
-const EPOCHS: f64 = 5.0;
-const SHORT_EPOCHS: f64 = 4.0;
-const RANK: usize = 8;
+const EPOCHS: f64 = 4.0;
+const SHORT_EPOCHS: f64 = 3.0;
 
 /// Measures the variant file with the engine that will serve it, and puts it into the variants folder.
 ///

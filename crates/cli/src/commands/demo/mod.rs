@@ -1,7 +1,7 @@
 //! `bitdelta demo`: the whole product on one machine, with a real base and two users.
 //!
-//! Each user's conversations become a variant ([`learn`]); both are published into one folder, served over HTTP by one
-//! engine in one batch, and asked what they should know and what others should not ([`ask`]). [`show`] prints what a
+//! Each user's conversations become a variant (`learn`); both are published into one folder, served over HTTP by one
+//! engine in one batch, and asked what they should know and what others should not (`ask`). `show` prints what a
 //! person wants to see. A variant that did not learn makes the command fail.
 
 mod ask;
