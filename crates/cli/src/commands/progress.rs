@@ -8,7 +8,7 @@ use std::{
 };
 
 /// Draws [`Progress`] with indicatif when stderr is a terminal. Otherwise each phase prints a line when it begins, a
-/// line every [`PLAIN_EVERY`] while it lasts, and one when it ends, so that logs of long work show that it lives.
+/// line every `PLAIN_EVERY` while it lasts, and one when it ends, so that logs of long work show that it lives.
 #[derive(Debug, Default)]
 pub struct Bar {
     phase: Mutex<Option<Phase>>,
