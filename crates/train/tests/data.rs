@@ -1,17 +1,20 @@
 //! Training data in every format, and what is said about data that does not fit.
 
-use bitdelta_train::{Error, data};
-use std::{fs, path::Path};
+use bitdelta_train::data;
+use std::{error::Error, fs, path::Path};
+
+/// Role and text of each turn of each conversation.
+type Turns = Vec<Vec<(String, String)>>;
 
 /// Loads `text` as a file of the given name in a fresh folder.
-fn load_as(name: &str, text: &str) -> Result<Vec<Vec<(String, String)>>, Error> {
+fn load_as(name: &str, text: &str) -> Result<Turns, Box<dyn Error>> {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join(name);
     fs::write(&path, text).expect("written");
     turns(path.to_str().expect("a plain path"), Path::new("nowhere"))
 }
 
-fn turns(name: &str, dir: &Path) -> Result<Vec<Vec<(String, String)>>, Error> {
+fn turns(name: &str, dir: &Path) -> Result<Turns, Box<dyn Error>> {
     let turn = |m: &bitdelta_model::chat::Message| (m.role.clone(), m.content.clone());
     Ok(data::load(name, dir)?.iter().map(|c| c.messages.iter().map(turn).collect()).collect())
 }
