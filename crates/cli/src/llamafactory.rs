@@ -34,7 +34,9 @@ pub fn run(words: &[String]) -> Result<(), Error> {
             notes.iter().for_each(|note| bar.say(&format!("note: {note}")));
             train::report(&train::train(&config, false)?, false)
         }
-        Some("version" | "--version" | "-V") => output::line(concat!("llamafactory-cli (bitdelta) ", env!("CARGO_PKG_VERSION"))),
+        Some("version" | "--version" | "-V") => {
+            output::line(concat!("llamafactory-cli (bitdelta) ", env!("CARGO_PKG_VERSION")))
+        }
         None | Some("help" | "--help" | "-h") => help(),
         Some(other @ ("api" | "chat" | "webchat" | "eval" | "export" | "webui" | "env")) => {
             let message = format!("`{other}` is not part of this llamafactory-cli, only train is; see bitdelta --help");
@@ -131,7 +133,8 @@ mod tests {
 
     #[test]
     fn switches_negative_numbers_and_settings_without_effect() {
-        let (config, notes) = settings(&words("--overwrite_output_dir --max_steps -1 --bf16 --plot_loss true")).expect("settings");
+        let (config, notes) =
+            settings(&words("--overwrite_output_dir --max_steps -1 --bf16 --plot_loss true")).expect("settings");
         assert!(config.overwrite_output_dir);
         assert_eq!(config.max_steps, -1);
         assert_eq!(notes.len(), 2);

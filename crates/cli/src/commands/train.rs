@@ -112,7 +112,8 @@ impl TrainArgs {
         ];
         let folder = self.folder()?;
         let folder = folder.to_str().ok_or_else(|| Error::Usage("the output path is not UTF-8".to_owned()))?;
-        let mut pairs = vec![("model_name_or_path", self.base.as_str()), ("dataset", &self.data), ("output_dir", folder)];
+        let mut pairs =
+            vec![("model_name_or_path", self.base.as_str()), ("dataset", &self.data), ("output_dir", folder)];
         pairs.extend(given.iter().filter_map(|(name, value)| value.as_deref().map(|value| (*name, value))));
         if self.overwrite {
             pairs.push(("overwrite_output_dir", "true"));
@@ -141,7 +142,9 @@ impl TrainArgs {
                 let plain = !user.is_empty() && !user.starts_with('.') && !user.contains(['/', '\\', '\0']);
                 match plain {
                     true => Ok(self.variants_dir.join(user)),
-                    false => Err(Error::Usage(format!("{user:?} cannot name a variant: no slashes, no dot at its start"))),
+                    false => {
+                        Err(Error::Usage(format!("{user:?} cannot name a variant: no slashes, no dot at its start")))
+                    }
                 }
             }
             (None, None) => Err(Error::Usage("where should the variant go? --user, -o or --output-dir".to_owned())),
