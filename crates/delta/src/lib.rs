@@ -1,11 +1,11 @@
 //! Deltas: what a variant is, how a weight difference is quantised, and the file it lives in.
 //!
 //! A variant holds, for each linear of a base model in the base's fixed order, [`Part`]s that add up to the
-//! difference from the base. [`quantize`] makes [`PackedMatrix`]es from f32 differences, [`factor`] makes low-rank
+//! difference from the base. [`quantize()`] makes [`PackedMatrix`]es from f32 differences, [`factor`] makes low-rank
 //! parts, [`Variant`] writes and reads the file. Not here: which tensors a model has (`bitdelta-model`), and
 //! multiplying by packed deltas (`bitdelta-kernels`).
 //!
-//! Start reading at [`dense`] for the layout, then [`mod@quantize`], then [`file`].
+//! Start reading at [`dense`] for the layout, then [`mod@quantize`], then [`mod@file`].
 
 pub mod config;
 pub mod dense;

@@ -9,7 +9,7 @@
 //! A' = Σ^-½ Uᵀ H A                           B'ᵀ = Σ^½ Uᵀ H⁻¹ Bᵀ
 //! ```
 //!
-//! Components below [`CUTOFF`] of the largest are rounding noise of the Gram matrices and become zero.
+//! Components below `CUTOFF` of the largest are rounding noise of the Gram matrices and become zero.
 
 use crate::{
     Error, Part,

@@ -1,6 +1,6 @@
 //! From f32 differences to packed codes.
 //!
-//! Two passes over the rows, in parallel: the first fits each group's scale and offset ([`mod@crate::fit`]), the second
+//! Two passes over the rows, in parallel: the first fits each group's scale and offset (`fit.rs`), the second
 //! packs codes against the values *as stored* (rounded to f16 times the tensor's scale), so that each code is the
 //! nearest one that a reader will see. Outliers are clipped first, at mean ± k·σ of the whole tensor (sample σ,
 //! n − 1; a tensor of one element has none). Results do not depend on the number of threads.
