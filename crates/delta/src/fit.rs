@@ -18,9 +18,9 @@
 //! No randomness and a fixed order of sums (eight lanes, then the lanes): the same input gives the same bits anywhere.
 
 /// Fractions of a group's reach that the grid's outermost level starts at.
-pub(crate) const STARTS: [f32; 6] = [1.0, 0.85, 0.7, 0.55, 0.4, 0.25];
+pub(crate) const STARTS: [f32; 12] = [1.05, 1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3];
 /// Rounds of assigning codes and refitting from each start.
-pub(crate) const ROUNDS: usize = 4;
+pub(crate) const ROUNDS: usize = 2;
 /// Scales up to this count as 0: their reciprocal would overflow.
 const TINY: f32 = 1e-37;
 const LANES: usize = 8;

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-STARTS = [1.0, 0.85, 0.7, 0.55, 0.4, 0.25]
-ROUNDS = 4
+STARTS = [1.05, 1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3]
+ROUNDS = 2
 
 
 def codes_of(x, scale, offset, bits):
