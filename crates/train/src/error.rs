@@ -69,7 +69,7 @@ pub enum Error {
         problem: String,
     },
     /// The stop flag was raised; everything up to here is saved.
-    #[error("stopped after step {step}; continue with --resume_from_checkpoint {}", checkpoint.display())]
+    #[error("stopped after step {step}; the same command again continues from {}", checkpoint.display())]
     Interrupted {
         /// Optimiser steps done.
         step: usize,
