@@ -4,7 +4,7 @@ use crate::{
     chat::Tokenizer,
     config::ModelConfig,
     layout,
-    open::{self, Origin},
+    open::{self, Opened, Origin},
     source::{Raw, Stored, TensorRef},
 };
 use bitdelta_kernels::map::MappedFile;
@@ -13,7 +13,7 @@ use std::{
     collections::HashMap,
     ops::Range,
     path::{Path, PathBuf},
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
 };
 
 pub use crate::{
@@ -26,8 +26,8 @@ pub use crate::{
 pub struct Base {
     /// Shapes and constants.
     pub config: ModelConfig,
-    /// Tokenizer and chat template.
-    pub tokenizer: Tokenizer,
+    /// Tokenizer and chat template; shared with the base where it was borrowed ([`Base::open_beside`]).
+    pub tokenizer: Arc<Tokenizer>,
     /// Where it was opened: the folder or the GGUF file (for a hub id, the snapshot in the local cache).
     pub path: PathBuf,
     /// Display name (folder or file stem).
@@ -48,13 +48,25 @@ impl Base {
     /// Anything that would keep the model from running is found here, before any work: a missing or damaged file, an
     /// unknown architecture or feature, a tensor that is missing or of the wrong shape. See [`Error`].
     pub fn open(name_or_path: &str) -> Result<Self, Error> {
-        let opened = open::open(name_or_path)?;
+        open::open(name_or_path, None).map(|opened| Self::of(name_or_path, opened))
+    }
+
+    /// [`Base::open`] for a fine-tune of `base`: a folder without any tokenizer files, as `model.save_pretrained` alone
+    /// writes it, borrows the tokenizer and chat template of `base`.
+    ///
+    /// # Errors
+    /// As [`Base::open`].
+    pub fn open_beside(name_or_path: &str, base: &Self) -> Result<Self, Error> {
+        open::open(name_or_path, Some(base)).map(|opened| Self::of(name_or_path, opened))
+    }
+
+    fn of(name_or_path: &str, opened: Opened) -> Self {
         let given = Path::new(name_or_path.trim_end_matches('/'));
         let stem = if opened.origin == Origin::Gguf { given.file_stem() } else { given.file_name() };
         let name = stem.map_or_else(|| name_or_path.to_owned(), |stem| stem.to_string_lossy().into_owned());
         let (tensors, stored): (Vec<TensorRef>, Vec<Stored>) = opened.tensors.into_iter().unzip();
         let positions = tensors.iter().enumerate().map(|(at, tensor)| (tensor.name.clone(), at)).collect();
-        Ok(Self {
+        Self {
             linears: layout::linears(&opened.config),
             config: opened.config,
             tokenizer: opened.tokenizer,
@@ -66,7 +78,7 @@ impl Base {
             stored,
             positions,
             fingerprint: OnceLock::new(),
-        })
+        }
     }
 
     /// Every tensor that the model's forward pass needs, in fixed order (tied lm_head absent).

@@ -93,9 +93,9 @@ impl Base {
         save(folder, "generation_config.json", &Value::Object(generation))?;
 
         let tokenizer_path = folder.join("tokenizer.json");
-        match source {
-            Some(source) => {
-                let from = source.join("tokenizer.json");
+        // A folder that borrowed its tokenizer has no file of it.
+        match source.map(|source| source.join("tokenizer.json")).filter(|own| own.is_file()) {
+            Some(from) => {
                 fs::copy(&from, &tokenizer_path).map_err(Error::io(from))?;
             }
             None => {

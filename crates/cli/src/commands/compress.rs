@@ -50,7 +50,7 @@ pub fn run(args: &CompressArgs) -> Result<(), Error> {
     config.validate().map_err(|error| Error::Usage(error.to_string()))?;
     make_folder_of(&args.output)?;
     let base = Base::open(&args.base).context("opening the base model")?;
-    let finetuned = Base::open(&args.finetuned).context("opening the fine-tuned model")?;
+    let finetuned = Base::open_beside(&args.finetuned, &base).context("opening the fine-tuned model")?;
     let doing = format!("compressing {} against {}", args.finetuned, args.base);
     let (variant, report) = compress_pair(&base, &finetuned, &config, &Bar::new()).context(doing)?;
     let bytes = variant.write(&args.output).context("writing the variant")?;

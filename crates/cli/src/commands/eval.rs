@@ -52,7 +52,7 @@ pub fn run(args: &EvalArgs) -> Result<(), Error> {
     let conversations = data::load(&args.data, Path::new(".")).context("reading the data")?;
     let bar = Bar::new();
     let base = args.base.load()?;
-    let finetuned = args.finetuned.as_deref().map(|name| load(name, args.base.threads)).transpose()?;
+    let finetuned = args.finetuned.as_deref().map(|name| load(name, &base, args.base.threads)).transpose()?;
     let tokenizer = &base.base().tokenizer;
     let template = template(args.template.as_deref(), &variant, &base, &bar)?;
     let samples = samples(tokenizer, &template, &conversations).context("making prompts of the data")?;
@@ -65,11 +65,11 @@ pub fn run(args: &EvalArgs) -> Result<(), Error> {
     output::text(&table(&report))
 }
 
-fn load(name: &str, threads: usize) -> Result<Model, Error> {
+fn load(name: &str, base: &Model, threads: usize) -> Result<Model, Error> {
     let doing = || format!("loading the fine-tuned model {name}");
     Bar::new().during(&doing(), || {
-        let base = Base::open(name).context(doing())?;
-        Model::load(Arc::new(base), ModelOptions { threads }).context(doing())
+        let finetuned = Base::open_beside(name, base.base()).context(doing())?;
+        Model::load(Arc::new(finetuned), ModelOptions { threads }).context(doing())
     })
 }
 

@@ -9,7 +9,7 @@ use crate::{
     source::Stored,
 };
 use bitdelta_kernels::map::MappedFile;
-use std::{collections::HashMap, path::Path};
+use std::{collections::HashMap, path::Path, sync::Arc};
 
 pub(super) fn open(path: &Path) -> Result<Opened, Error> {
     let file = MappedFile::open(path).map_err(Error::io(path))?;
@@ -33,7 +33,7 @@ pub(super) fn open(path: &Path) -> Result<Opened, Error> {
     config.eos = from_gguf::eos(&gguf)?;
     config.bos = parts.bos;
     Ok(Opened {
-        tokenizer: Tokenizer::new(parts.tokenizer, parts.names, parts.chat_template),
+        tokenizer: Arc::new(Tokenizer::new(parts.tokenizer, parts.names, parts.chat_template)),
         config,
         path: path.to_owned(),
         files: vec![file],

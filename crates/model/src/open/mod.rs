@@ -7,19 +7,22 @@ mod safetensors;
 pub(crate) use safetensors::json;
 
 use crate::{
-    Error, ModelConfig,
+    Base, Error, ModelConfig,
     chat::Tokenizer,
     layout,
     source::{Stored, TensorRef},
 };
 use bitdelta_kernels::map::MappedFile;
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// What an opener finds; [`crate::Base`] adds names and indexes.
 #[derive(Debug)]
 pub(crate) struct Opened {
     pub config: ModelConfig,
-    pub tokenizer: Tokenizer,
+    pub tokenizer: Arc<Tokenizer>,
     pub path: PathBuf,
     pub files: Vec<MappedFile>,
     pub tensors: Vec<(TensorRef, Stored)>,
@@ -33,15 +36,15 @@ pub(crate) enum Origin {
     Gguf,
 }
 
-/// Opens a folder, a GGUF file, or a model of the hub by its id.
-pub(crate) fn open(name_or_path: &str) -> Result<Opened, Error> {
+/// Opens a folder, a GGUF file, or a model of the hub by its id. A folder without tokenizer files borrows `lender`'s.
+pub(crate) fn open(name_or_path: &str, lender: Option<&Base>) -> Result<Opened, Error> {
     let path = Path::new(name_or_path);
     if path.is_dir() {
-        safetensors::open(path)
+        safetensors::open(path, lender)
     } else if path.is_file() {
         gguf::open(path)
     } else {
-        safetensors::open(&hub::fetch(name_or_path)?)
+        safetensors::open(&hub::fetch(name_or_path)?, lender)
     }
 }
 

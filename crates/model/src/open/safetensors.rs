@@ -2,9 +2,9 @@
 
 use super::{Opened, Origin, assemble};
 use crate::{
-    Error,
+    Base, Error,
     chat::{SpecialNames, Tokenizer},
-    config::from_hf,
+    config::{ModelConfig, from_hf},
     source::{Dtype, Stored},
 };
 use bitdelta_kernels::map::MappedFile;
@@ -14,9 +14,14 @@ use std::{
     collections::{BTreeSet, HashMap},
     fs,
     path::Path,
+    sync::Arc,
 };
 
-pub(super) fn open(folder: &Path) -> Result<Opened, Error> {
+/// Files of which any one says that a folder means to bring a tokenizer of its own.
+const TOKENIZER_FILES: [&str; 5] =
+    ["tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "special_tokens_map.json"];
+
+pub(super) fn open(folder: &Path, lender: Option<&Base>) -> Result<Opened, Error> {
     let config_path = folder.join("config.json");
     let config_json = json(&config_path)?.ok_or_else(|| Error::MissingFile {
         path: config_path.clone(),
@@ -27,7 +32,21 @@ pub(super) fn open(folder: &Path) -> Result<Opened, Error> {
 
     let (files, stored) = weights(folder)?;
     let tensors = assemble(folder, &config, |name| stored.get(name).cloned())?;
+    let bare = TOKENIZER_FILES.iter().all(|name| !folder.join(name).exists());
+    let tokenizer = match lender.filter(|_| bare) {
+        Some(base) => {
+            let more: Vec<u32> = base.config.eos.iter().copied().filter(|id| !config.eos.contains(id)).collect();
+            config.eos.extend(more);
+            config.bos = base.config.bos;
+            base.tokenizer.clone()
+        }
+        None => Arc::new(read_tokenizer(folder, &mut config)?),
+    };
+    Ok(Opened { tokenizer, config, path: folder.to_owned(), files, tensors, origin: Origin::HfFolder })
+}
 
+/// The folder's tokenizer and chat template. Completes `config` with what the tokenizer knows of ends and beginnings.
+fn read_tokenizer(folder: &Path, config: &mut ModelConfig) -> Result<Tokenizer, Error> {
     let tokenizer_path = folder.join("tokenizer.json");
     if !tokenizer_path.is_file() {
         return Err(Error::MissingFile {
@@ -46,14 +65,7 @@ pub(super) fn open(folder: &Path) -> Result<Opened, Error> {
     }
     config.bos = added_bos(&tokenizer, &tokenizer_config, &names);
     let template = chat_template(folder, &tokenizer_config)?;
-    Ok(Opened {
-        tokenizer: Tokenizer::new(tokenizer, names, template),
-        config,
-        path: folder.to_owned(),
-        files,
-        tensors,
-        origin: Origin::HfFolder,
-    })
+    Ok(Tokenizer::new(tokenizer, names, template))
 }
 
 /// A JSON file, `None` where there is none.

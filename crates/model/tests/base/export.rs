@@ -2,7 +2,7 @@
 
 use crate::{open, tiny, tiny_folder};
 use bitdelta_model::{
-    Dtype, Error,
+    Base, Dtype, Error,
     chat::{Message, Template},
 };
 use std::fs;
@@ -71,4 +71,32 @@ fn a_failed_or_refused_export_leaves_nothing() {
     fs::write(folder.join("mine"), "x").unwrap();
     assert!(matches!(tiny().export_hf(&folder, Dtype::F32, &mut |_, values| Ok(values)), Err(Error::Export { .. })));
     assert!(folder.join("mine").exists());
+}
+
+#[test]
+fn a_bare_fine_tune_borrows_the_tokenizer_of_its_base_and_exports_with_it() {
+    let (keep, folder) = tiny_folder();
+    let base = tiny();
+    for name in ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"] {
+        fs::remove_file(folder.join(name)).unwrap();
+    }
+    let path = folder.to_str().unwrap();
+    assert!(matches!(Base::open(path), Err(Error::MissingFile { .. })), "alone it cannot talk");
+    let bare = Base::open_beside(path, &base).unwrap();
+    assert!(std::sync::Arc::ptr_eq(&bare.tokenizer, &base.tokenizer));
+    assert_eq!((&bare.config.eos, bare.config.bos), (&base.config.eos, base.config.bos));
+
+    let whole = keep.path().join("whole");
+    bare.export_hf(&whole, Dtype::F32, &mut |_, values| Ok(values)).unwrap();
+    let messages = [Message { role: "user".into(), content: "hello 12".into() }];
+    let encode = |base: &Base| base.tokenizer.encode_chat(&messages, &Template::Model, true).unwrap();
+    assert_eq!(encode(&open(&whole)), encode(&base));
+}
+
+#[test]
+fn a_folder_with_half_a_tokenizer_borrows_none() {
+    let (_keep, folder) = tiny_folder();
+    fs::remove_file(folder.join("tokenizer.json")).unwrap();
+    let error = Base::open_beside(folder.to_str().unwrap(), &tiny()).unwrap_err();
+    assert!(matches!(error, Error::MissingFile { .. }), "{error}");
 }
