@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 /// An instruction set that every kernel has a version for.
 ///
-/// All three give the same bits: a kernel's lanes, its order of additions and its fused multiplications are fixed by
+/// All give the same bits: a kernel's lanes, its order of additions and its fused multiplications are fixed by
 /// [`crate::vector::Vector`], and the instruction set only decides how many machine operations that takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
@@ -15,15 +15,20 @@ pub enum Isa {
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ and VL.
     Avx512,
+    /// The same with VNNI: dot products of bytes.
+    Avx512Vnni,
 }
 
 impl Isa {
     /// The instruction sets this machine can run, slowest first.
     pub fn available() -> Vec<Self> {
-        [Self::Scalar, Self::Avx2, Self::Avx512].into_iter().filter(|isa| isa.is_supported()).collect()
+        [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Vnni]
+            .into_iter()
+            .filter(|isa| isa.is_supported())
+            .collect()
     }
 
-    /// The one the kernels use: the widest that the machine has, or what `BITDELTA_ISA` (`scalar`, `avx2`, `avx512`)
+    /// The one the kernels use: the widest that the machine has, or what `BITDELTA_ISA` (`scalar`, `avx2`, `avx512`, `avx512vnni`)
     /// asks for where the machine has it. Settled at the first call.
     pub fn selected() -> Self {
         static SELECTED: OnceLock<Isa> = OnceLock::new();
@@ -41,6 +46,7 @@ impl Isa {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Avx512Vnni => "avx512vnni",
         }
     }
 
@@ -58,6 +64,7 @@ impl Isa {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
             }
+            Self::Avx512Vnni => Self::Avx512.is_supported() && is_x86_feature_detected!("avx512vnni"),
         }
     }
 
@@ -94,10 +101,50 @@ macro_rules! dispatch {
             crate::isa::Isa::Avx2 => unsafe { avx2($($arg),*) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            crate::isa::Isa::Avx512 => unsafe { avx512($($arg),*) },
+            crate::isa::Isa::Avx512 | crate::isa::Isa::Avx512Vnni => unsafe { avx512($($arg),*) },
             // SAFETY: the scalar vector needs no CPU feature.
             _ => unsafe { $generic::<crate::vector::scalar::Scalar>($($arg),*) },
         }
     }};
 }
 pub(crate) use dispatch;
+
+/// [`dispatch`] for kernels over [`crate::vector::int8::Int8Vector`].
+macro_rules! dispatch_int8 {
+    ($isa:expr, $generic:ident ( $($arg:ident : $ty:ty),* )) => {{
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx2,fma,f16c")]
+        unsafe fn avx2($($arg: $ty),*) {
+            // SAFETY: the caller upholds the generic kernel's contract, and this function's own target features are
+            // what the vector needs.
+            unsafe { $generic::<crate::vector::int8::Avx2, _>($($arg),*) }
+        }
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+        unsafe fn avx512($($arg: $ty),*) {
+            // SAFETY: as above.
+            unsafe { $generic::<crate::vector::int8::Avx512, _>($($arg),*) }
+        }
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+        unsafe fn avx512vnni($($arg: $ty),*) {
+            // SAFETY: as above.
+            unsafe { $generic::<crate::vector::int8::Avx512Vnni, _>($($arg),*) }
+        }
+        match $isa {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: an `Isa` other than `Scalar` comes from `Isa::available`, which asked the CPU; the operands are
+            // the enclosing function's, whose contract covers the kernel's.
+            crate::isa::Isa::Avx2 => unsafe { avx2($($arg),*) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            crate::isa::Isa::Avx512 => unsafe { avx512($($arg),*) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            crate::isa::Isa::Avx512Vnni => unsafe { avx512vnni($($arg),*) },
+            // SAFETY: the scalar vector needs no CPU feature.
+            _ => unsafe { $generic::<crate::vector::int8::Scalar, _>($($arg),*) },
+        }
+    }};
+}
+pub(crate) use dispatch_int8;

@@ -12,16 +12,20 @@
 //! Work is split over the rayon pool that the caller is in.
 
 mod attention;
+mod int8;
 mod isa;
 pub mod map;
 mod matmul;
 pub mod packed;
 mod parallel;
+mod planes;
 mod rows;
 pub mod vector;
 
 pub use attention::{KvPages, attend, attend_on};
+pub use int8::{Int8Weights, matmul_int8, matmul_int8_on};
 pub use isa::Isa;
 pub use matmul::{Elements, Weights, matmul, matmul_on};
 pub use packed::Packed;
+pub use planes::{PlaneTiles, add_planes, add_planes_on};
 pub use rows::{add, add_bias, rms_norm, rope, silu_mul};

@@ -41,7 +41,7 @@ pub struct Packed<'a> {
 }
 
 impl Packed<'_> {
-    fn check(&self) {
+    pub(crate) fn check(&self) {
         let Self { bits, rows, cols, group, .. } = *self;
         assert!((1..=8).contains(&bits) && group >= 1, "{bits} bits, group {group}");
         assert_eq!(self.planes.len(), rows * bits * self.words(), "planes of a {bits}-bit ({rows}, {cols}) matrix");

@@ -1,7 +1,10 @@
 //! Every product, on every instruction set of the machine, against its definition in f64 and, bit for bit, against the
 //! scalar reference and against itself with other rows in the call.
 
-use bitdelta_kernels::{Elements, Isa, KvPages, Packed, Weights, attend_on, matmul_on, packed};
+use bitdelta_kernels::{
+    Elements, Int8Weights, Isa, KvPages, Packed, PlaneTiles, Weights, add_planes_on, attend_on, matmul_int8_on,
+    matmul_on, packed,
+};
 use half::{bf16, f16};
 
 /// Relative to the sum of absolute terms: f32 rounding over at most a few hundred additions.
@@ -97,6 +100,34 @@ fn the_base_product_is_right_for_every_type_and_shape() {
     }
 }
 
+/// Inputs as the products with rounded activations see them.
+fn rounded_inputs(x: &[f32], k: usize) -> Vec<f32> {
+    let round = |block: &[f32]| -> Vec<f32> {
+        let greatest = block.iter().fold(0f32, |greatest, x| greatest.max(x.abs()));
+        block.iter().map(|x| (x * (127.0 / greatest)).round_ties_even() * (greatest / 127.0)).collect()
+    };
+    x.chunks(k).flat_map(|row| row.chunks(64)).flat_map(round).collect()
+}
+
+#[test]
+fn the_int8_product_is_that_of_the_rounded_matrices() {
+    let mut values = Values(23);
+    for (m, n, k) in SHAPES {
+        let (x, w) = (values.vec(m * k), values.vec(n * k));
+        let weights = Int8Weights::quantize(&w, n, k);
+        let mut rounded = vec![0.0; n * k];
+        rounded.chunks_mut(k).enumerate().for_each(|(row, out)| weights.copy_row(row, out));
+        for (w, rounded) in w.iter().zip(&rounded) {
+            // Half a step of a block whose greatest magnitude is at most 1, and the scale's own rounding to f16.
+            assert!((w - rounded).abs() <= 0.5 / 127.0 + 1e-3, "{w} became {rounded}");
+        }
+        let inputs = rounded_inputs(&x, k);
+        let want = product(&inputs, &rounded, &vec![0.0; m * n], k);
+        let what = format!("int8 ({m}, {n}, {k})");
+        check(&what, &x, k, &vec![0.0; m * n], n, &want, |isa, x, y| matmul_int8_on(isa, x, &weights, y));
+    }
+}
+
 struct Matrix {
     bits: usize,
     rows: usize,
@@ -167,6 +198,26 @@ fn packed_products_are_right_for_every_width_group_and_direction() {
                 packed::add_transposed_on(isa, t, &d.packed(), y);
             });
         }
+    }
+}
+
+#[test]
+fn plane_tiles_multiply_as_the_packed_matrix_does() {
+    let mut values = Values(29);
+    for (m, rows, cols) in SHAPES {
+        for (bits, group) in [(1, 64), (1, 128), (1, cols), (2, 64), (2, cols), (4, 64), (4, 192)] {
+            let d = Matrix::random(&mut values, bits, rows, cols, group, false);
+            let tiles = PlaneTiles::new(&d.packed()).expect("a layout for this group");
+            let (x, y) = (values.vec(m * cols), values.vec(m * rows));
+            let want = product(&rounded_inputs(&x, cols), &d.expanded(), &y, cols);
+            let what = format!("tiles of {bits} bits, group {group}, ({m}, {rows}, {cols})");
+            check(&what, &x, cols, &y, rows, &want, |isa, x, y| add_planes_on(isa, x, &tiles, y));
+        }
+    }
+    let no_layout = [(3, 64, false), (1, 32, false), (1, 100, false), (1, 64, true)];
+    for (bits, group, offset) in no_layout {
+        let d = Matrix::random(&mut values, bits, 5, 130, group, offset);
+        assert_eq!(PlaneTiles::new(&d.packed()), None, "{bits} bits, group {group}, offsets: {offset}");
     }
 }
 

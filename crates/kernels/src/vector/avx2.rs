@@ -7,6 +7,14 @@ use std::arch::x86_64::*;
 #[derive(Debug, Clone, Copy)]
 pub struct Avx2(__m256, __m256);
 
+impl Avx2 {
+    /// Lanes 0..8 and 8..16.
+    #[inline(always)]
+    pub(super) fn of(low: __m256, high: __m256) -> Self {
+        Self(low, high)
+    }
+}
+
 /// Eight lanes added up, 8 → 4 → 2 → 1.
 ///
 /// # Safety

@@ -7,6 +7,14 @@ use std::arch::x86_64::*;
 #[derive(Debug, Clone, Copy)]
 pub struct Avx512(__m512);
 
+impl Avx512 {
+    /// The register's lanes.
+    #[inline(always)]
+    pub(super) fn of(lanes: __m512) -> Self {
+        Self(lanes)
+    }
+}
+
 #[inline(always)]
 fn first(lanes: usize) -> __mmask16 {
     debug_assert!(lanes <= LANES);

@@ -1,0 +1,127 @@
+//! A dense delta's product with rounded activations: `Y (m, n) += X (m, k) · Dᵀ`, in the way of [`crate::int8`].
+//!
+//! The planes of the variant file are laid out again for it once, when the variant is loaded: bit 4o + i of a 64-bit word
+//! is input i (of four) of output o (of sixteen), and the words of a tile follow each other. The bytes stay the same.
+
+use crate::{
+    int8::{BLOCK, Job, Tiles, over_tiles, tiles},
+    isa::{Isa, dispatch_int8},
+    packed::Packed,
+    vector::{LANES, int8::Int8Vector},
+};
+
+/// A packed matrix in tiles of 16 outputs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlaneTiles {
+    bits: usize,
+    rows: usize,
+    cols: usize,
+    /// Blocks of 64 inputs that share a scale.
+    blocks_per_group: usize,
+    /// tile → quad of inputs → plane.
+    words: Vec<u64>,
+    /// tile → group → output: f16 bits.
+    scales: Vec<u16>,
+    tensor_scale: f32,
+}
+
+impl PlaneTiles {
+    /// Lays `d` out in tiles. `None` for what this product cannot do: widths other than 1, 2 and 4 bits, offsets, and
+    /// groups that are neither a multiple of 64 inputs nor the whole row.
+    pub fn new(d: &Packed) -> Option<Self> {
+        let fits = d.group >= d.cols || d.group.is_multiple_of(BLOCK);
+        if !matches!(d.bits, 1 | 2 | 4) || !d.offsets.is_empty() || !fits {
+            return None;
+        }
+        d.check();
+        let (tiles, blocks, groups) = (d.rows.div_ceil(LANES), d.cols.div_ceil(BLOCK), d.cols.div_ceil(d.group));
+        let quads = blocks * BLOCK / 4;
+        let file_words = d.cols.div_ceil(64);
+        let mut words = vec![0; tiles * quads * d.bits];
+        let mut scales = vec![0; tiles * groups * LANES];
+        for row in 0..d.rows {
+            let (tile, lane) = (row / LANES, row % LANES);
+            for plane in 0..d.bits {
+                let from = &d.planes[(row * d.bits + plane) * file_words..][..file_words];
+                for quad in 0..quads {
+                    let four = from[quad / 16] >> (quad % 16 * 4) & 0xf;
+                    words[(tile * quads + quad) * d.bits + plane] |= four << (4 * lane);
+                }
+            }
+            for group in 0..groups {
+                scales[(tile * groups + group) * LANES + lane] = d.scales[row * groups + group];
+            }
+        }
+        let blocks_per_group = d.group.div_ceil(BLOCK).min(blocks.max(1));
+        let Packed { bits, rows, cols, tensor_scale, .. } = *d;
+        Some(Self { bits, rows, cols, blocks_per_group, words, scales, tensor_scale })
+    }
+
+    /// Bytes in memory.
+    pub fn bytes(&self) -> u64 {
+        (8 * self.words.len() + 2 * self.scales.len()) as u64
+    }
+
+    fn blocks(&self) -> usize {
+        self.cols.div_ceil(BLOCK)
+    }
+}
+
+/// `y (m, rows) += x (m, cols) · dᵀ`, with x rounded to int8 in blocks of 64.
+///
+/// # Panics
+/// When a slice is not as long as its shape says.
+pub fn add_planes(x: &[f32], d: &PlaneTiles, y: &mut [f32]) {
+    add_planes_on(Isa::selected(), x, d, y);
+}
+
+/// [`add_planes`] on a given instruction set, which must be one of [`Isa::available`].
+///
+/// # Panics
+/// As [`add_planes`].
+pub fn add_planes_on(isa: Isa, x: &[f32], d: &PlaneTiles, y: &mut [f32]) {
+    over_tiles(isa, x, (d.rows, d.cols), y, |job| match d.bits {
+        1 => run_1(isa, job, Planes(d)),
+        2 => run_2(isa, job, Planes(d)),
+        _ => run_4(isa, job, Planes(d)),
+    });
+}
+
+/// The tiles of a matrix of `BITS` planes.
+#[derive(Clone, Copy)]
+struct Planes<'a, const BITS: usize>(&'a PlaneTiles);
+
+fn run_1(isa: Isa, job: Job, d: Planes<1>) {
+    dispatch_int8!(isa, tiles(job: Job, d: Planes<1>));
+}
+
+fn run_2(isa: Isa, job: Job, d: Planes<2>) {
+    dispatch_int8!(isa, tiles(job: Job, d: Planes<2>));
+}
+
+fn run_4(isa: Isa, job: Job, d: Planes<4>) {
+    dispatch_int8!(isa, tiles(job: Job, d: Planes<4>));
+}
+
+// SAFETY: `PlaneTiles::new` made 16 scales for every tile and group, and a group for every block.
+unsafe impl<V: Int8Vector, const BITS: usize> Tiles<V> for Planes<'_, BITS> {
+    const ZERO: i32 = (1 << BITS) - 1;
+    const ADDS: bool = true;
+
+    #[inline(always)]
+    unsafe fn codes(self, tile: usize, block: usize, quad: usize) -> V::Codes {
+        let at = ((tile * self.0.blocks() + block) * (BLOCK / 4) + quad) * BITS;
+        // SAFETY: the caller stays inside the matrix, and every quad holds BITS words.
+        unsafe { V::load_planes(self.0.words.as_ptr().add(at).cast::<[u64; BITS]>().read()) }
+    }
+    #[inline(always)]
+    unsafe fn scales(self, tile: usize, block: usize) -> *const u16 {
+        let groups = self.0.blocks().div_ceil(self.0.blocks_per_group);
+        // SAFETY: as above.
+        unsafe { self.0.scales.as_ptr().add((tile * groups + block / self.0.blocks_per_group) * LANES) }
+    }
+    #[inline(always)]
+    fn factor(self) -> f32 {
+        self.0.tensor_scale
+    }
+}

@@ -1,0 +1,242 @@
+//! Sixteen i32 sums of products of four bytes: what the int8 product is written in.
+//!
+//! Codes are bytes c = w + zero, where zero makes them unsigned: what an implementation adds up is either Σ c · x, begun
+//! at −zero · Σ x, or Σ w · x, begun at 0. All give the same integers: nothing saturates, because int8 codes lie in
+//! 1..=255 (zero 128), doubled plane codes in 0..=30 (zero 1 to 15), and activations in −127..=127.
+
+use super::Vector;
+
+/// Sixteen i32 sums.
+///
+/// # Safety
+/// Every method may be called only where the CPU has the implementor's instruction set, and pointers must be valid for
+/// the bytes that the method names.
+#[allow(clippy::missing_safety_doc)] // one contract for all methods, stated above
+pub unsafe trait Int8Vector: Copy {
+    /// The floats that go with it.
+    type Floats: Vector;
+    /// Sixteen times four codes.
+    type Codes: Copy;
+
+    /// Sums to which [`Self::add_dots`] of a whole block adds up Σ w · x, where `offset` is −zero · Σ x.
+    unsafe fn begin(offset: i32) -> Self;
+    /// 64 codes with zero 128.
+    unsafe fn load_codes(from: *const u8) -> Self::Codes;
+    /// 64 codes with zero 2^BITS − 1 from bit planes: bit j of plane p adds 2 · 2^p to code j.
+    unsafe fn load_planes<const BITS: usize>(planes: [u64; BITS]) -> Self::Codes;
+    /// Adds the products of output o's four codes with x, which holds four i8, to sum o.
+    unsafe fn add_dots(self, codes: Self::Codes, x: i32) -> Self;
+    /// The sums as floats.
+    unsafe fn to_floats(self) -> Self::Floats;
+}
+
+/// The reference.
+#[derive(Debug, Clone, Copy)]
+pub struct Scalar([i32; 16]);
+
+// SAFETY: needs no CPU feature; reads exactly 64 codes.
+unsafe impl Int8Vector for Scalar {
+    type Floats = super::scalar::Scalar;
+    type Codes = [u8; 64];
+
+    unsafe fn begin(offset: i32) -> Self {
+        Self([offset; 16])
+    }
+    unsafe fn load_codes(from: *const u8) -> [u8; 64] {
+        // SAFETY: the caller promises 64 readable bytes.
+        unsafe { from.cast::<[u8; 64]>().read() }
+    }
+    unsafe fn load_planes<const BITS: usize>(planes: [u64; BITS]) -> [u8; 64] {
+        std::array::from_fn(|j| (0..BITS).map(|p| ((planes[p] >> j & 1) as u8) << (p + 1)).sum())
+    }
+    unsafe fn add_dots(self, codes: [u8; 64], x: i32) -> Self {
+        let x = x.to_le_bytes().map(|byte| i32::from(byte as i8));
+        Self(std::array::from_fn(|o| self.0[o] + (0..4).map(|i| i32::from(codes[4 * o + i]) * x[i]).sum::<i32>()))
+    }
+    unsafe fn to_floats(self) -> Self::Floats {
+        let floats = self.0.map(|sum| sum as f32);
+        // SAFETY: 16 readable floats.
+        unsafe { Self::Floats::load(floats.as_ptr()) }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub use x86::{Avx2, Avx512, Avx512Vnni};
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::Int8Vector;
+    use crate::vector::{avx2, avx512};
+    use std::arch::x86_64::*;
+
+    /// Two registers, from 0: a product of bytes is |w| times ±x in 16 bits (a pair is at most 2 · 127 · 127 = 32,258
+    /// and never saturates), then pairs of pairs in 32.
+    #[derive(Debug, Clone, Copy)]
+    pub struct Avx2(__m256i, __m256i);
+
+    /// Σ w · x of four bytes in each i32.
+    #[inline(always)]
+    unsafe fn dots(w: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: AVX2, the caller's promise.
+        unsafe {
+            let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+            _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
+        }
+    }
+
+    /// 0 or −1 in each byte, by the bits of `bits`.
+    #[inline(always)]
+    unsafe fn byte_masks(bits: u32) -> __m256i {
+        // SAFETY: AVX2, the caller's promise.
+        unsafe {
+            let which = _mm256_setr_epi8(
+                0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3,
+            );
+            let bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(bits as i32), which);
+            let each = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+            _mm256_cmpeq_epi8(_mm256_and_si256(bytes, each), each)
+        }
+    }
+
+    // SAFETY: only AVX2, which `Isa::Avx2` asks the CPU for; reads exactly 64 codes.
+    unsafe impl Int8Vector for Avx2 {
+        type Floats = avx2::Avx2;
+        type Codes = (__m256i, __m256i);
+
+        #[inline(always)]
+        unsafe fn begin(_: i32) -> Self {
+            // SAFETY: see the impl.
+            unsafe { Self(_mm256_setzero_si256(), _mm256_setzero_si256()) }
+        }
+        #[inline(always)]
+        unsafe fn load_codes(from: *const u8) -> (__m256i, __m256i) {
+            // SAFETY: see the impl.
+            unsafe {
+                let zero = _mm256_set1_epi8(-128);
+                let (low, high) = (_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(32).cast()));
+                (_mm256_xor_si256(low, zero), _mm256_xor_si256(high, zero))
+            }
+        }
+        #[inline(always)]
+        unsafe fn load_planes<const BITS: usize>(planes: [u64; BITS]) -> (__m256i, __m256i) {
+            // SAFETY: see the impl. w starts at −(2^BITS − 1) and each set bit adds 2 · 2^p.
+            unsafe {
+                let least = _mm256_set1_epi8(1 - (1 << BITS));
+                let (mut low, mut high) = (least, least);
+                for (p, plane) in planes.into_iter().enumerate() {
+                    let step = _mm256_set1_epi8(2 << p);
+                    low = _mm256_add_epi8(low, _mm256_and_si256(byte_masks(plane as u32), step));
+                    high = _mm256_add_epi8(high, _mm256_and_si256(byte_masks((plane >> 32) as u32), step));
+                }
+                (low, high)
+            }
+        }
+        #[inline(always)]
+        unsafe fn add_dots(self, codes: (__m256i, __m256i), x: i32) -> Self {
+            // SAFETY: see the impl.
+            unsafe {
+                let x = _mm256_set1_epi32(x);
+                Self(_mm256_add_epi32(self.0, dots(codes.0, x)), _mm256_add_epi32(self.1, dots(codes.1, x)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn to_floats(self) -> avx2::Avx2 {
+            // SAFETY: see the impl.
+            unsafe { avx2::Avx2::of(_mm256_cvtepi32_ps(self.0), _mm256_cvtepi32_ps(self.1)) }
+        }
+    }
+
+    /// Doubled plane codes: each set bit of plane p adds 2 · 2^p.
+    #[inline(always)]
+    unsafe fn plane_codes<const BITS: usize>(planes: [u64; BITS]) -> __m512i {
+        // SAFETY: AVX-512 BW, the caller's promise.
+        unsafe {
+            let mut codes = _mm512_maskz_set1_epi8(planes[0], 2);
+            for (p, plane) in planes.into_iter().enumerate().skip(1) {
+                codes = _mm512_mask_add_epi8(codes, plane, codes, _mm512_set1_epi8(2 << p));
+            }
+            codes
+        }
+    }
+
+    /// One register, without the instruction for it: AVX2's way, twice as wide.
+    #[derive(Debug, Clone, Copy)]
+    pub struct Avx512(__m512i);
+
+    // SAFETY: only AVX-512 F and BW, which `Isa::Avx512` asks the CPU for; reads exactly 64 codes.
+    unsafe impl Int8Vector for Avx512 {
+        type Floats = avx512::Avx512;
+        type Codes = __m512i;
+
+        #[inline(always)]
+        unsafe fn begin(offset: i32) -> Self {
+            // SAFETY: see the impl.
+            Self(unsafe { _mm512_set1_epi32(offset) })
+        }
+        #[inline(always)]
+        unsafe fn load_codes(from: *const u8) -> __m512i {
+            // SAFETY: see the impl.
+            unsafe { _mm512_loadu_si512(from.cast()) }
+        }
+        #[inline(always)]
+        unsafe fn load_planes<const BITS: usize>(planes: [u64; BITS]) -> __m512i {
+            // SAFETY: see the impl.
+            unsafe { plane_codes(planes) }
+        }
+        #[inline(always)]
+        unsafe fn add_dots(self, codes: __m512i, x: i32) -> Self {
+            // SAFETY: see the impl. Even and odd bytes of both sides are widened to 16 bits; a product of two and the
+            // sum of a pair fit in 32.
+            unsafe {
+                let x = _mm512_set1_epi32(x);
+                let even = _mm512_and_si512(codes, _mm512_set1_epi16(0xff));
+                let odd = _mm512_srli_epi16::<8>(codes);
+                let x_even = _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(x));
+                let x_odd = _mm512_srai_epi16::<8>(x);
+                let sums = _mm512_add_epi32(_mm512_madd_epi16(even, x_even), _mm512_madd_epi16(odd, x_odd));
+                Self(_mm512_add_epi32(self.0, sums))
+            }
+        }
+        #[inline(always)]
+        unsafe fn to_floats(self) -> avx512::Avx512 {
+            // SAFETY: see the impl.
+            avx512::Avx512::of(unsafe { _mm512_cvtepi32_ps(self.0) })
+        }
+    }
+
+    /// One register, one instruction for 64 products.
+    #[derive(Debug, Clone, Copy)]
+    pub struct Avx512Vnni(__m512i);
+
+    // SAFETY: only AVX-512 F and VNNI, which `Isa::Avx512Vnni` asks the CPU for; reads exactly 64 codes.
+    unsafe impl Int8Vector for Avx512Vnni {
+        type Floats = avx512::Avx512;
+        type Codes = __m512i;
+
+        #[inline(always)]
+        unsafe fn begin(offset: i32) -> Self {
+            // SAFETY: see the impl.
+            Self(unsafe { _mm512_set1_epi32(offset) })
+        }
+        #[inline(always)]
+        unsafe fn load_codes(from: *const u8) -> __m512i {
+            // SAFETY: see the impl.
+            unsafe { _mm512_loadu_si512(from.cast()) }
+        }
+        #[inline(always)]
+        unsafe fn load_planes<const BITS: usize>(planes: [u64; BITS]) -> __m512i {
+            // SAFETY: see the impl.
+            unsafe { plane_codes(planes) }
+        }
+        #[inline(always)]
+        unsafe fn add_dots(self, codes: __m512i, x: i32) -> Self {
+            // SAFETY: see the impl.
+            Self(unsafe { _mm512_dpbusd_epi32(self.0, codes, _mm512_set1_epi32(x)) })
+        }
+        #[inline(always)]
+        unsafe fn to_floats(self) -> avx512::Avx512 {
+            // SAFETY: see the impl.
+            avx512::Avx512::of(unsafe { _mm512_cvtepi32_ps(self.0) })
+        }
+    }
+}
