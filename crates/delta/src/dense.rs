@@ -58,6 +58,15 @@ impl PackedMatrix {
         }
     }
 
+    /// The value at (row, col).
+    pub fn value(&self, row: usize, col: usize) -> f32 {
+        let (words, bits) = (self.words_per_row(), usize::from(self.bits));
+        let bit = |plane: usize| self.planes[(row * bits + plane) * words + col / 64] >> (col % 64) & 1;
+        let code: u32 = (0..bits).map(|plane| (bit(plane) as u32) << plane).sum();
+        let group = col / self.group;
+        self.offset(row, group) + self.scale(row, group) * (2.0 * code as f32 - ((1u32 << bits) - 1) as f32)
+    }
+
     /// Writes row `row`'s values into `out` (length cols).
     pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
         let words = self.words_per_row();

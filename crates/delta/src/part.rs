@@ -115,11 +115,30 @@ impl<'a> Rows<'a> {
                     }
                 }
                 Ready::Full { cols, values } => {
-                    for (weight, &bits) in weights.iter_mut().zip(&values[row * cols..]) {
-                        *weight += f16::from_bits(bits).to_f32();
-                    }
+                    add_halves(weights, &values[row * cols..]);
                 }
             }
+        }
+    }
+}
+
+/// `out` (cols) += row `row` of the sum of `parts`, from the packed form: nothing larger than the row is made. Has the
+/// bits of [`Rows::add_row`], which is for many rows.
+pub fn add_row(parts: &[Part], row: usize, out: &mut [f32]) {
+    let mut values = vec![0.0; out.len()];
+    for part in parts {
+        match part {
+            Part::Dense(matrix) => {
+                matrix.dequantize_row(row, &mut values);
+                add_scaled(out, &values, 1.0);
+            }
+            Part::LowRank { a, bt } => {
+                for r in 0..a.rows {
+                    a.dequantize_row(r, &mut values);
+                    add_scaled(out, &values, bt.value(r, row));
+                }
+            }
+            Part::Full { cols, values, .. } => add_halves(out, &values[row * cols..]),
         }
     }
 }
@@ -143,5 +162,35 @@ pub fn dequantize(parts: &[Part], rows: usize, cols: usize) -> Vec<f32> {
 fn add_scaled(out: &mut [f32], values: &[f32], factor: f32) {
     for (out, value) in out.iter_mut().zip(values) {
         *out += factor * value;
+    }
+}
+
+fn add_halves(out: &mut [f32], halves: &[u16]) {
+    for (out, &bits) in out.iter_mut().zip(halves) {
+        *out += f16::from_bits(bits).to_f32();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{BitDeltaConfig, factor, quantize};
+
+    #[test]
+    fn a_row_from_the_packed_form_has_the_bits_of_the_whole() {
+        let (rows, cols, rank) = (37, 150, 3);
+        let noise = |n: usize| -> Vec<f32> { (0..n).map(|i| ((i * 7919 % 613) as f32 - 300.0) / 300.0).collect() };
+        let coded = |bits, symmetric, enable_compression| {
+            let config = BitDeltaConfig { bits, symmetric, enable_compression, ..Default::default() };
+            quantize("w", &noise(rows * cols), rows, cols, &config).unwrap()
+        };
+        let low_rank = factor("w", &noise(rank * cols), &noise(rows * rank), (rows, rank, cols), 4).unwrap();
+        let parts = [coded(1, true, true), low_rank, coded(4, false, true), coded(1, true, false)];
+        let whole = dequantize(&parts, rows, cols);
+        for (row, expected) in whole.chunks(cols).enumerate() {
+            let mut found = vec![0.0; cols];
+            add_row(&parts, row, &mut found);
+            assert_eq!(found, expected, "row {row}");
+        }
     }
 }

@@ -58,14 +58,14 @@ pub trait Backend: Send + Sync + 'static {
     type Buffer: Send;
     /// A base matrix or vector.
     type Weights: Send + Sync;
-    /// One linear's delta, in the layout the device likes.
+    /// One matrix's delta, in the layout the device likes.
     type Delta: Send + Sync;
     /// The pages of the KV cache.
     type Kv: Send;
 
     /// Moves a (rows, cols) base tensor to the device.
     fn weights(&self, tensor: HostTensor, rows: usize, cols: usize) -> Self::Weights;
-    /// Moves a linear's delta to the device, still packed.
+    /// Moves a matrix's delta to the device, still packed.
     fn delta(&self, delta: &LinearDelta) -> Self::Delta;
     /// Bytes that a delta holds on the device.
     fn delta_bytes(&self, delta: &Self::Delta) -> u64;
@@ -81,6 +81,8 @@ pub trait Backend: Send + Sync + 'static {
 
     /// `out[i] = table[tokens[i]]`.
     fn embed(&self, table: &Self::Weights, tokens: &[u32], out: &mut Self::Buffer);
+    /// `out[i] += Δ[tokens[i]]` for i in `rows`, each row from the packed form of an embedding's delta.
+    fn add_embedding_delta(&self, delta: &Self::Delta, tokens: &[u32], rows: Range<usize>, out: &mut Self::Buffer);
     /// `y (rows, n) = x (rows, k) · wᵀ`.
     fn linear(&self, x: &Self::Buffer, w: &Self::Weights, rows: usize, y: &mut Self::Buffer);
     /// `y[rows] += x[rows] · Δᵀ`, from the packed form.

@@ -4,7 +4,11 @@ use crate::{
     Error,
     backend::{Backend, HostTensor, KvShape, PAGE, RowPlace},
 };
-use bitdelta_delta::{dense::PackedMatrix, file::LinearDelta, part::Part};
+use bitdelta_delta::{
+    dense::PackedMatrix,
+    file::LinearDelta,
+    part::{self, Part},
+};
 use bitdelta_kernels as kernels;
 use bitdelta_kernels::{Elements, KvPages, Packed, Weights, packed};
 use half::{bf16, f16};
@@ -145,6 +149,14 @@ impl Backend for Cpu {
 
     fn embed(&self, table: &CpuWeights, tokens: &[u32], out: &mut Vec<f32>) {
         out.chunks_exact_mut(table.cols).zip(tokens).for_each(|(out, token)| table.copy_row(*token as usize, out));
+    }
+
+    fn add_embedding_delta(&self, delta: &LinearDelta, tokens: &[u32], rows: Range<usize>, out: &mut Vec<f32>) {
+        let out = &mut out[rows.start * delta.cols..rows.end * delta.cols];
+        let tokens = tokens[rows].par_iter();
+        out.par_chunks_mut(delta.cols).zip(tokens).for_each(|(out, token)| {
+            part::add_row(&delta.parts, *token as usize, out);
+        });
     }
 
     fn linear(&self, x: &Vec<f32>, w: &CpuWeights, rows: usize, y: &mut Vec<f32>) {

@@ -4,6 +4,7 @@
 //! rows        chunk of user A        | chunk of A | chunk of B | base
 //! segments   [        variant A                   ][ variant B ][ none ]
 //! linear      y = x · Wᵀ  over all rows at once, then y[segment] += x[segment] · Δᵀ from packed bits
+//! embedding   x = E[tokens]  over all rows, then x[segment] += Δ[tokens of the segment]; the head is a linear
 //! ```
 
 use crate::{
@@ -101,7 +102,7 @@ pub(crate) fn forward<B: Backend>(
     debug_assert!(places.iter().all(|place| place.position / PAGE < place.pages.len()));
     let mut pass = Pass { model, segments: segments(chunks), rows: tokens.len(), space };
     let angles = model.angles(places.iter().map(|place| place.position));
-    model.backend().embed(&model.weights.embedding, &tokens, &mut pass.space.residual);
+    pass.embed(&tokens);
     for layer in 0..model.base().config.layers {
         pass.attention(layer, &angles, &places, kv);
         pass.mlp(layer);
@@ -136,6 +137,17 @@ struct Pass<'a, B: Backend> {
 }
 
 impl<B: Backend> Pass<'_, B> {
+    /// residual = the tokens' rows of the embedding.
+    fn embed(&mut self, tokens: &[u32]) {
+        let (backend, residual) = (self.model.backend(), &mut self.space.residual);
+        backend.embed(&self.model.weights.embedding, tokens, residual);
+        for segment in &self.segments {
+            if let Some(delta) = segment.variant.and_then(Resident::embedding) {
+                backend.add_embedding_delta(delta, tokens, segment.rows.clone(), residual);
+            }
+        }
+    }
+
     /// residual += attention(norm(residual)).
     fn attention(&mut self, layer: usize, angles: &Angles, places: &[RowPlace], kv: &mut B::Kv) {
         let (model, rows, segments) = (self.model, self.rows, &self.segments);
@@ -184,6 +196,14 @@ impl<B: Backend> Pass<'_, B> {
             let rows: Vec<usize> = wanted.iter().map(|(_, _, row)| *row).collect();
             backend.gather(&s.normed, &rows, config.hidden, &mut s.picked);
             backend.linear(&s.picked, head, rows.len(), &mut s.logits);
+            let mut first = 0;
+            for run in wanted.chunk_by(|a, b| same(chunks[a.0].variant, chunks[b.0].variant)) {
+                let rows = first..first + run.len();
+                first = rows.end;
+                if let Some(delta) = chunks[run[0].0].variant.and_then(Resident::head) {
+                    backend.add_delta(delta, &s.picked, rows, &mut s.logits);
+                }
+            }
             for (i, (chunk, row, _)) in wanted.iter().enumerate() {
                 let at = i * config.vocab..(i + 1) * config.vocab;
                 backend.read(&s.logits, at, &mut |logits| each(*chunk, *row, logits));

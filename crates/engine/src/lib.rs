@@ -26,5 +26,5 @@ pub use error::Error;
 pub use model::{Model, ModelOptions};
 pub use registry::Registry;
 pub use request::{Event, Finish, FinishReason, Request, Sampling};
-pub use resident::Resident;
+pub use resident::{Resident, check_fits};
 pub use scheduler::{Engine, EngineOptions, Stats};

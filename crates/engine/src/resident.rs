@@ -6,7 +6,8 @@ use crate::{
     cpu::Cpu,
     weights::{vector_count, vector_place},
 };
-use bitdelta_delta::file::{Info, Variant};
+use bitdelta_delta::file::{Extra, Info, Variant};
+use bitdelta_model::{Base, TensorRef};
 use std::path::{Path, PathBuf};
 
 /// A variant that was checked against its base and can run on it.
@@ -15,7 +16,9 @@ pub struct Resident<B: Backend = Cpu> {
     path: PathBuf,
     hash: String,
     info: Info,
+    /// Linears, then tables where the variant has them.
     deltas: Vec<B::Delta>,
+    linears: usize,
     vectors: Vec<Option<B::Weights>>,
     bytes: u64,
 }
@@ -30,48 +33,22 @@ impl<B: Backend> Resident<B> {
         hash: String,
     ) -> Result<Self, Error> {
         let base = model.base();
-        if variant.info.base != base.fingerprint() {
-            return Err(Error::WrongBase {
-                path: path.to_owned(),
-                made_on: variant.info.base.clone(),
-                made_on_name: variant.info.base_name.clone(),
-                serving: base.fingerprint().to_owned(),
-                serving_name: base.name.clone(),
-            });
-        }
-        let shape_error = |what: String| Error::Shape { path: path.to_owned(), what };
-        if variant.linears.len() != base.linears().len() {
-            let (has, needs) = (variant.linears.len(), base.linears().len());
-            return Err(shape_error(format!("it covers {has} linears, the base has {needs}")));
-        }
-        for (delta, linear) in variant.linears.iter().zip(base.linears()) {
-            if (delta.rows, delta.cols) != (linear.rows, linear.cols) {
-                let (has, needs) = ((delta.rows, delta.cols), (linear.rows, linear.cols));
-                return Err(shape_error(format!("{} has shape {has:?}, the base's {needs:?}", linear.name)));
-            }
-        }
+        check_fits(base, &variant, path)?;
         let deltas: Vec<B::Delta> = variant.linears.iter().map(|delta| model.backend().delta(delta)).collect();
         let mut bytes: u64 = deltas.iter().map(|delta| model.backend().delta_bytes(delta)).sum();
         let layers = base.config.layers;
         let mut vectors: Vec<Option<B::Weights>> = Vec::new();
         for extra in &variant.extras {
-            let tensor = base.tensors().get(extra.tensor);
-            let place = tensor.and_then(|tensor| vector_place(layers, &tensor.name));
-            let (Some(tensor), Some(place)) = (tensor, place) else {
-                return Err(shape_error(format!("it changes tensor {}, which is no norm or bias", extra.tensor)));
-            };
+            let (place, tensor) = changed_vector(base, extra, path)?;
             let mut values = base.tensor_f32(&tensor.name)?;
-            if values.len() != extra.values.len() {
-                let (has, needs) = (extra.values.len(), values.len());
-                return Err(shape_error(format!("{} has {has} values, the base's {needs}", tensor.name)));
-            }
             extra.add_to(&mut values);
             bytes += 4 * values.len() as u64;
             vectors.resize_with(vector_count(layers), || None);
             let cols = values.len();
             vectors[place] = Some(model.backend().weights(HostTensor::F32(values), 1, cols));
         }
-        Ok(Self { user: user.to_owned(), path: path.to_owned(), hash, info: variant.info, deltas, vectors, bytes })
+        let (user, path, linears) = (user.to_owned(), path.to_owned(), base.linears().len());
+        Ok(Self { user, path, hash, info: variant.info, deltas, linears, vectors, bytes })
     }
 
     /// The user's id.
@@ -104,8 +81,62 @@ impl<B: Backend> Resident<B> {
         &self.deltas[index]
     }
 
+    /// The delta of the embedding, in a variant that has tables.
+    pub(crate) fn embedding(&self) -> Option<&B::Delta> {
+        self.deltas[self.linears..].first()
+    }
+
+    /// The delta of the head, in a variant that has tables; where the head is tied, that of the embedding.
+    pub(crate) fn head(&self) -> Option<&B::Delta> {
+        self.deltas[self.linears..].last()
+    }
+
     /// The variant's own norm weight or bias at `place`, where it has one.
     pub(crate) fn vector(&self, place: usize) -> Option<&B::Weights> {
         self.vectors.get(place)?.as_ref()
     }
+}
+
+/// Refuses a variant of another base, or one whose shapes are not the base's. `path` is the variant's file.
+///
+/// # Errors
+/// [`Error::WrongBase`] or [`Error::Shape`].
+pub fn check_fits(base: &Base, variant: &Variant, path: &Path) -> Result<(), Error> {
+    if variant.info.base != base.fingerprint() {
+        return Err(Error::WrongBase {
+            path: path.to_owned(),
+            made_on: variant.info.base.clone(),
+            made_on_name: variant.info.base_name.clone(),
+            serving: base.fingerprint().to_owned(),
+            serving_name: base.name.clone(),
+        });
+    }
+    let shape_error = |what: String| Error::Shape { path: path.to_owned(), what };
+    let (found, linears, tables) = (variant.linears.len(), base.linears().len(), base.tables().count());
+    if found != linears && found != linears + tables {
+        let expected = format!("the base has {linears} linears ({} with its embedding and head)", linears + tables);
+        return Err(shape_error(format!("it covers {found} matrices, {expected}")));
+    }
+    for (delta, matrix) in variant.linears.iter().zip(base.matrices()) {
+        let (has, needs) = ((delta.rows, delta.cols), (matrix.rows, matrix.cols));
+        if has != needs {
+            return Err(shape_error(format!("{} has shape {has:?}, the base's {needs:?}", matrix.name)));
+        }
+    }
+    variant.extras.iter().try_for_each(|extra| changed_vector(base, extra, path).map(|_| ()))
+}
+
+/// The place and the tensor of the norm or bias that `extra` changes.
+fn changed_vector<'a>(base: &'a Base, extra: &Extra, path: &Path) -> Result<(usize, &'a TensorRef), Error> {
+    let shape_error = |what: String| Error::Shape { path: path.to_owned(), what };
+    let tensor = base.tensors().get(extra.tensor);
+    let place = tensor.and_then(|tensor| vector_place(base.config.layers, &tensor.name));
+    let (Some(tensor), Some(place)) = (tensor, place) else {
+        return Err(shape_error(format!("it changes tensor {}, which is no norm or bias", extra.tensor)));
+    };
+    let (has, needs) = (extra.values.len(), tensor.rows * tensor.cols);
+    if has != needs {
+        return Err(shape_error(format!("{} has {has} values, the base's {needs}", tensor.name)));
+    }
+    Ok((place, tensor))
 }

@@ -4,7 +4,7 @@
 use bitdelta_delta::{
     BitDeltaConfig, Extra, GroupSize, Info, LinearDelta, Part, Variant, factor, part::dequantize, quantize,
 };
-use bitdelta_engine::{Engine, EngineOptions, Model, ModelOptions, Resident, Sampling};
+use bitdelta_engine::{Engine, EngineOptions, Error, Model, ModelOptions, Resident, Sampling};
 use bitdelta_model::{Base, Dtype};
 use half::f16;
 use safetensors::SafeTensors;
@@ -208,8 +208,8 @@ fn low_rank(name: &str, delta: &[f32], rows: usize, cols: usize) -> Part {
 /// Writes base + variant as a folder of plain f32 weights.
 fn merge(base: &Base, variant: &Variant, dir: &Path) {
     let mut add = |name: &str, mut values: Vec<f32>| {
-        if let Some(index) = base.linears().iter().position(|linear| linear.name == name) {
-            let linear = &variant.linears[index];
+        let place = base.matrices().position(|matrix| matrix.name == name);
+        if let Some(linear) = place.and_then(|place| variant.linears.get(place)) {
             let delta = dequantize(&linear.parts, linear.rows, linear.cols);
             values.iter_mut().zip(delta).for_each(|(value, delta)| *value += delta);
         }
@@ -278,15 +278,113 @@ fn base_plus_packed_delta_equals_merged_weights_for_every_kind() {
     }
 }
 
-/// Two users' variants of tiny-llama, ready to run.
+/// Adds a difference of the base's tables, of the size that a fine-tune makes.
+fn add_tables(base: &Base, variant: &mut Variant, parts: MakeParts<'_>) {
+    for table in base.tables() {
+        let (rows, cols) = (table.rows, table.cols);
+        let values = base.tensor_f32(&table.name).expect("a table");
+        // Another row's values, halved: any row or column out of place shows.
+        let delta: Vec<f32> = (0..rows * cols).map(|at| 0.5 * values[(at + 5 * cols) % (rows * cols)]).collect();
+        let parts = parts(&table.name, &delta, rows, cols);
+        variant.linears.push(LinearDelta { rows, cols, parts, relative_error: None });
+    }
+}
+
+/// A variant that leaves every linear alone.
+fn unchanged(base: &Base) -> Variant {
+    let linears = base.linears().iter();
+    let skip = |linear: &bitdelta_model::Linear| LinearDelta {
+        rows: linear.rows,
+        cols: linear.cols,
+        parts: Vec::new(),
+        relative_error: Some(0.0),
+    };
+    let info = Info::new(base.fingerprint(), &base.name, BitDeltaConfig::default(), "model");
+    Variant::new(info, linears.map(skip).collect())
+}
+
+fn codes(bits: u8, group: GroupSize, symmetric: bool) -> impl Fn(&str, &[f32], usize, usize) -> Vec<Part> {
+    move |name, delta, rows, cols| {
+        vec![quantize(name, delta, rows, cols, &config(bits, group, symmetric)).expect("codes")]
+    }
+}
+
+#[test]
+fn tables_plus_packed_deltas_equal_merged_weights_with_a_tied_head_and_with_one_of_its_own() {
+    let full = |name: &str, delta: &[f32], rows: usize, cols: usize| {
+        let config = BitDeltaConfig { enable_compression: false, ..Default::default() };
+        vec![quantize(name, delta, rows, cols, &config).expect("f16 values")]
+    };
+    let sum = |name: &str, delta: &[f32], rows: usize, cols: usize| {
+        let signs = quantize(name, delta, rows, cols, &config(1, GroupSize::Row, true)).expect("signs");
+        vec![low_rank(name, delta, rows, cols), signs]
+    };
+    let head_alone = |name: &str, delta: &[f32], rows: usize, cols: usize| match name {
+        "lm_head.weight" => full(name, delta, rows, cols),
+        _ => Vec::new(),
+    };
+    let (signs, four) = (codes(1, GroupSize::Elements(40), true), codes(4, GroupSize::Elements(64), false));
+    let cases: [(&str, &str, MakeParts<'_>); 7] = [
+        ("tiny-llama", "signs", &signs),
+        ("tiny-llama", "4 bits with offsets", &four),
+        ("tiny-llama", "low rank and signs", &sum),
+        ("tiny-llama3", "signs", &signs),
+        ("tiny-llama3", "low rank and signs", &sum),
+        ("tiny-llama3", "f16", &full),
+        ("tiny-llama3", "f16, the head alone", &head_alone),
+    ];
+    for (folder, kind, parts) in cases {
+        let model = load(&golden(folder));
+        let base = model.base();
+        let expected = Golden::open(&golden(folder).join("golden.safetensors"));
+        let (tokens, plain) = (expected.ids("input_ids"), expected.floats("logits"));
+        let mut variant = unchanged(base);
+        add_tables(base, &mut variant, parts);
+        let dir = tempfile::tempdir().expect("a folder");
+        let file = dir.path().join("user.safetensors");
+        variant.write(&file).expect("a variant file");
+        let read = Variant::read(&file).expect("the same variant");
+        let resident = model.prepare("user", &file, read).expect("a resident variant");
+        let found = logits(&model, &tokens, 0..tokens.len(), Some(&resident));
+
+        let merged = dir.path().join("merged");
+        merge(base, &variant, &merged);
+        let expected = logits(&load(&merged), &tokens, 0..tokens.len(), None);
+        assert_close(&found, &expected, LOGIT_TOLERANCE, &format!("{folder}, {kind}"));
+        let moved = found.iter().zip(&plain).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(moved > 100.0 * LOGIT_TOLERANCE, "{folder}, {kind}: the variant changes nothing ({moved})");
+    }
+}
+
+#[test]
+fn a_variant_with_some_of_the_tables_or_a_misshapen_one_is_refused() {
+    let model = load(&golden("tiny-llama3"));
+    let refused = |variant: Variant| {
+        let error = model.prepare("user", Path::new("user.safetensors"), variant).err().expect("a refusal");
+        assert!(matches!(error, Error::Shape { .. }), "{error}");
+        error.to_string()
+    };
+    let mut variant = unchanged(model.base());
+    add_tables(model.base(), &mut variant, &codes(1, GroupSize::Row, true));
+    let mut one = variant.clone();
+    one.linears.pop();
+    assert!(refused(one).contains("15 matrices, the base has 14 linears (16 with"));
+    let mut short = variant;
+    short.linears[15] = LinearDelta { rows: 3, cols: 2, parts: Vec::new(), relative_error: None };
+    assert!(refused(short).contains("lm_head.weight has shape (3, 2)"));
+}
+
+/// Two users' variants of tiny-llama, tables and all, ready to run.
 fn two_users(model: &Model) -> [Arc<Resident>; 2] {
-    let one = twin(model.base(), &|name, delta, rows, cols| {
+    let mut one = twin(model.base(), &|name, delta, rows, cols| {
         vec![quantize(name, delta, rows, cols, &config(1, GroupSize::Elements(64), true)).expect("signs")]
     });
-    let two = twin(model.base(), &|name, delta, rows, cols| {
+    add_tables(model.base(), &mut one, &codes(1, GroupSize::Elements(64), true));
+    let mut two = twin(model.base(), &|name, delta, rows, cols| {
         let opposite: Vec<f32> = delta.iter().map(|x| -x).collect();
         vec![low_rank(name, &opposite, rows, cols)]
     });
+    add_tables(model.base(), &mut two, &|name, delta, rows, cols| vec![low_rank(name, delta, rows, cols)]);
     let prepare = |user, variant| model.prepare(user, Path::new("in memory"), variant).expect("a resident variant");
     [prepare("one", one), prepare("two", two)]
 }
@@ -333,13 +431,16 @@ fn the_prefill_chunk_does_not_show_in_the_answer() {
 fn logits_of_some_positions_are_those_of_all_bit_for_bit() {
     let model = load(&golden("tiny-llama3"));
     let tokens = Golden::open(&golden("tiny-llama3/golden.safetensors")).ids("input_ids");
-    let bits = |range| logits(&model, &tokens, range, None).into_iter().map(f32::to_bits).collect::<Vec<_>>();
+    let mut variant = unchanged(model.base());
+    add_tables(model.base(), &mut variant, &codes(2, GroupSize::Elements(64), true));
+    let variant = model.prepare("user", Path::new("in memory"), variant).expect("a resident variant");
+    let bits = |range| logits(&model, &tokens, range, Some(&variant)).into_iter().map(f32::to_bits).collect::<Vec<_>>();
     let all = bits(0..tokens.len());
     let vocab = all.len() / tokens.len();
     for range in [0..1, 5..17, 40..tokens.len()] {
         assert_eq!(bits(range.clone()), all[range.start * vocab..range.end * vocab], "{range:?}");
     }
     let shorter = &tokens[..20];
-    let alone: Vec<_> = logits(&model, shorter, 0..20, None).into_iter().map(f32::to_bits).collect();
+    let alone: Vec<_> = logits(&model, shorter, 0..20, Some(&variant)).into_iter().map(f32::to_bits).collect();
     assert_eq!(alone, all[..20 * vocab], "later tokens do not reach back");
 }

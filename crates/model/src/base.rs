@@ -91,6 +91,16 @@ impl Base {
         &self.linears
     }
 
+    /// The matrices with a row for each token: the embedding, then the head where it is not tied.
+    pub fn tables(&self) -> impl Iterator<Item = &TensorRef> {
+        layout::TABLES.into_iter().filter_map(|name| self.tensor(name).ok())
+    }
+
+    /// Every matrix that a variant may change, in the fixed order of its entries: the linears, then the tables.
+    pub fn matrices(&self) -> impl Iterator<Item = &TensorRef> {
+        self.linears.iter().filter_map(|linear| self.tensor(&linear.name).ok()).chain(self.tables())
+    }
+
     /// Whether a tensor of this HF name exists.
     pub fn has(&self, name: &str) -> bool {
         self.positions.contains_key(name)

@@ -1,9 +1,13 @@
 //! The one list of a model's tensors and linears: names, shapes and order follow from the configuration alone.
 //!
-//! The order is part of the product: a variant file stores its entries by position in [`linears`], and a fingerprint
-//! hashes tensors by position in `tensors`.
+//! The order is part of the product: a variant file stores its entries by position among the [`linears`] and, after
+//! them, the [`TABLES`]; a fingerprint hashes tensors by position in `tensors`.
 
 use crate::config::ModelConfig;
+
+/// HF names of the matrices with a row for each token, in the order in which a variant holds them after the linears; a
+/// model with a tied head has the first alone.
+pub const TABLES: [&str; 2] = ["model.embed_tokens.weight", "lm_head.weight"];
 
 /// Role of a linear in its layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -84,7 +88,7 @@ pub fn linears(config: &ModelConfig) -> Vec<Linear> {
 /// Every tensor of a model with its HF name and shape (vectors have one dimension), in the fixed order:
 /// embedding, then each layer (norms, linears, biases), final norm, and `lm_head.weight` unless it is tied.
 pub(crate) fn tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
-    let mut all = vec![("model.embed_tokens.weight".to_owned(), vec![config.vocab, config.hidden])];
+    let mut all = vec![(TABLES[0].to_owned(), vec![config.vocab, config.hidden])];
     for layer in 0..config.layers {
         let mut push = |name: &str, shape| all.push((format!("model.layers.{layer}.{name}"), shape));
         push("input_layernorm.weight", vec![config.hidden]);
@@ -104,7 +108,7 @@ pub(crate) fn tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
     }
     all.push(("model.norm.weight".to_owned(), vec![config.hidden]));
     if !config.tied {
-        all.push(("lm_head.weight".to_owned(), vec![config.vocab, config.hidden]));
+        all.push((TABLES[1].to_owned(), vec![config.vocab, config.hidden]));
     }
     all
 }

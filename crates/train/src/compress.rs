@@ -1,9 +1,11 @@
 //! A pair of models, base and fine-tuned, into a variant: tensor by tensor, so that memory holds a few tensors and the
 //! growing variant, never two models.
 //!
-//! Linears become packed parts as the configuration says. Vectors (norms, biases) that moved are kept as f16 deltas,
-//! for they are small and cost a linear's accuracy when lost. A moved embedding or output head is not carried by this
-//! format yet: what is dropped is measured, named in the report and recorded in the variant's notes.
+//! Linears become packed parts as the configuration says, and so do the tables (embedding, untied head) of a pair in
+//! which one of them moved: a full fine-tune of all weights moves them, one of the linears alone does not, and most
+//! variants are spared their size. A table is never clipped: the rows of tokens that training did not see stand still, so
+//! the spread over a whole table says nothing about the rows that moved. Vectors (norms, biases) that moved are kept as
+//! f16 deltas, for they are small and cost a linear's accuracy when lost.
 
 use crate::{Error, progress::Progress};
 use bitdelta_delta::{
@@ -16,7 +18,7 @@ use serde::Serialize;
 use serde_json::json;
 use std::collections::{HashMap, HashSet};
 
-/// Rows of an embedding that are compared at once.
+/// Rows of a tensor that are read at once to be compared.
 const BLOCK_ROWS: usize = 1024;
 
 /// What became of a pair.
@@ -26,27 +28,18 @@ pub struct Report {
     pub linears: usize,
     /// Linears that did not move.
     pub unchanged: usize,
+    /// Tables (embedding, untied head) with a delta.
+    pub tables: usize,
     /// Vectors (norms, biases) with a delta.
     pub vectors: usize,
     /// Weights in the linears.
     pub weights: u64,
-    /// ‖Δ̂ − Δ‖ ÷ ‖Δ‖ over all linears together.
+    /// ‖Δ̂ − Δ‖ ÷ ‖Δ‖ over all linears and tables together.
     pub relative_error: f32,
-    /// The linear with the largest relative error, and that error.
+    /// The linear or table with the largest relative error, and that error.
     pub worst: Option<(String, f32)>,
-    /// Matrices that moved and are left as in the base.
-    pub dropped: Vec<Dropped>,
     /// Sentences that the user should read.
     pub warnings: Vec<String>,
-}
-
-/// A matrix whose change a variant cannot carry.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Dropped {
-    /// HF name.
-    pub name: String,
-    /// ‖F − B‖ ÷ ‖B‖.
-    pub relative_change: f32,
 }
 
 /// Compresses the difference `finetuned` − `base`.
@@ -66,8 +59,8 @@ pub fn compress_pair(
     let config = config.for_model(weights);
     progress.begin("compressing", base.tensors().len() as u64, "tensors");
     let mut pair = Pair { base, finetuned, config: &config, progress, report: Report::empty(&config) };
-    let linears = pair.linears()?;
-    let extras = pair.others()?;
+    let matrices = pair.matrices()?;
+    let extras = pair.vectors()?;
     let report = pair.finish();
     progress.end();
 
@@ -77,10 +70,7 @@ pub fn compress_pair(
     info.notes.insert("finetuned".into(), json!(finetuned.name));
     let four_digits = (f64::from(report.relative_error) * 1e4).round() / 1e4;
     info.notes.insert("relative_error".into(), json!(four_digits));
-    if !report.dropped.is_empty() {
-        info.notes.insert("dropped".into(), json!(report.dropped));
-    }
-    let mut variant = Variant::new(info, linears);
+    let mut variant = Variant::new(info, matrices);
     variant.extras = extras;
     Ok((variant, report))
 }
@@ -90,11 +80,11 @@ impl Report {
         Self {
             linears: 0,
             unchanged: 0,
+            tables: 0,
             vectors: 0,
             weights: 0,
             relative_error: 0.0,
             worst: None,
-            dropped: Vec::new(),
             warnings: config.warnings(),
         }
     }
@@ -111,49 +101,75 @@ struct Pair<'a> {
 
 impl Pair<'_> {
     /// finetuned − base of one tensor.
-    fn difference(&self, name: &str) -> Result<Vec<f32>, Error> {
-        let mut difference = self.finetuned.tensor_f32(name)?;
-        for (value, base) in difference.iter_mut().zip(self.base.tensor_f32(name)?) {
-            *value -= base;
+    fn difference(&self, tensor: &TensorRef) -> Result<Vec<f32>, Error> {
+        let mut difference = self.finetuned.tensor_f32(&tensor.name)?;
+        let mut block = Vec::new();
+        for (start, difference) in difference.chunks_mut(BLOCK_ROWS * tensor.cols).enumerate() {
+            let base = read_block(self.base, tensor, start * BLOCK_ROWS, &mut block)?;
+            difference.iter_mut().zip(base).for_each(|(value, base)| *value -= base);
         }
         Ok(difference)
     }
 
-    fn linears(&mut self) -> Result<Vec<LinearDelta>, Error> {
+    /// Whether a tensor differs, found without holding it.
+    fn moved(&self, tensor: &TensorRef) -> Result<bool, Error> {
+        let (mut before, mut after) = (Vec::new(), Vec::new());
+        for start in (0..tensor.rows).step_by(BLOCK_ROWS) {
+            let before = read_block(self.base, tensor, start, &mut before)?;
+            if before != read_block(self.finetuned, tensor, start, &mut after)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The linears, and the tables where one of them moved.
+    fn matrices(&mut self) -> Result<Vec<LinearDelta>, Error> {
+        let linears = self.base.linears().len();
+        let mut with_tables = false;
+        for table in self.base.tables() {
+            with_tables = with_tables || self.moved(table)?;
+        }
+        let tables = if with_tables { self.base.tables().count() } else { 0 };
+        let for_tables = BitDeltaConfig { clip_outliers: false, ..self.config.clone() };
         let mut total = Distance::default();
-        let mut linears = Vec::new();
-        for linear in self.base.linears() {
-            let (name, rows, cols) = (&linear.name, linear.rows, linear.cols);
-            let delta = self.difference(name)?;
+        let mut deltas = Vec::new();
+        for (index, matrix) in self.base.matrices().take(linears + tables).enumerate() {
+            let (name, rows, cols) = (&matrix.name, matrix.rows, matrix.cols);
+            let delta = self.difference(matrix)?;
             let moved = delta.iter().any(|&x| x != 0.0);
-            let parts = if moved { vec![quantize(name, &delta, rows, cols, self.config)?] } else { Vec::new() };
+            let config = if index < linears { self.config } else { &for_tables };
+            let parts = if moved { vec![quantize(name, &delta, rows, cols, config)?] } else { Vec::new() };
             let distance = distance(&parts, &delta, cols);
             let error = distance.relative();
             total = total + distance;
-            self.report.weights += rows as u64 * cols as u64;
-            self.report.linears += usize::from(moved);
-            self.report.unchanged += usize::from(!moved);
+            if index < linears {
+                self.report.weights += rows as u64 * cols as u64;
+                self.report.linears += usize::from(moved);
+                self.report.unchanged += usize::from(!moved);
+            } else {
+                self.report.tables += usize::from(moved);
+            }
             if moved && self.report.worst.as_ref().is_none_or(|(_, worst)| error > *worst) {
                 self.report.worst = Some((name.clone(), error));
             }
-            linears.push(LinearDelta { rows, cols, parts, relative_error: Some(error) });
+            deltas.push(LinearDelta { rows, cols, parts, relative_error: Some(error) });
             self.progress.advance(1, &format!("relative error {:.3}", total.relative()));
         }
         self.report.relative_error = total.relative();
-        Ok(linears)
+        self.progress.advance((self.base.matrices().count() - deltas.len()) as u64, "");
+        Ok(deltas)
     }
 
-    /// The tensors that are no linears: vectors become extras, matrices are measured.
-    fn others(&mut self) -> Result<Vec<Extra>, Error> {
-        let linears: HashSet<&str> = self.base.linears().iter().map(|l| l.name.as_str()).collect();
+    /// The vectors that moved.
+    fn vectors(&mut self) -> Result<Vec<Extra>, Error> {
+        let matrices: HashSet<&str> = self.base.matrices().map(|matrix| matrix.name.as_str()).collect();
         let mut extras = Vec::new();
         for (tensor, reference) in self.base.tensors().iter().enumerate() {
-            if linears.contains(reference.name.as_str()) {
+            if matrices.contains(reference.name.as_str()) {
                 continue;
             }
-            if reference.rows > 1 {
-                self.measure(reference)?;
-            } else if let Some(values) = self.vector(reference)? {
+            if let Some(values) = self.vector(reference)? {
                 extras.push(Extra { tensor, values });
                 self.report.vectors += 1;
             }
@@ -164,7 +180,7 @@ impl Pair<'_> {
 
     /// f16 bits of a vector's delta; `None` when it did not move.
     fn vector(&self, reference: &TensorRef) -> Result<Option<Vec<u16>>, Error> {
-        let delta = self.difference(&reference.name)?;
+        let delta = self.difference(reference)?;
         if delta.iter().all(|&x| x == 0.0) {
             return Ok(None);
         }
@@ -175,35 +191,8 @@ impl Pair<'_> {
         }
     }
 
-    /// Notes a matrix that moved although no variant carries it.
-    fn measure(&mut self, reference: &TensorRef) -> Result<(), Error> {
-        let TensorRef { ref name, rows, cols, .. } = *reference;
-        let mut change = Distance::default();
-        let (mut before, mut after) = (vec![0.0; BLOCK_ROWS * cols], vec![0.0; BLOCK_ROWS * cols]);
-        for start in (0..rows).step_by(BLOCK_ROWS) {
-            let range = start..rows.min(start + BLOCK_ROWS);
-            let length = range.len() * cols;
-            self.base.rows_f32(name, range.clone(), &mut before[..length])?;
-            self.finetuned.rows_f32(name, range, &mut after[..length])?;
-            for (before, after) in before[..length].iter().zip(&after[..length]) {
-                let (before, after) = (f64::from(*before), f64::from(*after));
-                change = change + Distance { error: (after - before).powi(2), norm: before.powi(2) };
-            }
-        }
-        if change.error > 0.0 {
-            let relative_change = change.relative();
-            self.report.warnings.push(format!(
-                "{name} differs by {:.2} % of its norm; variants carry no change of it, so it stays as in the base \
-                 (`bitdelta eval --finetuned` shows what that costs)",
-                100.0 * relative_change
-            ));
-            self.report.dropped.push(Dropped { name: name.clone(), relative_change });
-        }
-        Ok(())
-    }
-
     fn finish(mut self) -> Report {
-        if self.report.linears == 0 && self.report.vectors == 0 {
+        if self.report.linears + self.report.tables + self.report.vectors == 0 {
             let what = format!("{} and {} have the same weights", self.base.name, self.finetuned.name);
             self.report.warnings.push(format!("{what}: the variant changes nothing"));
         }
@@ -218,6 +207,19 @@ impl Pair<'_> {
         }
         self.report
     }
+}
+
+/// Rows of `tensor` from `start`, as many as a block has; `memory` is reused from call to call.
+fn read_block<'a>(
+    model: &Base,
+    tensor: &TensorRef,
+    start: usize,
+    memory: &'a mut Vec<f32>,
+) -> Result<&'a [f32], Error> {
+    let rows = start..tensor.rows.min(start + BLOCK_ROWS);
+    memory.resize(rows.len() * tensor.cols, 0.0);
+    model.rows_f32(&tensor.name, rows, memory)?;
+    Ok(memory)
 }
 
 /// Both models must have the same tensors of the same shapes.

@@ -96,14 +96,6 @@ pub enum Error {
         /// What differs.
         problem: String,
     },
-    /// A variant whose shapes are not the base's, although its fingerprint is.
-    #[error("{path} does not fit the base: {problem}")]
-    Unfit {
-        /// The variant's file.
-        path: PathBuf,
-        /// What differs.
-        problem: String,
-    },
     /// The base model.
     #[error(transparent)]
     Model(#[from] bitdelta_model::base::Error),

@@ -82,7 +82,7 @@ pub fn samples(
 /// A variant that does not fit the base, a conversation longer than the context, or no scored token at all.
 pub fn evaluate(subject: Subject<'_>, samples: &[ChatTokens], progress: &dyn Progress) -> Result<Report, Error> {
     let Subject { base, variant, path, bytes, finetuned } = subject;
-    let weights = variant.weights();
+    let weights = variant.weights(base.base().linears().len());
     let resident = base.prepare("evaluation", path, variant)?;
     let (mut of_base, mut of_variant, mut of_finetuned) = (Tally::default(), Tally::default(), Tally::default());
     let mut kl = 0.0;

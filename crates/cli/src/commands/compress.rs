@@ -96,11 +96,16 @@ fn make_folder_of(output: &Path) -> Result<(), Error> {
 }
 
 fn summary(path: &Path, bytes: u64, bits: f64, config: &BitDeltaConfig, report: &Report) -> String {
-    let Report { linears, unchanged, vectors, relative_error, .. } = report;
+    let Report { linears, unchanged, tables, vectors, relative_error, .. } = report;
+    let tables = match tables {
+        0 => "",
+        1 => " and the embedding or head",
+        _ => ", the embedding and the head",
+    };
     let mut text = format!("{}: {} ({bits:.3} bits a weight)\n", path.display(), format_bytes(bytes));
     text += &match config.enable_compression {
-        true => format!("  {linears} linears at {} bit, group {}", config.bits, config.group()),
-        false => format!("  {linears} linears as f16"),
+        true => format!("  {linears} linears{tables} at {} bit, group {}", config.bits, config.group()),
+        false => format!("  {linears} linears{tables} as f16"),
     };
     if *unchanged > 0 {
         text += &format!(", {unchanged} unchanged");

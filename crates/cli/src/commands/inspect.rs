@@ -1,7 +1,7 @@
 //! `bitdelta inspect`: what is in a variant file.
 use crate::{Context, Error, output, sizes::format_bytes};
 use bitdelta_delta::{LinearDelta, PackedMatrix, Part, Variant, file, metrics::bits_per_weight};
-use bitdelta_model::LinearKind;
+use bitdelta_model::{LinearKind, layout::TABLES};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
@@ -25,20 +25,25 @@ pub fn run(args: &InspectArgs) -> Result<(), Error> {
     let (variant, hash) = Variant::read_hashed(&path).context("reading the variant")?;
     let bytes = std::fs::metadata(&path).context(format!("reading {}", path.display()))?.len();
     let payload = variant.payload_bytes();
-    let bits = bits_per_weight(bytes, variant.weights());
+    let count = linears(&variant);
+    let weights = variant.weights(count);
+    let bits = bits_per_weight(bytes, weights);
     if args.json {
-        let linears =
-            variant.linears.iter().enumerate().map(|(index, linear)| linear_json(&name(&variant, index), linear));
+        let matrices = variant.linears.iter().enumerate();
+        let mut linears: Vec<Value> =
+            matrices.map(|(index, linear)| linear_json(&name(&variant, index), linear)).collect();
+        let tables = linears.split_off(count);
         let extras = variant.extras.iter().map(|extra| json!({"tensor": extra.tensor, "elements": extra.values.len()}));
         let report = json!({
             "path": path,
             "bytes": bytes,
             "payload_bytes": payload,
             "content_hash": hash,
-            "weights": variant.weights(),
+            "weights": weights,
             "bits_per_weight": bits,
             "info": variant.info,
-            "linears": linears.collect::<Vec<_>>(),
+            "linears": linears,
+            "tables": tables,
             "vectors": extras.collect::<Vec<_>>(),
         });
         return output::line(&report.to_string());
@@ -56,19 +61,29 @@ pub fn run(args: &InspectArgs) -> Result<(), Error> {
         field(key, value.to_string());
     }
     field("vectors", format!("{} norms and biases as f16", variant.extras.len()));
-    field("linears", variant.linears.len().to_string());
+    field("linears", count.to_string());
+    field("tables", format!("{} (embedding, head)", variant.linears.len() - count));
     for (index, linear) in variant.linears.iter().enumerate() {
         text += &line(&name(&variant, index), linear);
     }
     output::text(&text)
 }
 
-/// The linear's name by its place in the fixed order, layer by layer; a plain number where the order does not fit.
+/// How many of the matrices are linears: whole layers of them; one or two that are left over are tables. All, where the
+/// order does not fit.
+fn linears(variant: &Variant) -> usize {
+    let matrices = variant.linears.len();
+    let rest = matrices % LinearKind::ALL.len();
+    if rest <= TABLES.len() { matrices - rest } else { matrices }
+}
+
+/// A matrix's name by its place in the fixed order, layer by layer; a plain number where the order does not fit.
 fn name(variant: &Variant, index: usize) -> String {
-    let roles = LinearKind::ALL.len();
-    match variant.linears.len() % roles {
-        0 => format!("layers.{}.{}", index / roles, LinearKind::ALL[index % roles].module()),
-        _ => format!("linear {index}"),
+    let (roles, linears) = (LinearKind::ALL.len(), linears(variant));
+    match index.checked_sub(linears) {
+        Some(table) => TABLES[table].trim_start_matches("model.").trim_end_matches(".weight").to_owned(),
+        None if linears % roles == 0 => format!("layers.{}.{}", index / roles, LinearKind::ALL[index % roles].module()),
+        None => format!("linear {index}"),
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! | array | holds |
 //! | --- | --- |
-//! | `manifest` | kind, bits, rank, group of each linear in the base's fixed order (`manifest.rs`) |
+//! | `manifest` | kind, bits, rank, group of each matrix in the base's fixed order (`manifest.rs`) |
 //! | `payload` | bit planes, scales, offsets, tensor scales, f16 values: a section each, 64-byte aligned (`payload.rs`) |
 //! | `info` | [`Info`] as zstd JSON |
 //!
@@ -70,13 +70,14 @@ impl Info {
 pub struct Variant {
     /// Figures and provenance.
     pub info: Info,
-    /// For each linear in the base's fixed order: its parts.
+    /// For each matrix in the base's fixed order its parts: the linears and, in a variant that changes any of them, all
+    /// tables (the embedding, then the head where it is not tied).
     pub linears: Vec<LinearDelta>,
     /// Deltas of tensors that are no linears (norms, biases), by rising index; most variants have none.
     pub extras: Vec<Extra>,
 }
 
-/// The delta of one linear.
+/// The delta of one linear, or of a table: a row for each token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LinearDelta {
     /// Outputs.
@@ -188,9 +189,10 @@ impl Variant {
         parts + self.extras.iter().map(|extra| extra.values.len() as u64 * 2).sum::<u64>()
     }
 
-    /// Weights in the linears: what bits a weight are counted by.
-    pub fn weights(&self) -> u64 {
-        self.linears.iter().map(|linear| linear.rows as u64 * linear.cols as u64).sum()
+    /// Weights in the first `linears` matrices. Of as many as the base has linears, that is what bits a weight are
+    /// counted by; tables do not count.
+    pub fn weights(&self, linears: usize) -> u64 {
+        self.linears.iter().take(linears).map(|linear| linear.rows as u64 * linear.cols as u64).sum()
     }
 
     /// The three arrays of a variant that passes [`Variant::check`].
