@@ -62,7 +62,7 @@ impl Learn<'_> {
             output_dir: self.args.output.join("training").join(&user.name),
             overwrite_output_dir: true,
             num_train_epochs: if self.args.short { SHORT_EPOCHS } else { EPOCHS },
-            per_device_train_batch_size: 8,
+            per_device_train_batch_size: 4,
             warmup_steps: 3,
             ..TrainConfig::default()
         };
