@@ -24,7 +24,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .map(|id| Ok(u32::try_from(i64::from_le_bytes(id.try_into()?))?))
         .collect::<Result<Vec<_>, Box<dyn Error>>>()?;
 
-    let model = Model::load(Arc::new(Base::open(model)?), ModelOptions { threads: 0 })?;
+    let model = Model::load(Arc::new(Base::open(model)?), ModelOptions { threads: 0, ..ModelOptions::default() })?;
     let resident = match variant {
         Some(path) => Some(model.prepare("oracle", path, Variant::read(path)?)?),
         None => None,

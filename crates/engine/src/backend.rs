@@ -14,6 +14,21 @@ use std::ops::Range;
 /// `i * PAGE .. (i + 1) * PAGE`.
 pub const PAGE: usize = 32;
 
+/// How the base's matrices are kept, and so how all products are computed. A delta always adds to what the base was
+/// before it was rounded: it is relative to the true base.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BaseDtype {
+    /// As the file stores them, quantised ones in f32: exact products in f32.
+    #[default]
+    Stored,
+    /// f32.
+    F32,
+    /// bf16; products in f32.
+    Bf16,
+    /// int8 in blocks of 64 inputs; activations are rounded the same way for the base's products and for dense deltas.
+    Int8,
+}
+
 /// A matrix on its way to the device, as its file stores it.
 #[derive(Debug)]
 pub enum HostTensor {

@@ -2,7 +2,7 @@
 
 use crate::{
     Error,
-    backend::{Backend, HostTensor, KvShape, PAGE, RowPlace},
+    backend::{Backend, BaseDtype, HostTensor, KvShape, PAGE, RowPlace},
 };
 use bitdelta_delta::{
     dense::PackedMatrix,
@@ -10,7 +10,7 @@ use bitdelta_delta::{
     part::{self, Part},
 };
 use bitdelta_kernels as kernels;
-use bitdelta_kernels::{Elements, KvPages, Packed, Weights, packed};
+use bitdelta_kernels::{Elements, Int8Weights, KvPages, Packed, PlaneTiles, Weights, packed};
 use half::{bf16, f16};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -18,53 +18,79 @@ use std::ops::Range;
 /// Runs on the machine's cores, in a pool of its own.
 pub struct Cpu {
     pool: rayon::ThreadPool,
+    base_dtype: BaseDtype,
 }
 
 impl Cpu {
-    /// A pool of `threads` threads; 0 is one for each core.
+    /// A pool of `threads` threads (0 is one for each core), with the base's matrices kept as `base_dtype`.
     ///
     /// # Errors
     /// [`Error::Threads`] when the system gives no threads.
-    pub fn new(threads: usize) -> Result<Self, Error> {
+    pub fn new(threads: usize, base_dtype: BaseDtype) -> Result<Self, Error> {
         let name = |i| format!("bitdelta-{i}");
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(name).build();
-        pool.map(|pool| Self { pool }).map_err(|e| Error::Threads { reason: e.to_string() })
+        pool.map(|pool| Self { pool, base_dtype }).map_err(|e| Error::Threads { reason: e.to_string() })
     }
 }
 
 /// A base tensor in memory.
-pub struct CpuWeights {
-    tensor: HostTensor,
-    rows: usize,
-    cols: usize,
+pub enum CpuWeights {
+    /// Floats, multiplied as they are.
+    Floats {
+        /// The elements.
+        tensor: HostTensor,
+        /// Outputs.
+        rows: usize,
+        /// Inputs.
+        cols: usize,
+    },
+    /// int8, multiplied with rounded activations.
+    Int8(Int8Weights),
 }
 
 impl CpuWeights {
-    fn view(&self) -> Weights<'_> {
-        let elements = match &self.tensor {
-            HostTensor::F32(e) => Elements::F32(e),
-            HostTensor::F16(e) => Elements::F16(e),
-            HostTensor::Bf16(e) => Elements::Bf16(e),
-        };
-        Weights { elements, rows: self.rows, cols: self.cols }
+    fn shape(&self) -> (usize, usize) {
+        match self {
+            Self::Floats { rows, cols, .. } => (*rows, *cols),
+            Self::Int8(weights) => weights.shape(),
+        }
     }
 
     /// A vector of the model (norm weight, bias): always kept in f32.
     fn vector(&self) -> &[f32] {
-        match &self.tensor {
-            HostTensor::F32(e) => e,
-            HostTensor::F16(_) | HostTensor::Bf16(_) => unreachable!("weights() widens vectors"),
+        match self {
+            Self::Floats { tensor: HostTensor::F32(values), .. } => values,
+            _ => unreachable!("weights() keeps vectors in f32"),
         }
     }
 
     fn copy_row(&self, row: usize, out: &mut [f32]) {
-        let at = row * self.cols..(row + 1) * self.cols;
-        match &self.tensor {
-            HostTensor::F32(e) => out.copy_from_slice(&e[at]),
-            HostTensor::F16(e) => out.iter_mut().zip(&e[at]).for_each(|(o, b)| *o = f16::from_bits(*b).to_f32()),
-            HostTensor::Bf16(e) => out.iter_mut().zip(&e[at]).for_each(|(o, b)| *o = bf16::from_bits(*b).to_f32()),
+        let at = row * out.len()..(row + 1) * out.len();
+        match self {
+            Self::Int8(weights) => weights.copy_row(row, out),
+            Self::Floats { tensor: HostTensor::F32(e), .. } => out.copy_from_slice(&e[at]),
+            Self::Floats { tensor: HostTensor::F16(e), .. } => {
+                out.iter_mut().zip(&e[at]).for_each(|(o, b)| *o = f16::from_bits(*b).to_f32());
+            }
+            Self::Floats { tensor: HostTensor::Bf16(e), .. } => {
+                out.iter_mut().zip(&e[at]).for_each(|(o, b)| *o = bf16::from_bits(*b).to_f32());
+            }
         }
     }
+}
+
+fn widen(tensor: HostTensor) -> Vec<f32> {
+    match tensor {
+        HostTensor::F32(values) => values,
+        HostTensor::F16(bits) => bits.into_iter().map(|b| f16::from_bits(b).to_f32()).collect(),
+        HostTensor::Bf16(bits) => bits.into_iter().map(|b| bf16::from_bits(b).to_f32()).collect(),
+    }
+}
+
+/// One linear's delta: what the base's dtype lets be multiplied with rounded activations, and the rest as it is.
+pub struct CpuDelta {
+    tiles: Vec<PlaneTiles>,
+    rest: LinearDelta,
 }
 
 /// Pages of keys and values: page → layer → head → keys then values → position → head_dim.
@@ -110,25 +136,42 @@ fn packed_view(m: &PackedMatrix) -> Packed<'_> {
 impl Backend for Cpu {
     type Buffer = Vec<f32>;
     type Weights = CpuWeights;
-    type Delta = LinearDelta;
+    type Delta = CpuDelta;
     type Kv = CpuKv;
 
     fn weights(&self, tensor: HostTensor, rows: usize, cols: usize) -> CpuWeights {
-        let widen = |bits: Vec<u16>, to: fn(u16) -> f32| HostTensor::F32(bits.into_iter().map(to).collect());
-        let tensor = match tensor {
-            HostTensor::F16(bits) if rows == 1 => widen(bits, |b| f16::from_bits(b).to_f32()),
-            HostTensor::Bf16(bits) if rows == 1 => widen(bits, |b| bf16::from_bits(b).to_f32()),
-            other => other,
+        let tensor = match self.base_dtype {
+            _ if rows == 1 => HostTensor::F32(widen(tensor)),
+            BaseDtype::Stored => tensor,
+            BaseDtype::F32 => HostTensor::F32(widen(tensor)),
+            BaseDtype::Bf16 => match tensor {
+                HostTensor::Bf16(bits) => HostTensor::Bf16(bits),
+                other => HostTensor::Bf16(widen(other).into_iter().map(|w| bf16::from_f32(w).to_bits()).collect()),
+            },
+            BaseDtype::Int8 => return CpuWeights::Int8(Int8Weights::quantize(&widen(tensor), rows, cols)),
         };
-        CpuWeights { tensor, rows, cols }
+        CpuWeights::Floats { tensor, rows, cols }
     }
 
-    fn delta(&self, delta: &LinearDelta) -> LinearDelta {
-        delta.clone()
+    fn delta(&self, delta: &LinearDelta) -> CpuDelta {
+        let mut tiles = Vec::new();
+        let mut rest = LinearDelta { parts: Vec::new(), ..*delta };
+        for part in &delta.parts {
+            let tiled = match part {
+                Part::Dense(matrix) if self.base_dtype == BaseDtype::Int8 => PlaneTiles::new(&packed_view(matrix)),
+                _ => None,
+            };
+            match tiled {
+                Some(tiled) => tiles.push(tiled),
+                None => rest.parts.push(part.clone()),
+            }
+        }
+        CpuDelta { tiles, rest }
     }
 
-    fn delta_bytes(&self, delta: &LinearDelta) -> u64 {
-        delta.parts.iter().map(Part::bytes).sum()
+    fn delta_bytes(&self, delta: &CpuDelta) -> u64 {
+        let tiles: u64 = delta.tiles.iter().map(PlaneTiles::bytes).sum();
+        tiles + delta.rest.parts.iter().map(Part::bytes).sum::<u64>()
     }
 
     fn buffer(&self, len: usize) -> Vec<f32> {
@@ -148,24 +191,43 @@ impl Backend for Cpu {
     }
 
     fn embed(&self, table: &CpuWeights, tokens: &[u32], out: &mut Vec<f32>) {
-        out.chunks_exact_mut(table.cols).zip(tokens).for_each(|(out, token)| table.copy_row(*token as usize, out));
+        out.chunks_exact_mut(table.shape().1).zip(tokens).for_each(|(out, token)| table.copy_row(*token as usize, out));
     }
 
-    fn add_embedding_delta(&self, delta: &LinearDelta, tokens: &[u32], rows: Range<usize>, out: &mut Vec<f32>) {
+    fn add_embedding_delta(&self, delta: &CpuDelta, tokens: &[u32], rows: Range<usize>, out: &mut Vec<f32>) {
+        let CpuDelta { tiles, rest: delta } = delta;
         let out = &mut out[rows.start * delta.cols..rows.end * delta.cols];
         let tokens = tokens[rows].par_iter();
         out.par_chunks_mut(delta.cols).zip(tokens).for_each(|(out, token)| {
             part::add_row(&delta.parts, *token as usize, out);
+            tiles.iter().for_each(|tiles| tiles.add_row(*token as usize, out));
         });
     }
 
     fn linear(&self, x: &Vec<f32>, w: &CpuWeights, rows: usize, y: &mut Vec<f32>) {
-        kernels::matmul(&x[..rows * w.cols], &w.view(), &mut y[..rows * w.rows], false);
+        let (outputs, inputs) = w.shape();
+        let (x, y) = (&x[..rows * inputs], &mut y[..rows * outputs]);
+        let floats = |elements| Weights { elements, rows: outputs, cols: inputs };
+        match w {
+            CpuWeights::Int8(w) => kernels::matmul_int8(x, w, y),
+            CpuWeights::Floats { tensor, .. } => {
+                let elements = match tensor {
+                    HostTensor::F32(e) => Elements::F32(e),
+                    HostTensor::F16(e) => Elements::F16(e),
+                    HostTensor::Bf16(e) => Elements::Bf16(e),
+                };
+                kernels::matmul(x, &floats(elements), y, false);
+            }
+        }
     }
 
-    fn add_delta(&self, delta: &LinearDelta, x: &Vec<f32>, rows: Range<usize>, y: &mut Vec<f32>) {
+    fn add_delta(&self, delta: &CpuDelta, x: &Vec<f32>, rows: Range<usize>, y: &mut Vec<f32>) {
+        let CpuDelta { tiles, rest: delta } = delta;
         let x = &x[rows.start * delta.cols..rows.end * delta.cols];
         let y = &mut y[rows.start * delta.rows..rows.end * delta.rows];
+        for tiles in tiles {
+            kernels::add_planes(x, tiles, y);
+        }
         for part in &delta.parts {
             match part {
                 Part::Dense(matrix) => packed::add_product(x, &packed_view(matrix), y),
@@ -183,16 +245,18 @@ impl Backend for Cpu {
     }
 
     fn add_bias(&self, bias: &CpuWeights, rows: Range<usize>, y: &mut Vec<f32>) {
-        kernels::add_bias(bias.vector(), &mut y[rows.start * bias.cols..rows.end * bias.cols]);
+        kernels::add_bias(bias.vector(), &mut y[rows.start * bias.shape().1..rows.end * bias.shape().1]);
     }
 
     fn rms_norm(&self, x: &Vec<f32>, weight: &CpuWeights, eps: f32, rows: Range<usize>, y: &mut Vec<f32>) {
-        let at = rows.start * weight.cols..rows.end * weight.cols;
+        let width = weight.shape().1;
+        let at = rows.start * width..rows.end * width;
         kernels::rms_norm(&x[at.clone()], weight.vector(), eps, &mut y[at]);
     }
 
     fn rms_norm_in_place(&self, weight: &CpuWeights, eps: f32, rows: Range<usize>, x: &mut Vec<f32>) {
-        let x = &mut x[rows.start * weight.cols..rows.end * weight.cols];
+        let width = weight.shape().1;
+        let x = &mut x[rows.start * width..rows.end * width];
         let copy = x.to_vec();
         kernels::rms_norm(&copy, weight.vector(), eps, x);
     }

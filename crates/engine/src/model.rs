@@ -2,7 +2,7 @@
 
 use crate::{
     Error, Resident,
-    backend::{Backend, KvShape, PAGE},
+    backend::{Backend, BaseDtype, KvShape, PAGE},
     cpu::Cpu,
     forward::{Angles, Chunk, Workspace, forward},
     weights::{self, BaseWeights},
@@ -16,12 +16,15 @@ use std::{ops::Range, path::Path, sync::Arc};
 pub struct ModelOptions {
     /// Worker threads; 0 is one for each core.
     pub threads: usize,
+    /// How the base's matrices are kept.
+    pub base_dtype: BaseDtype,
 }
 
 /// A base in memory, ready to run with any of its variants.
 pub struct Model<B: Backend = Cpu> {
     base: Arc<Base>,
     backend: B,
+    base_dtype: BaseDtype,
     pub(crate) weights: BaseWeights<B>,
     inverse_frequencies: Vec<f32>,
     attention_factor: f32,
@@ -37,10 +40,10 @@ impl Model<Cpu> {
     /// [`Error::Memory`] with the figures when the machine lacks the memory, before anything is read;
     /// [`Error::Model`] when a tensor cannot be read; [`Error::Threads`].
     pub fn load(base: Arc<Base>, options: ModelOptions) -> Result<Self, Error> {
-        let backend = Cpu::new(options.threads)?;
-        let weights = BaseWeights::load(&base, &backend)?;
+        let backend = Cpu::new(options.threads, options.base_dtype)?;
+        let weights = backend.scope(|| BaseWeights::load(&base, &backend, options.base_dtype))?;
         let (inverse_frequencies, attention_factor) = base.config.rope_frequencies();
-        Ok(Self { base, backend, weights, inverse_frequencies, attention_factor })
+        Ok(Self { base, backend, base_dtype: options.base_dtype, weights, inverse_frequencies, attention_factor })
     }
 }
 
@@ -52,7 +55,7 @@ impl<B: Backend> Model<B> {
 
     /// Bytes that the base's weights hold.
     pub fn bytes(&self) -> u64 {
-        weights::bytes(&self.base)
+        weights::bytes(&self.base, self.base_dtype)
     }
 
     pub(crate) fn backend(&self) -> &B {

@@ -2,9 +2,10 @@
 
 use crate::{
     Error,
-    backend::{Backend, HostTensor},
+    backend::{Backend, BaseDtype, HostTensor},
 };
-use bitdelta_model::{Base, Dtype, LinearKind};
+use bitdelta_kernels::Int8Weights;
+use bitdelta_model::{Base, Dtype, LinearKind, TensorRef};
 
 /// Vectors a layer may have, in the order of their slots.
 const SLOTS: [&str; 11] = [
@@ -80,9 +81,9 @@ pub(crate) struct BaseWeights<B: Backend> {
 }
 
 impl<B: Backend> BaseWeights<B> {
-    /// Reads all tensors of `base`, each in the type it is stored in where that is a plain one, else in f32.
-    pub fn load(base: &Base, backend: &B) -> Result<Self, Error> {
-        let needed = bytes(base);
+    /// Reads all tensors of `base`, one after another.
+    pub fn load(base: &Base, backend: &B, dtype: BaseDtype) -> Result<Self, Error> {
+        let needed = bytes(base, dtype);
         if let Some(available) = bitdelta_model::memory::available().filter(|available| *available < needed) {
             return Err(Error::Memory { what: format!("the base model {}", base.name), needed, available });
         }
@@ -103,9 +104,18 @@ impl<B: Backend> BaseWeights<B> {
 }
 
 /// Bytes that the base takes once loaded.
-pub(crate) fn bytes(base: &Base) -> u64 {
-    let element = |dtype| if matches!(dtype, Dtype::F16 | Dtype::Bf16) { 2 } else { 4 };
-    base.tensors().iter().map(|t| (t.rows * t.cols) as u64 * element(t.dtype)).sum()
+pub(crate) fn bytes(base: &Base, dtype: BaseDtype) -> u64 {
+    let bytes = |tensor: &TensorRef| {
+        let count = (tensor.rows * tensor.cols) as u64;
+        match dtype {
+            _ if tensor.rows == 1 => 4 * count,
+            BaseDtype::Stored if matches!(tensor.dtype, Dtype::F16 | Dtype::Bf16) => 2 * count,
+            BaseDtype::Stored | BaseDtype::F32 => 4 * count,
+            BaseDtype::Bf16 => 2 * count,
+            BaseDtype::Int8 => Int8Weights::bytes_of(tensor.rows, tensor.cols),
+        }
+    };
+    base.tensors().iter().map(bytes).sum()
 }
 
 fn read(base: &Base, name: &str) -> Result<(HostTensor, usize, usize), Error> {

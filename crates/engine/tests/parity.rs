@@ -27,7 +27,9 @@ fn golden(name: &str) -> PathBuf {
 
 fn load(path: &Path) -> Arc<Model> {
     let base = Base::open(path.to_str().expect("a plain path")).expect("the base opens");
-    Arc::new(Model::load(Arc::new(base), ModelOptions { threads: 2 }).expect("the base loads"))
+    Arc::new(
+        Model::load(Arc::new(base), ModelOptions { threads: 2, ..ModelOptions::default() }).expect("the base loads"),
+    )
 }
 
 /// One golden file.

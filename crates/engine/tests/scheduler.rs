@@ -2,8 +2,8 @@
 
 mod common;
 
-use bitdelta_engine::{Engine, EngineOptions, Error, Event, FinishReason, Model, Request, Sampling};
-use common::{model, variant};
+use bitdelta_engine::{BaseDtype, Engine, EngineOptions, Error, Event, FinishReason, Model, Request, Sampling};
+use common::{model, model_in, variant};
 use std::{
     path::Path,
     sync::{Arc, mpsc},
@@ -142,20 +142,47 @@ fn draining_finishes_what_runs_and_takes_nothing_new() {
 
 #[test]
 fn users_in_one_batch_do_not_see_each_others_deltas() {
-    let model = model();
+    for dtype in [BaseDtype::Stored, BaseDtype::Bf16, BaseDtype::Int8] {
+        each_user_alone_and_in_one_batch(&model_in(dtype));
+    }
+}
+
+fn each_user_alone_and_in_one_batch(model: &Arc<Model>) {
     let variants: Vec<_> = (0..4)
-        .map(|seed| model.prepare(&seed.to_string(), Path::new("in memory"), variant(&model, seed)).unwrap())
+        .map(|seed| model.prepare(&seed.to_string(), Path::new("in memory"), variant(model, seed)).expect("a variant"))
         .collect();
-    let engine = Engine::start(model, EngineOptions::default()).unwrap();
+    let engine = Engine::start(model.clone(), EngineOptions::default()).expect("an engine");
     let asked = |user: usize| (PROMPT.to_vec(), variants.get(user).cloned(), hot(9), 40, Vec::new());
-    let run = |(prompt, variant, sampling, max, stop)| engine.generate(prompt, variant, sampling, max, stop).unwrap().0;
+    let run = |(prompt, variant, sampling, max, stop)| {
+        engine.generate(prompt, variant, sampling, max, stop).expect("an answer").0
+    };
     let alone: Vec<_> = (0..5).map(|user| run(asked(user))).collect();
     let together: Vec<_> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..5).map(|user| scope.spawn(move || run(asked(user)))).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        threads.into_iter().map(|thread| thread.join().expect("a thread")).collect()
     });
     assert_eq!(together, alone);
     for (user, answer) in alone.iter().enumerate() {
         assert!(!alone[..user].contains(answer), "users {user} and another have one answer: {answer}");
     }
+}
+
+#[test]
+fn an_int8_base_stays_near_the_exact_one() {
+    let (exact, rounded) = (model(), model_in(BaseDtype::Int8));
+    assert!(rounded.bytes() * 3 < exact.bytes(), "{} of {} bytes", rounded.bytes(), exact.bytes());
+    let logits = |model: &Arc<Model>| {
+        let own = model.prepare("user", Path::new("in memory"), variant(model, 3)).expect("a resident variant");
+        let mut out = Vec::new();
+        model
+            .logits(&PROMPT, 0..PROMPT.len(), Some(&own), &mut |_, logits| out.extend_from_slice(logits))
+            .expect("logits");
+        out
+    };
+    let (exact, rounded) = (logits(&exact), logits(&rounded));
+    let square = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v).powi(2)).sum::<f64>();
+    let error = square(&mut exact.iter().zip(&rounded).map(|(a, b)| a - b)) / square(&mut exact.iter().copied());
+    // Rounding to 1 in 127 on both sides of every product of a few layers.
+    assert!(error.sqrt() < 0.03, "relative error {}", error.sqrt());
+    assert!(error > 0.0, "nothing was rounded");
 }

@@ -57,6 +57,23 @@ impl PlaneTiles {
         Some(Self { bits, rows, cols, blocks_per_group, words, scales, tensor_scale })
     }
 
+    /// Adds row `row` to `out`.
+    ///
+    /// # Panics
+    /// When `row` is outside the matrix or `out` is not `cols` long.
+    pub fn add_row(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.rows && out.len() == self.cols, "row {row} of ({}, {})", self.rows, self.cols);
+        let (tile, lane) = (row / LANES, row % LANES);
+        let (quads, groups) = (self.blocks() * BLOCK / 4, self.blocks().div_ceil(self.blocks_per_group));
+        for (i, out) in out.iter_mut().enumerate() {
+            let planes = &self.words[(tile * quads + i / 4) * self.bits..][..self.bits];
+            let code: i32 = (0..).zip(planes).map(|(p, word)| ((word >> (4 * lane + i % 4) & 1) as i32) << p).sum();
+            let group = tile * groups + i / BLOCK / self.blocks_per_group;
+            let scale = half::f16::from_bits(self.scales[group * LANES + lane]).to_f32() * self.tensor_scale;
+            *out += scale * (2 * code + 1 - (1 << self.bits)) as f32;
+        }
+    }
+
     /// Bytes in memory.
     pub fn bytes(&self) -> u64 {
         (8 * self.words.len() + 2 * self.scales.len()) as u64

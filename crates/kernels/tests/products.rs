@@ -208,8 +208,14 @@ fn plane_tiles_multiply_as_the_packed_matrix_does() {
         for (bits, group) in [(1, 64), (1, 128), (1, cols), (2, 64), (2, cols), (4, 64), (4, 192)] {
             let d = Matrix::random(&mut values, bits, rows, cols, group, false);
             let tiles = PlaneTiles::new(&d.packed()).expect("a layout for this group");
+            let exact = d.expanded();
+            for (row, want) in exact.chunks(cols).enumerate() {
+                let mut found = vec![0.0; cols];
+                tiles.add_row(row, &mut found);
+                assert_eq!(found, want, "row {row} of {bits} bits, group {group}");
+            }
             let (x, y) = (values.vec(m * cols), values.vec(m * rows));
-            let want = product(&rounded_inputs(&x, cols), &d.expanded(), &y, cols);
+            let want = product(&rounded_inputs(&x, cols), &exact, &y, cols);
             let what = format!("tiles of {bits} bits, group {group}, ({m}, {rows}, {cols})");
             check(&what, &x, cols, &y, rows, &want, |isa, x, y| add_planes_on(isa, x, &tiles, y));
         }

@@ -102,7 +102,7 @@ fn logits_equal_the_engines() {
         let base = Arc::new(open(model));
         let tokens: Vec<u32> = Golden::of(model).ids("input_ids").into_iter().rev().collect();
         let found = graph(&base, Adaptation::Frozen, false).logits(&tokens).expect("logits");
-        let engine = Model::load(base, ModelOptions { threads: 1 }).expect("the base loads");
+        let engine = Model::load(base, ModelOptions { threads: 1, ..ModelOptions::default() }).expect("the base loads");
         let mut expected = Vec::new();
         let mut each = |_: usize, row: &[f32]| expected.extend_from_slice(row);
         engine.logits(&tokens, 0..tokens.len(), None, &mut each).expect("logits");

@@ -1,6 +1,6 @@
 //! Opening a base for a command: which model, on which device, with a progress bar while it loads.
 use crate::{Context, Error, commands::progress::Bar};
-use bitdelta_engine::{Model, ModelOptions};
+use bitdelta_engine::{BaseDtype, Model, ModelOptions};
 use bitdelta_model::Base;
 use std::sync::Arc;
 
@@ -13,9 +13,37 @@ pub struct BaseArgs {
     /// Where to compute; `cpu` is all there is so far
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub device: String,
+    /// How the base's matrices are kept: auto (as stored, quantised ones in f32), f32, bf16, or int8 (a quarter of f32's
+    /// bytes, and faster; activations are rounded too)
+    #[arg(long, value_name = "TYPE", default_value = "auto")]
+    pub base_dtype: Dtype,
     /// Threads that compute; 0 is one per core
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
+}
+
+/// The values of `--base-dtype`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Dtype {
+    /// As stored.
+    Auto,
+    /// 32-bit floats.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// Blocks of int8.
+    Int8,
+}
+
+impl From<Dtype> for BaseDtype {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::Auto => Self::Stored,
+            Dtype::F32 => Self::F32,
+            Dtype::Bf16 => Self::Bf16,
+            Dtype::Int8 => Self::Int8,
+        }
+    }
 }
 
 impl BaseArgs {
@@ -44,7 +72,7 @@ impl BaseArgs {
         let doing = || format!("loading the base model {name}");
         Bar::new().during(&doing(), || {
             let base = Base::open(name).context(doing())?;
-            let options = ModelOptions { threads: self.threads };
+            let options = ModelOptions { threads: self.threads, base_dtype: self.base_dtype.into() };
             Model::load(Arc::new(base), options).map(Arc::new).context(doing())
         })
     }

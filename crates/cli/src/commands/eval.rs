@@ -69,7 +69,7 @@ fn load(name: &str, base: &Model, threads: usize) -> Result<Model, Error> {
     let doing = || format!("loading the fine-tuned model {name}");
     Bar::new().during(&doing(), || {
         let finetuned = Base::open_beside(name, base.base()).context(doing())?;
-        Model::load(Arc::new(finetuned), ModelOptions { threads }).context(doing())
+        Model::load(Arc::new(finetuned), ModelOptions { threads, ..ModelOptions::default() }).context(doing())
     })
 }
 

@@ -1,7 +1,7 @@
 //! What the behaviour tests share: a tiny base, and variants of it.
 
 use bitdelta_delta::{BitDeltaConfig, Info, LinearDelta, Variant, quantize};
-use bitdelta_engine::{Model, ModelOptions};
+use bitdelta_engine::{BaseDtype, Model, ModelOptions};
 use bitdelta_model::Base;
 use std::{
     path::{Path, PathBuf},
@@ -13,8 +13,12 @@ pub fn golden(name: &str) -> PathBuf {
 }
 
 pub fn model() -> Arc<Model> {
+    model_in(BaseDtype::Stored)
+}
+
+pub fn model_in(base_dtype: BaseDtype) -> Arc<Model> {
     let base = Base::open(golden("tiny-llama").to_str().expect("a plain path")).expect("the base opens");
-    Arc::new(Model::load(Arc::new(base), ModelOptions { threads: 2 }).expect("the base loads"))
+    Arc::new(Model::load(Arc::new(base), ModelOptions { threads: 2, base_dtype }).expect("the base loads"))
 }
 
 /// A variant of signs that depend on `seed`, strong enough to change every answer.

@@ -42,7 +42,9 @@ impl Node {
     /// A server that waits this long for running answers once it is asked to stop.
     pub fn stopping_within(limit: Duration, options: EngineOptions, variants: bool) -> Self {
         let variants_dir = tempfile::tempdir().expect("a folder");
-        let model = Arc::new(Model::load(Arc::new(base(BASE)), ModelOptions { threads: 1 }).expect("a model"));
+        let model = Arc::new(
+            Model::load(Arc::new(base(BASE)), ModelOptions { threads: 1, ..ModelOptions::default() }).expect("a model"),
+        );
         let engine = Engine::start(Arc::clone(&model), options).expect("an engine");
         let registry = variants.then(|| Registry::new(model, Some(variants_dir.path().to_owned())));
         let service = Service::new(engine, registry, vec!["qwen3-4b".to_owned()], Defaults::default());
