@@ -78,6 +78,8 @@ pub trait Backend: Send + Sync + 'static {
     /// The pages of the KV cache.
     type Kv: Send;
 
+    /// Threads, or whatever the device has of them.
+    fn threads(&self) -> usize;
     /// Moves a (rows, cols) base tensor to the device.
     fn weights(&self, tensor: HostTensor, rows: usize, cols: usize) -> Self::Weights;
     /// Moves a matrix's delta to the device, still packed.

@@ -139,6 +139,10 @@ impl Backend for Cpu {
     type Delta = CpuDelta;
     type Kv = CpuKv;
 
+    fn threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+
     fn weights(&self, tensor: HostTensor, rows: usize, cols: usize) -> CpuWeights {
         let tensor = match self.base_dtype {
             _ if rows == 1 => HostTensor::F32(widen(tensor)),

@@ -53,6 +53,11 @@ impl<B: Backend> Model<B> {
         &self.base
     }
 
+    /// Threads that compute.
+    pub fn threads(&self) -> usize {
+        self.backend.threads()
+    }
+
     /// Bytes that the base's weights hold.
     pub fn bytes(&self) -> u64 {
         weights::bytes(&self.base, self.base_dtype)

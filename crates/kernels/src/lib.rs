@@ -12,6 +12,7 @@
 //! Work is split over the rayon pool that the caller is in.
 
 mod attention;
+mod bandwidth;
 mod int8;
 mod isa;
 pub mod map;
@@ -23,6 +24,7 @@ mod rows;
 pub mod vector;
 
 pub use attention::{KvPages, attend, attend_on};
+pub use bandwidth::read_bandwidth;
 pub use int8::{Int8Weights, matmul_int8, matmul_int8_on};
 pub use isa::Isa;
 pub use matmul::{Elements, Weights, matmul, matmul_on};

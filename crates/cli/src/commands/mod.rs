@@ -1,5 +1,6 @@
 //! One file a command: its arguments, and a `run` that takes them.
 pub mod base;
+pub mod bench;
 pub mod chat;
 pub mod compress;
 pub mod demo;
