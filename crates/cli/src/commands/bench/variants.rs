@@ -42,7 +42,7 @@ pub fn random(model: &Model, kind: Kind, user: usize) -> Result<Arc<Resident>, E
 
 fn random_matrix(state: &mut u64, bits: u8, rows: usize, cols: usize) -> PackedMatrix {
     let words = cols.div_ceil(64);
-    let last = if cols % 64 == 0 { u64::MAX } else { (1 << (cols % 64)) - 1 };
+    let last = if cols.is_multiple_of(64) { u64::MAX } else { (1 << (cols % 64)) - 1 };
     let mut next = || {
         *state ^= *state << 13;
         *state ^= *state >> 7;
