@@ -1,10 +1,11 @@
-//! Ctrl-C for work that should end well: the first one raises a flag while something runs, and ends the process with
+//! Ctrl-C and SIGTERM for work that should end well: the first one raises a flag while something runs, and ends the process with
 //! code 130 while nothing does.
 use crate::{Context, Error};
 use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering},
 };
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Watches for Ctrl-C from now on.
 #[derive(Debug, Clone)]
@@ -25,7 +26,12 @@ impl Interrupt {
         let watcher = this.clone();
         let watch = move || {
             runtime.block_on(async {
-                while tokio::signal::ctrl_c().await.is_ok() {
+                let Ok(mut terminate) = signal(SignalKind::terminate()) else { return };
+                loop {
+                    tokio::select! {
+                        pressed = tokio::signal::ctrl_c() => if pressed.is_err() { return },
+                        _ = terminate.recv() => {}
+                    }
                     let ends_the_process =
                         !watcher.busy.load(Ordering::SeqCst) || watcher.asked.swap(true, Ordering::SeqCst);
                     if ends_the_process {

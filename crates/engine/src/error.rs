@@ -23,7 +23,7 @@ pub enum Error {
     },
     /// The variant was made on another base.
     #[error(
-        "variant {path} was made on base {made_on} ({made_on_name}), this server holds {serving} ({serving_name}); rebase it or serve its base"
+        "variant {path} was made on base {made_on} ({made_on_name}), and this base is {serving} ({serving_name}); use its own base, or make it again on this one"
     )]
     WrongBase {
         /// The variant's file.

@@ -28,8 +28,15 @@ pub struct Registry<B: Backend = Cpu> {
 /// nobody else's request waits.
 struct Slot<B: Backend> {
     /// Where an operator loaded it from; `None` means the folder.
-    explicit: Option<PathBuf>,
+    explicit: Option<Explicit>,
     loaded: Option<Loaded<B>>,
+}
+
+/// A file that an operator loaded. It is served until something newer is published in the folder.
+struct Explicit {
+    path: PathBuf,
+    /// What the folder held for the user then.
+    folder_then: Option<(PathBuf, Stamp)>,
 }
 
 struct Loaded<B: Backend> {
@@ -79,8 +86,14 @@ impl<B: Backend> Registry<B> {
             None => return Err(self.unknown(user)),
         };
         let mut slot = lock(&slot);
-        let path = slot.explicit.clone().or_else(found);
-        let Some((path, stamp)) = path.and_then(|path| stamp(&path).map(|stamp| (path, stamp))) else {
+        let in_folder = found();
+        // A publication after an operator's load is the newer word.
+        slot.explicit.take_if(|explicit| explicit.folder_then != in_folder);
+        let place = match &slot.explicit {
+            Some(Explicit { path, .. }) => stamp(path).map(|stamp| (path.clone(), stamp)),
+            None => in_folder,
+        };
+        let Some((path, stamp)) = place else {
             slot.loaded = None;
             return Err(self.unknown(user));
         };
@@ -106,8 +119,9 @@ impl<B: Backend> Registry<B> {
         let resident = self.read(&user, &file)?;
         let slot = self.slot(&user);
         let mut slot = lock(&slot);
-        let in_folder = self.dir.as_deref().and_then(|dir| find(dir, &user));
-        slot.explicit = (in_folder.as_ref() != Some(&file)).then_some(file);
+        let folder_then = self.dir.as_deref().and_then(|dir| find(dir, &user));
+        let published = folder_then.as_ref().is_some_and(|(path, _)| *path == file);
+        slot.explicit = (!published).then_some(Explicit { path: file, folder_then });
         slot.loaded = before.map(|stamp| Loaded { resident: resident.clone(), stamp });
         Ok(resident)
     }
@@ -129,7 +143,7 @@ impl<B: Backend> Registry<B> {
         let mut listed: BTreeMap<String, Listed> = on_disk
             .filter_map(|entry| {
                 let user = user_of(&entry.path()).ok()?;
-                let path = find(self.dir.as_deref()?, &user)?;
+                let (path, _) = find(self.dir.as_deref()?, &user)?;
                 Some((user.clone(), Listed { user, path, resident_bytes: 0, loaded: false }))
             })
             .collect();
@@ -164,13 +178,29 @@ impl<B: Backend> Registry<B> {
     }
 }
 
-/// The user's file in the folder, where there is one.
-fn find(dir: &Path, user: &str) -> Option<PathBuf> {
-    [dir.join(format!("{user}{EXTENSION}")), dir.join(user).join(FILE_NAME)].into_iter().find(|path| path.is_file())
+/// The user's file in the folder, where there is one: `ID.safetensors` or `ID/variant.safetensors`, the one that was
+/// written last where both are there.
+fn find(dir: &Path, user: &str) -> Option<(PathBuf, Stamp)> {
+    places(dir, user).into_iter().filter_map(|path| stamp(&path).map(|s| (path, s))).max_by_key(|(_, s)| s.modified)
+}
+
+/// Where a user's variant may lie in a variants folder.
+fn places(dir: &Path, user: &str) -> [PathBuf; 2] {
+    [dir.join(user).join(FILE_NAME), dir.join(format!("{user}{EXTENSION}"))]
+}
+
+/// Where a user's variant is to be published: over the file that is served now, else `DIR/ID.safetensors`.
+///
+/// # Errors
+/// [`Error::InvalidUser`].
+pub fn place(dir: &Path, user: &str) -> Result<PathBuf, Error> {
+    check_user(user)?;
+    let [_, flat] = places(dir, user);
+    Ok(find(dir, user).map_or(flat, |(path, _)| path))
 }
 
 fn stamp(path: &Path) -> Option<Stamp> {
-    let meta = std::fs::metadata(path).ok()?;
+    let meta = std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file)?;
     Some(Stamp { modified: meta.modified().ok(), bytes: meta.len() })
 }
 

@@ -121,3 +121,33 @@ fn a_user_id_is_a_name_and_never_a_path() {
         assert!(matches!(registry.unload(user), Err(Error::InvalidUser { .. })), "{user:?}");
     }
 }
+
+#[test]
+fn of_a_file_and_a_folder_the_one_written_last_is_served_and_published_over() {
+    let (dir, model) = (tempdir().unwrap(), model());
+    let flat = publish(&variant(&model, 1), dir.path(), "ada");
+    let registry = Registry::new(model.clone(), Some(dir.path().to_owned()));
+    let first = registry.resolve("ada").unwrap();
+    fs::create_dir(dir.path().join("ada")).unwrap();
+    let folder = dir.path().join("ada/variant.safetensors");
+    variant(&model, 2).write(&folder).unwrap();
+    let later = fs::metadata(&flat).unwrap().modified().unwrap() + std::time::Duration::from_secs(1);
+    fs::File::options().append(true).open(&folder).unwrap().set_modified(later).unwrap();
+    let second = registry.resolve("ada").unwrap();
+    assert_ne!(first.hash(), second.hash());
+    assert_eq!(bitdelta_engine::registry::place(dir.path(), "ada").unwrap(), folder);
+}
+
+#[test]
+fn what_is_published_after_an_operators_load_takes_its_place() {
+    let (dir, elsewhere, model) = (tempdir().unwrap(), tempdir().unwrap(), model());
+    publish(&variant(&model, 1), dir.path(), "ada");
+    let loaded = publish(&variant(&model, 2), elsewhere.path(), "ada");
+    let registry = Registry::new(model.clone(), Some(dir.path().to_owned()));
+    let hash = registry.load(&loaded).unwrap().hash().to_owned();
+    assert_eq!(registry.resolve("ada").unwrap().hash(), hash, "loaded after it was published");
+    let mut newer = variant(&model, 3);
+    newer.info.base_name.push_str(", of another length");
+    publish(&newer, dir.path(), "ada");
+    assert_eq!(registry.resolve("ada").unwrap().hash(), newer.content_hash().unwrap());
+}

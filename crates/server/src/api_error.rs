@@ -85,7 +85,7 @@ impl From<EngineError> for ApiError {
                 "wrong_base",
                 format!(
                     "this user's variant was made on base {made_on_name} ({}), this server holds {serving_name} ({}); \
-                     rebase the variant or serve its base",
+                     serve its base, or make the variant again on this one",
                     short(&made_on),
                     short(&serving)
                 ),

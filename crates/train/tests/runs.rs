@@ -141,6 +141,31 @@ fn a_checkpoint_of_other_settings_is_refused() {
 }
 
 #[test]
+fn a_folder_that_another_run_writes_is_left_alone() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = config(folder.path(), "out");
+    fs::create_dir_all(&config.output_dir).expect("the folder");
+    let other = fs::File::open(&config.output_dir).expect("the folder");
+    other.lock().expect("a lock");
+    let error = run::run_on(&base(), &config, &Silent, &NEVER).expect_err("refused").to_string();
+    assert!(error.contains("another training"), "{error}");
+    drop(other);
+    run::run_on(&base(), &config, &Silent, &NEVER).expect("a run");
+}
+
+#[test]
+fn resuming_without_a_checkpoint_never_replaces_a_finished_variant() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = TrainConfig { resume_from_checkpoint: Some("auto".into()), ..config(folder.path(), "out") };
+    fs::create_dir_all(&config.output_dir).expect("the folder");
+    let finished = config.output_dir.join(run::VARIANT_FILE);
+    fs::write(&finished, b"finished").expect("written");
+    let error = run::run_on(&base(), &config, &Silent, &NEVER).expect_err("refused").to_string();
+    assert!(error.contains("finished variant"), "{error}");
+    assert_eq!(fs::read(&finished).expect("still there"), b"finished");
+}
+
+#[test]
 fn a_damaged_checkpoint_is_named() {
     let folder = tempfile::tempdir().expect("a folder");
     let base = base();

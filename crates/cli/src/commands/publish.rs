@@ -1,9 +1,10 @@
 //! `bitdelta publish`: a checked variant into a server's folder, whole or not at all.
 use crate::{Context, Error, commands::variants::user_of, output};
-use bitdelta_delta::file::{FILE_NAME, Variant, locate};
-use bitdelta_engine::user::check_user;
+use bitdelta_delta::file::{Variant, locate};
+use bitdelta_engine::registry;
 use std::{
     fs::File,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -45,21 +46,23 @@ pub fn publish(variant: &Path, dir: &Path, user: &str) -> Result<PathBuf, Error>
     Ok(target)
 }
 
-/// Where the user's variant lies in the folder: the folder form if that is in use, else `USER.safetensors`.
+/// Where the user's variant goes in the folder.
 fn place(dir: &Path, user: &str) -> Result<PathBuf, Error> {
-    check_user(user).map_err(|error| Error::Usage(error.to_string()))?;
-    let in_folder = dir.join(user).join(FILE_NAME);
-    Ok(if in_folder.is_file() { in_folder } else { dir.join(format!("{user}.safetensors")) })
+    registry::place(dir, user).map_err(|error| Error::Usage(error.to_string()))
 }
 
 fn copy_checked(source: &Path, target: &Path) -> Result<(), Error> {
     let doing = || format!("publishing {} as {}", source.display(), target.display());
     let folder = target.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).context(doing())?;
-    let mut copy = tempfile::Builder::new().prefix(".publish-").tempfile_in(folder).context(doing())?;
+    Variant::read(source).context(format!("checking {}", source.display()))?;
+    // Readable by a server of another account, as far as the umask lets it.
+    let mode = std::fs::Permissions::from_mode(0o644);
+    let mut copy =
+        tempfile::Builder::new().prefix(".publish-").permissions(mode).tempfile_in(folder).context(doing())?;
     let mut from = File::open(source).context(doing())?;
     std::io::copy(&mut from, copy.as_file_mut()).context(doing())?;
-    Variant::read(copy.path()).context(format!("checking {}", source.display()))?;
+    Variant::read(copy.path()).context(doing())?;
     copy.as_file().sync_all().context(doing())?;
     copy.persist(target).context(doing())?;
     File::open(folder).and_then(|folder| folder.sync_all()).context(doing())

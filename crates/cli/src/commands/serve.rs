@@ -14,8 +14,8 @@ pub struct ServeArgs {
     #[command(flatten)]
     base: BaseArgs,
     /// Folder of variants: USER.safetensors or USER/variant.safetensors; made if it is not there
-    #[arg(long, value_name = "DIR")]
-    variants_dir: Option<PathBuf>,
+    #[arg(long, value_name = "DIR", default_value = "variants")]
+    variants_dir: PathBuf,
     /// One more name that requests may use for the base; may be given several times
     #[arg(long = "model-name", value_name = "ALIAS")]
     model_names: Vec<String>,
@@ -73,7 +73,8 @@ pub fn run(args: &ServeArgs, variants: bool) -> Result<(), Error> {
 }
 
 fn load(args: &ServeArgs, variants: bool) -> Result<Service, Error> {
-    if let (true, Some(dir)) = (variants, &args.variants_dir) {
+    let dir = &args.variants_dir;
+    if variants {
         std::fs::create_dir_all(dir).context(format!("opening the variants folder {}", dir.display()))?;
     }
     let model = args.base.load()?;
@@ -85,7 +86,7 @@ fn load(args: &ServeArgs, variants: bool) -> Result<Service, Error> {
         ..EngineOptions::default()
     };
     let engine = Engine::start(Arc::clone(&model), options).context("starting the engine")?;
-    let registry = variants.then(|| Registry::new(model, args.variants_dir.clone()));
+    let registry = variants.then(|| Registry::new(model, Some(dir.clone())));
     if registry.is_none() {
         tracing::warn!("serving the base alone; --enable-bitdelta --variants-dir DIR serves users' variants");
     }

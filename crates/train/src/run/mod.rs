@@ -34,7 +34,7 @@ use std::{
 };
 
 /// The variant's name in `output_dir`.
-pub const VARIANT_FILE: &str = "variant.safetensors";
+pub use bitdelta_delta::file::FILE_NAME as VARIANT_FILE;
 /// The log's name in `output_dir`: one JSON object a line.
 pub const LOG_FILE: &str = "training_log.jsonl";
 
@@ -79,6 +79,7 @@ pub fn run_on(base: &Base, config: &TrainConfig, progress: &dyn Progress, stop: 
     let template = config.template()?;
     let mut warnings = config.bitdelta()?.warnings();
     let data = Data::load(base, &template, config, &mut warnings)?;
+    let _lock = lock(&config.output_dir)?;
     let resume = prepare_output(config, progress)?;
     let tokens = data.largest_batch(config);
     let checkpointing = memory::plan(&base.config, config, tokens, bitdelta_model::memory::available())?;
@@ -197,17 +198,36 @@ fn split(conversations: &mut Vec<Conversation>, config: &TrainConfig) -> Result<
     Ok(held_out)
 }
 
+/// Makes `output_dir` and takes it for this process: two runs that write one folder would continue each other.
+fn lock(folder: &Path) -> Result<fs::File, Error> {
+    fs::create_dir_all(folder).map_err(|source| Error::io(folder, source))?;
+    let open = fs::File::open(folder).map_err(|source| Error::io(folder, source))?;
+    match open.try_lock() {
+        Ok(()) => Ok(open),
+        Err(fs::TryLockError::WouldBlock) => {
+            let problem =
+                format!("another training is writing {}; wait for it, or use another folder", folder.display());
+            Err(Error::setting("output_dir", problem))
+        }
+        Err(fs::TryLockError::Error(source)) => Err(Error::io(folder, source)),
+    }
+}
+
 /// Makes or checks `output_dir`; returns the checkpoint to go on from.
 fn prepare_output(config: &TrainConfig, progress: &dyn Progress) -> Result<Option<PathBuf>, Error> {
     let folder = &config.output_dir;
-    fs::create_dir_all(folder).map_err(|source| Error::io(folder, source))?;
     checkpoint::clean(folder);
     let checkpoints = checkpoint::list(folder);
     let latest = checkpoints.last().map(|(_, path)| path.clone());
+    let holds_variant = folder.join(VARIANT_FILE).exists();
     match config.resume_from_checkpoint.as_deref() {
-        Some("auto" | "true" | "True" | "latest") if latest.is_none() => {
+        Some("auto" | "true" | "True" | "latest") if latest.is_none() && !holds_variant => {
             progress.say("no checkpoint to continue from; starting at the beginning");
             return Ok(None);
+        }
+        Some("auto" | "true" | "True" | "latest") if latest.is_none() => {
+            let problem = format!("{} holds a finished variant and no checkpoint to continue from", folder.display());
+            return Err(Error::setting("resume_from_checkpoint", problem));
         }
         Some("auto" | "true" | "True" | "latest") => return Ok(latest),
         Some("false" | "False" | "none") | None => {}
@@ -219,13 +239,18 @@ fn prepare_output(config: &TrainConfig, progress: &dyn Progress) -> Result<Optio
         }
         return Ok(None);
     }
-    if folder.join(VARIANT_FILE).exists() {
-        let problem =
-            format!("{} already holds a variant; use another folder, or --overwrite_output_dir", folder.display());
+    if holds_variant {
+        let problem = format!(
+            "{} already holds a variant; use another folder, or --overwrite (llamafactory-cli: --overwrite_output_dir)",
+            folder.display()
+        );
         return Err(Error::setting("output_dir", problem));
     }
     if let Some(path) = &latest {
-        progress.say(&format!("found {}: continuing from it (--overwrite_output_dir starts anew)", path.display()));
+        progress.say(&format!(
+            "found {}: continuing from it (--overwrite or --overwrite_output_dir starts anew)",
+            path.display()
+        ));
     }
     Ok(latest)
 }
