@@ -262,19 +262,19 @@ pub(crate) unsafe fn tiles<V: Int8Vector, T: Tiles<V>>(job: Job, w: T) {
         // SAFETY: the rows of every call lie in `0..m`.
         unsafe {
             while row + TILE_ROWS <= job.m {
-                rows::<V, T, TILE_ROWS>(&job, w, tile, row);
+                rows::<V, T, TILE_ROWS, 1>(&job, w, tile, row);
                 row += TILE_ROWS;
             }
             if row + 4 <= job.m {
-                rows::<V, T, 4>(&job, w, tile, row);
+                rows::<V, T, 4, 2>(&job, w, tile, row);
                 row += 4;
             }
             if row + 2 <= job.m {
-                rows::<V, T, 2>(&job, w, tile, row);
+                rows::<V, T, 2, 4>(&job, w, tile, row);
                 row += 2;
             }
             if row < job.m {
-                rows::<V, T, 1>(&job, w, tile, row);
+                rows::<V, T, 1, 8>(&job, w, tile, row);
             }
         }
     }
@@ -282,21 +282,40 @@ pub(crate) unsafe fn tiles<V: Int8Vector, T: Tiles<V>>(job: Job, w: T) {
 
 /// MR rows against one tile.
 #[inline(always)]
-unsafe fn rows<V: Int8Vector, T: Tiles<V>, const MR: usize>(job: &Job, w: T, tile: usize, row: usize) {
+unsafe fn rows<V: Int8Vector, T: Tiles<V>, const MR: usize, const CHAINS: usize>(
+    job: &Job,
+    w: T,
+    tile: usize,
+    row: usize,
+) {
     // SAFETY: the tile lies in the matrix, row + MR ≤ m, and every array holds whole blocks.
     unsafe {
         let x = job.x.codes.as_ptr().add(row * job.blocks * BLOCK);
         let mut totals = [V::Floats::splat(0.0); MR];
         for block in 0..job.blocks {
             let at = |m: usize| (row + m) * job.blocks + block;
-            let mut sums: [V; MR] = std::array::from_fn(|m| V::begin(-T::ZERO * *job.x.sums.as_ptr().add(at(m))));
-            for quad in 0..BLOCK / 4 {
-                let codes = w.codes(tile, block, quad);
-                for (m, sum) in sums.iter_mut().enumerate() {
-                    let x = x.add((m * job.blocks + block) * BLOCK + quad * 4).cast::<i32>().read_unaligned();
-                    *sum = sum.add_dots(codes, x);
+            // Several sums a row where rows are few, so that one addition does not wait for the last; integers add up
+            // to the same in any order.
+            let mut sums = [[V::begin(0); MR]; CHAINS];
+            for (m, sum) in sums[0].iter_mut().enumerate() {
+                *sum = V::begin(-T::ZERO * *job.x.sums.as_ptr().add(at(m)));
+            }
+            for quad in (0..BLOCK / 4).step_by(CHAINS) {
+                for (chain, sums) in sums.iter_mut().enumerate() {
+                    let codes = w.codes(tile, block, quad + chain);
+                    for (m, sum) in sums.iter_mut().enumerate() {
+                        let x = x.add((m * job.blocks + block) * BLOCK + (quad + chain) * 4);
+                        *sum = sum.add_dots(codes, x.cast::<i32>().read_unaligned());
+                    }
                 }
             }
+            let sums: [V; MR] = std::array::from_fn(|m| {
+                let mut sum = sums[0][m];
+                for chain in &sums[1..] {
+                    sum = sum.add(chain[m]);
+                }
+                sum
+            });
             let scale = V::Floats::load_f16(w.scales(tile, block)).mul(V::Floats::splat(w.factor()));
             for (m, (total, sum)) in totals.iter_mut().zip(sums).enumerate() {
                 let both = scale.mul(V::Floats::splat(*job.x.scales.as_ptr().add(at(m))));

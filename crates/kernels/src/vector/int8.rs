@@ -26,6 +26,8 @@ pub unsafe trait Int8Vector: Copy {
     unsafe fn load_planes<const BITS: usize>(planes: [u64; BITS]) -> Self::Codes;
     /// Adds the products of output o's four codes with x, which holds four i8, to sum o.
     unsafe fn add_dots(self, codes: Self::Codes, x: i32) -> Self;
+    /// Sum by sum.
+    unsafe fn add(self, other: Self) -> Self;
     /// The sums as floats.
     unsafe fn to_floats(self) -> Self::Floats;
 }
@@ -52,6 +54,9 @@ unsafe impl Int8Vector for Scalar {
     unsafe fn add_dots(self, codes: [u8; 64], x: i32) -> Self {
         let x = x.to_le_bytes().map(|byte| i32::from(byte as i8));
         Self(std::array::from_fn(|o| self.0[o] + (0..4).map(|i| i32::from(codes[4 * o + i]) * x[i]).sum::<i32>()))
+    }
+    unsafe fn add(self, other: Self) -> Self {
+        Self(std::array::from_fn(|o| self.0[o] + other.0[o]))
     }
     unsafe fn to_floats(self) -> Self::Floats {
         let floats = self.0.map(|sum| sum as f32);
@@ -140,6 +145,11 @@ mod x86 {
             }
         }
         #[inline(always)]
+        unsafe fn add(self, other: Self) -> Self {
+            // SAFETY: see the impl.
+            unsafe { Self(_mm256_add_epi32(self.0, other.0), _mm256_add_epi32(self.1, other.1)) }
+        }
+        #[inline(always)]
         unsafe fn to_floats(self) -> avx2::Avx2 {
             // SAFETY: see the impl.
             unsafe { avx2::Avx2::of(_mm256_cvtepi32_ps(self.0), _mm256_cvtepi32_ps(self.1)) }
@@ -198,6 +208,11 @@ mod x86 {
             }
         }
         #[inline(always)]
+        unsafe fn add(self, other: Self) -> Self {
+            // SAFETY: see the impl.
+            Self(unsafe { _mm512_add_epi32(self.0, other.0) })
+        }
+        #[inline(always)]
         unsafe fn to_floats(self) -> avx512::Avx512 {
             // SAFETY: see the impl.
             avx512::Avx512::of(unsafe { _mm512_cvtepi32_ps(self.0) })
@@ -232,6 +247,11 @@ mod x86 {
         unsafe fn add_dots(self, codes: __m512i, x: i32) -> Self {
             // SAFETY: see the impl.
             Self(unsafe { _mm512_dpbusd_epi32(self.0, codes, _mm512_set1_epi32(x)) })
+        }
+        #[inline(always)]
+        unsafe fn add(self, other: Self) -> Self {
+            // SAFETY: see the impl.
+            Self(unsafe { _mm512_add_epi32(self.0, other.0) })
         }
         #[inline(always)]
         unsafe fn to_floats(self) -> avx512::Avx512 {
