@@ -102,8 +102,8 @@ pub trait Backend: Send + Sync + 'static {
     fn add_embedding_delta(&self, delta: &Self::Delta, tokens: &[u32], rows: Range<usize>, out: &mut Self::Buffer);
     /// `y (rows, n) = x (rows, k) · wᵀ`.
     fn linear(&self, x: &Self::Buffer, w: &Self::Weights, rows: usize, y: &mut Self::Buffer);
-    /// `y[rows] += x[rows] · Δᵀ`, from the packed form.
-    fn add_delta(&self, delta: &Self::Delta, x: &Self::Buffer, rows: Range<usize>, y: &mut Self::Buffer);
+    /// `y[rows] += x[rows] · Δᵀ` from the packed form, for each delta and its rows, which are ascending and disjoint.
+    fn add_deltas(&self, deltas: &[(&Self::Delta, Range<usize>)], x: &Self::Buffer, y: &mut Self::Buffer);
     /// `y[rows] += bias`.
     fn add_bias(&self, bias: &Self::Weights, rows: Range<usize>, y: &mut Self::Buffer);
     /// RMSNorm of rows as wide as `weight`.

@@ -93,6 +93,30 @@ pub struct CpuDelta {
     rest: LinearDelta,
 }
 
+impl CpuDelta {
+    /// `y (m, rows) += x (m, cols) · Δᵀ`.
+    fn add(&self, x: &[f32], y: &mut [f32]) {
+        let Self { tiles, rest: delta } = self;
+        for tiles in tiles {
+            kernels::add_planes(x, tiles, y);
+        }
+        for part in &delta.parts {
+            match part {
+                Part::Dense(matrix) => packed::add_product(x, &packed_view(matrix), y),
+                Part::LowRank { a, bt } => {
+                    let mut t = vec![0.0; x.len() / delta.cols * a.rows];
+                    packed::add_product(x, &packed_view(a), &mut t);
+                    packed::add_transposed(&t, &packed_view(bt), y);
+                }
+                Part::Full { rows, cols, values } => {
+                    let weights = Weights { elements: Elements::F16(values), rows: *rows, cols: *cols };
+                    kernels::matmul(x, &weights, y, true);
+                }
+            }
+        }
+    }
+}
+
 /// Pages of keys and values: page → layer → head → keys then values → position → head_dim.
 pub struct CpuKv {
     shape: KvShape,
@@ -225,26 +249,20 @@ impl Backend for Cpu {
         }
     }
 
-    fn add_delta(&self, delta: &CpuDelta, x: &Vec<f32>, rows: Range<usize>, y: &mut Vec<f32>) {
-        let CpuDelta { tiles, rest: delta } = delta;
-        let x = &x[rows.start * delta.cols..rows.end * delta.cols];
-        let y = &mut y[rows.start * delta.rows..rows.end * delta.rows];
-        for tiles in tiles {
-            kernels::add_planes(x, tiles, y);
+    fn add_deltas(&self, deltas: &[(&CpuDelta, Range<usize>)], x: &Vec<f32>, y: &mut Vec<f32>) {
+        let mut left = y.as_mut_slice();
+        let mut row = 0;
+        let mut jobs = Vec::with_capacity(deltas.len());
+        for (delta, rows) in deltas {
+            let (outputs, inputs) = (delta.rest.rows, delta.rest.cols);
+            let (_, from) = left.split_at_mut((rows.start - row) * outputs);
+            let (own, rest) = from.split_at_mut(rows.len() * outputs);
+            (left, row) = (rest, rows.end);
+            jobs.push((*delta, &x[rows.start * inputs..rows.end * inputs], own));
         }
-        for part in &delta.parts {
-            match part {
-                Part::Dense(matrix) => packed::add_product(x, &packed_view(matrix), y),
-                Part::LowRank { a, bt } => {
-                    let mut t = vec![0.0; rows.len() * a.rows];
-                    packed::add_product(x, &packed_view(a), &mut t);
-                    packed::add_transposed(&t, &packed_view(bt), y);
-                }
-                Part::Full { rows, cols, values } => {
-                    let weights = Weights { elements: Elements::F16(values), rows: *rows, cols: *cols };
-                    kernels::matmul(x, &weights, y, true);
-                }
-            }
+        match jobs.as_mut_slice() {
+            [(delta, x, y)] => delta.add(x, y),
+            jobs => jobs.par_iter_mut().with_max_len(1).for_each(|(delta, x, y)| delta.add(x, y)),
         }
     }
 

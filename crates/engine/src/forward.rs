@@ -197,13 +197,15 @@ impl<B: Backend> Pass<'_, B> {
             backend.gather(&s.normed, &rows, config.hidden, &mut s.picked);
             backend.linear(&s.picked, head, rows.len(), &mut s.logits);
             let mut first = 0;
+            let mut deltas = Vec::new();
             for run in wanted.chunk_by(|a, b| same(chunks[a.0].variant, chunks[b.0].variant)) {
                 let rows = first..first + run.len();
                 first = rows.end;
                 if let Some(delta) = chunks[run[0].0].variant.and_then(Resident::head) {
-                    backend.add_delta(delta, &s.picked, rows, &mut s.logits);
+                    deltas.push((delta, rows));
                 }
             }
+            backend.add_deltas(&deltas, &s.picked, &mut s.logits);
             for (i, (chunk, row, _)) in wanted.iter().enumerate() {
                 let at = i * config.vocab..(i + 1) * config.vocab;
                 backend.read(&s.logits, at, &mut |logits| each(*chunk, *row, logits));
@@ -252,10 +254,9 @@ fn linear<B: Backend>(
         if let Some(bias) = vector(model, segment, VectorId::bias(kind).at(layer)) {
             model.backend().add_bias(bias, segment.rows.clone(), y);
         }
-        if let Some(variant) = segment.variant {
-            model.backend().add_delta(variant.delta(index), x, segment.rows.clone(), y);
-        }
     }
+    let deltas: Vec<_> = segments.iter().filter_map(|s| Some((s.variant?.delta(index), s.rows.clone()))).collect();
+    model.backend().add_deltas(&deltas, x, y);
 }
 
 /// Cosines and sines of the rotary angles, (rows, head_dim / 2).

@@ -178,15 +178,23 @@ pub fn matmul_int8(x: &[f32], w: &Int8Weights, y: &mut [f32]) {
 /// # Panics
 /// As [`matmul_int8`].
 pub fn matmul_int8_on(isa: Isa, x: &[f32], w: &Int8Weights, y: &mut [f32]) {
-    over_tiles(isa, x, w.shape(), y, |job| run_int8(isa, job, w));
+    over_tiles(isa, x, w.shape(), 1, y, |job| run_int8(isa, job, w));
 }
 
 fn run_int8(isa: Isa, job: Job, w: &Int8Weights) {
     dispatch_int8!(isa, tiles(job: Job, w: &Int8Weights));
 }
 
-/// Rounds x and calls `run` with tiles that cover the outputs, on all threads where it is worth them.
-pub(crate) fn over_tiles(isa: Isa, x: &[f32], (rows, cols): (usize, usize), y: &mut [f32], run: impl Fn(Job) + Sync) {
+/// Rounds x and calls `run` with tiles that cover the outputs, on all threads where it is worth them: a multiply-add of
+/// this product counts as 1 / `cheaper`.
+pub(crate) fn over_tiles(
+    isa: Isa,
+    x: &[f32],
+    (rows, cols): (usize, usize),
+    cheaper: usize,
+    y: &mut [f32],
+    run: impl Fn(Job) + Sync,
+) {
     assert!(Isa::available().contains(&isa), "{isa:?} is not available here");
     let m = x.len().checked_div(cols).unwrap_or(0);
     assert_eq!(x.len(), m * cols, "inputs of width {cols}");
@@ -196,7 +204,7 @@ pub(crate) fn over_tiles(isa: Isa, x: &[f32], (rows, cols): (usize, usize), y: &
     }
     let x = Rounded::new(x, cols);
     let out = Output::new(y);
-    over_outputs(rows, LANES, m * rows * cols, |range| {
+    over_outputs(rows, LANES, m * rows * cols / cheaper, |range| {
         let (first, last) = (range.start / LANES, range.end.div_ceil(LANES));
         run(Job { x: &x, m, rows, blocks: cols.div_ceil(BLOCK), y: out.pointer(), first, last });
     });

@@ -97,7 +97,8 @@ pub fn add_planes(x: &[f32], d: &PlaneTiles, y: &mut [f32]) {
 /// # Panics
 /// As [`add_planes`].
 pub fn add_planes_on(isa: Isa, x: &[f32], d: &PlaneTiles, y: &mut [f32]) {
-    over_tiles(isa, x, (d.rows, d.cols), y, |job| match d.bits {
+    // One user's row is a matter of microseconds; a batch's users are spread over the threads by the caller.
+    over_tiles(isa, x, (d.rows, d.cols), 8, y, |job| match d.bits {
         1 => run_1(isa, job, Planes(d)),
         2 => run_2(isa, job, Planes(d)),
         _ => run_4(isa, job, Planes(d)),
