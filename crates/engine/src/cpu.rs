@@ -235,7 +235,6 @@ impl Backend for Cpu {
     fn linear(&self, x: &Vec<f32>, w: &CpuWeights, rows: usize, y: &mut Vec<f32>) {
         let (outputs, inputs) = w.shape();
         let (x, y) = (&x[..rows * inputs], &mut y[..rows * outputs]);
-        let floats = |elements| Weights { elements, rows: outputs, cols: inputs };
         match w {
             CpuWeights::Int8(w) => kernels::matmul_int8(x, w, y),
             CpuWeights::Floats { tensor, .. } => {
@@ -244,7 +243,7 @@ impl Backend for Cpu {
                     HostTensor::F16(e) => Elements::F16(e),
                     HostTensor::Bf16(e) => Elements::Bf16(e),
                 };
-                kernels::matmul(x, &floats(elements), y, false);
+                kernels::matmul(x, &Weights { elements, rows: outputs, cols: inputs }, y, false);
             }
         }
     }
