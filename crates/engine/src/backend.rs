@@ -12,7 +12,7 @@ use std::ops::Range;
 
 /// Positions in a page of the KV cache. A page lies at a fixed place of its sequence: page i holds positions
 /// `i * PAGE .. (i + 1) * PAGE`.
-pub const PAGE: usize = 32;
+pub const PAGE: usize = bitdelta_kernels::PAGE;
 
 /// How the base's matrices are kept, and so how all products are computed. A delta always adds to what the base was
 /// before it was rounded: it is relative to the true base.
@@ -26,6 +26,18 @@ pub enum BaseDtype {
     /// bf16; products in f32.
     Bf16,
     /// int8 in blocks of 64 inputs; activations are rounded the same way for the base's products and for dense deltas.
+    Int8,
+}
+
+/// How keys and values are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KvDtype {
+    /// f32: exact.
+    #[default]
+    F32,
+    /// bf16: half the memory.
+    Bf16,
+    /// int8, a scale for each position and head: a quarter.
     Int8,
 }
 
@@ -52,9 +64,14 @@ pub struct KvShape {
 }
 
 impl KvShape {
-    /// Values in one page: keys and values of all layers and heads.
-    pub fn page_values(&self) -> usize {
-        self.layers * self.kv_heads * 2 * PAGE * self.head_dim
+    /// Bytes of one page: keys and values of all layers and heads.
+    pub fn page_bytes(&self, dtype: KvDtype) -> u64 {
+        let position = match dtype {
+            KvDtype::F32 => 4 * self.head_dim,
+            KvDtype::Bf16 => 2 * self.head_dim,
+            KvDtype::Int8 => self.head_dim + size_of::<f32>(),
+        };
+        (self.layers * self.kv_heads * 2 * PAGE * position) as u64
     }
 }
 
@@ -67,8 +84,20 @@ pub struct RowPlace<'a> {
     pub position: usize,
 }
 
+/// `y (rows, outputs) = x · Wᵀ`, plus each user's delta for that user's rows.
+pub struct Projection<'a, B: Backend> {
+    /// W.
+    pub weights: &'a B::Weights,
+    /// `y[rows] += x[rows] · Δᵀ` from the packed form.
+    pub deltas: Vec<(&'a B::Delta, Range<usize>)>,
+    /// Where it goes.
+    pub y: &'a mut B::Buffer,
+    /// Whether it is added to what y holds.
+    pub add: bool,
+}
+
 /// The device.
-pub trait Backend: Send + Sync + 'static {
+pub trait Backend: Sized + Send + Sync + 'static {
     /// f32 activations.
     type Buffer: Send;
     /// A base matrix or vector.
@@ -100,10 +129,8 @@ pub trait Backend: Send + Sync + 'static {
     fn embed(&self, table: &Self::Weights, tokens: &[u32], out: &mut Self::Buffer);
     /// `out[i] += Δ[tokens[i]]` for i in `rows`, each row from the packed form of an embedding's delta.
     fn add_embedding_delta(&self, delta: &Self::Delta, tokens: &[u32], rows: Range<usize>, out: &mut Self::Buffer);
-    /// `y (rows, n) = x (rows, k) · wᵀ`.
-    fn linear(&self, x: &Self::Buffer, w: &Self::Weights, rows: usize, y: &mut Self::Buffer);
-    /// `y[rows] += x[rows] · Δᵀ` from the packed form, for each delta and its rows, which are ascending and disjoint.
-    fn add_deltas(&self, deltas: &[(&Self::Delta, Range<usize>)], x: &Self::Buffer, y: &mut Self::Buffer);
+    /// All projections of the same `rows` rows of x.
+    fn project(&self, x: &Self::Buffer, rows: usize, projections: Vec<Projection<Self>>);
     /// `y[rows] += bias`.
     fn add_bias(&self, bias: &Self::Weights, rows: Range<usize>, y: &mut Self::Buffer);
     /// RMSNorm of rows as wide as `weight`.
@@ -114,11 +141,11 @@ pub trait Backend: Send + Sync + 'static {
     fn rope(&self, cos: &[f32], sin: &[f32], rows: usize, heads: usize, head_dim: usize, x: &mut Self::Buffer);
     /// `up (rows, width) = silu(gate) · up`.
     fn silu_mul(&self, gate: &Self::Buffer, values: usize, up: &mut Self::Buffer);
-    /// `y += x`, the first `values` values.
-    fn add(&self, x: &Self::Buffer, values: usize, y: &mut Self::Buffer);
     /// `to[i] = from[rows[i]]`, rows of `width` values.
     fn gather(&self, from: &Self::Buffer, rows: &[usize], width: usize, to: &mut Self::Buffer);
 
+    /// How keys and values are kept.
+    fn kv_dtype(&self) -> KvDtype;
     /// A KV cache of at most `pages` pages. Memory is taken when a page is first written.
     ///
     /// # Errors

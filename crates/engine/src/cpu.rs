@@ -1,8 +1,10 @@
 //! The CPU backend: buffers are vectors, operations are the `kernels` crate's.
 
+mod kv;
+
 use crate::{
     Error,
-    backend::{Backend, BaseDtype, HostTensor, KvShape, PAGE, RowPlace},
+    backend::{Backend, BaseDtype, HostTensor, KvDtype, KvShape, Projection, RowPlace},
 };
 use bitdelta_delta::{
     dense::PackedMatrix,
@@ -10,26 +12,29 @@ use bitdelta_delta::{
     part::{self, Part},
 };
 use bitdelta_kernels as kernels;
-use bitdelta_kernels::{Elements, Int8Weights, KvPages, Packed, PlaneTiles, Weights, packed};
+use bitdelta_kernels::{
+    Activations, Elements, Int8Weights, Matrix, Packed, PlaneTiles, Product, Team, Term, Weights, for_each_chunk,
+};
 use half::{bf16, f16};
-use rayon::prelude::*;
+pub use kv::CpuKv;
 use std::ops::Range;
 
-/// Runs on the machine's cores, in a pool of its own.
+/// Runs on the machine's cores, with a team of threads of its own.
 pub struct Cpu {
-    pool: rayon::ThreadPool,
+    team: Team,
     base_dtype: BaseDtype,
+    kv_dtype: KvDtype,
 }
 
 impl Cpu {
-    /// A pool of `threads` threads (0 is one for each core), with the base's matrices kept as `base_dtype`.
+    /// `threads` threads (0 is one for each core), with the base's matrices kept as `base_dtype`, keys and values as
+    /// `kv_dtype`.
     ///
     /// # Errors
     /// [`Error::Threads`] when the system gives no threads.
-    pub fn new(threads: usize, base_dtype: BaseDtype) -> Result<Self, Error> {
-        let name = |i| format!("bitdelta-{i}");
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(name).build();
-        pool.map(|pool| Self { pool, base_dtype }).map_err(|e| Error::Threads { reason: e.to_string() })
+    pub fn new(threads: usize, base_dtype: BaseDtype, kv_dtype: KvDtype) -> Result<Self, Error> {
+        let team = Team::new(threads).map_err(|e| Error::Threads { reason: e.to_string() })?;
+        Ok(Self { team, base_dtype, kv_dtype })
     }
 }
 
@@ -53,6 +58,20 @@ impl CpuWeights {
         match self {
             Self::Floats { rows, cols, .. } => (*rows, *cols),
             Self::Int8(weights) => weights.shape(),
+        }
+    }
+
+    fn matrix(&self) -> Matrix<'_> {
+        match self {
+            Self::Int8(weights) => Matrix::Int8(weights),
+            Self::Floats { tensor, rows, cols } => {
+                let elements = match tensor {
+                    HostTensor::F32(e) => Elements::F32(e),
+                    HostTensor::F16(e) => Elements::F16(e),
+                    HostTensor::Bf16(e) => Elements::Bf16(e),
+                };
+                Matrix::Floats(Weights { elements, rows: *rows, cols: *cols })
+            }
         }
     }
 
@@ -94,53 +113,16 @@ pub struct CpuDelta {
 }
 
 impl CpuDelta {
-    /// `y (m, rows) += x (m, cols) · Δᵀ`.
-    fn add(&self, x: &[f32], y: &mut [f32]) {
-        let Self { tiles, rest: delta } = self;
-        for tiles in tiles {
-            kernels::add_planes(x, tiles, y);
-        }
-        for part in &delta.parts {
-            match part {
-                Part::Dense(matrix) => packed::add_product(x, &packed_view(matrix), y),
-                Part::LowRank { a, bt } => {
-                    let mut t = vec![0.0; x.len() / delta.cols * a.rows];
-                    packed::add_product(x, &packed_view(a), &mut t);
-                    packed::add_transposed(&t, &packed_view(bt), y);
-                }
-                Part::Full { rows, cols, values } => {
-                    let weights = Weights { elements: Elements::F16(values), rows: *rows, cols: *cols };
-                    kernels::matmul(x, &weights, y, true);
-                }
+    /// What it adds to the product, in the order in which it is added.
+    fn matrices(&self) -> impl Iterator<Item = Matrix<'_>> {
+        let rest = self.rest.parts.iter().map(|part| match part {
+            Part::Dense(matrix) => Matrix::Packed(packed_view(matrix)),
+            Part::LowRank { a, bt } => Matrix::LowRank(packed_view(a), packed_view(bt)),
+            Part::Full { rows, cols, values } => {
+                Matrix::Floats(Weights { elements: Elements::F16(values), rows: *rows, cols: *cols })
             }
-        }
-    }
-}
-
-/// Pages of keys and values: page → layer → head → keys then values → position → head_dim.
-pub struct CpuKv {
-    shape: KvShape,
-    pages: Vec<Vec<f32>>,
-}
-
-impl CpuKv {
-    /// Where keys (values follow) of a layer and head start in a page.
-    fn at(&self, layer: usize, head: usize) -> usize {
-        (layer * self.shape.kv_heads + head) * 2 * PAGE * self.shape.head_dim
-    }
-}
-
-/// One sequence's pages at one layer and head.
-struct HeadPages<'a> {
-    kv: &'a CpuKv,
-    pages: &'a [u32],
-    at: usize,
-}
-
-impl KvPages for HeadPages<'_> {
-    fn page(&self, index: usize) -> (&[f32], &[f32]) {
-        let size = PAGE * self.kv.shape.head_dim;
-        self.kv.pages[self.pages[index] as usize][self.at..self.at + 2 * size].split_at(size)
+        });
+        self.tiles.iter().map(Matrix::Planes).chain(rest)
     }
 }
 
@@ -164,7 +146,7 @@ impl Backend for Cpu {
     type Kv = CpuKv;
 
     fn threads(&self) -> usize {
-        self.pool.current_num_threads()
+        self.team.threads()
     }
 
     fn weights(&self, tensor: HostTensor, rows: usize, cols: usize) -> CpuWeights {
@@ -215,7 +197,7 @@ impl Backend for Cpu {
     }
 
     fn scope<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
-        self.pool.install(f)
+        self.team.install(f)
     }
 
     fn embed(&self, table: &CpuWeights, tokens: &[u32], out: &mut Vec<f32>) {
@@ -225,44 +207,31 @@ impl Backend for Cpu {
     fn add_embedding_delta(&self, delta: &CpuDelta, tokens: &[u32], rows: Range<usize>, out: &mut Vec<f32>) {
         let CpuDelta { tiles, rest: delta } = delta;
         let out = &mut out[rows.start * delta.cols..rows.end * delta.cols];
-        let tokens = tokens[rows].par_iter();
-        out.par_chunks_mut(delta.cols).zip(tokens).for_each(|(out, token)| {
-            part::add_row(&delta.parts, *token as usize, out);
-            tiles.iter().for_each(|tiles| tiles.add_row(*token as usize, out));
+        let tokens = &tokens[rows];
+        for_each_chunk(out, delta.cols, |i, out| {
+            let token = tokens[i] as usize;
+            part::add_row(&delta.parts, token, out);
+            tiles.iter().for_each(|tiles| tiles.add_row(token, out));
         });
     }
 
-    fn linear(&self, x: &Vec<f32>, w: &CpuWeights, rows: usize, y: &mut Vec<f32>) {
-        let (outputs, inputs) = w.shape();
-        let (x, y) = (&x[..rows * inputs], &mut y[..rows * outputs]);
-        match w {
-            CpuWeights::Int8(w) => kernels::matmul_int8(x, w, y),
-            CpuWeights::Floats { tensor, .. } => {
-                let elements = match tensor {
-                    HostTensor::F32(e) => Elements::F32(e),
-                    HostTensor::F16(e) => Elements::F16(e),
-                    HostTensor::Bf16(e) => Elements::Bf16(e),
-                };
-                kernels::matmul(x, &Weights { elements, rows: outputs, cols: inputs }, y, false);
-            }
-        }
-    }
-
-    fn add_deltas(&self, deltas: &[(&CpuDelta, Range<usize>)], x: &Vec<f32>, y: &mut Vec<f32>) {
-        let mut left = y.as_mut_slice();
-        let mut row = 0;
-        let mut jobs = Vec::with_capacity(deltas.len());
-        for (delta, rows) in deltas {
-            let (outputs, inputs) = (delta.rest.rows, delta.rest.cols);
-            let (_, from) = left.split_at_mut((rows.start - row) * outputs);
-            let (own, rest) = from.split_at_mut(rows.len() * outputs);
-            (left, row) = (rest, rows.end);
-            jobs.push((*delta, &x[rows.start * inputs..rows.end * inputs], own));
-        }
-        match jobs.as_mut_slice() {
-            [(delta, x, y)] => delta.add(x, y),
-            jobs => jobs.par_iter_mut().with_max_len(1).for_each(|(delta, x, y)| delta.add(x, y)),
-        }
+    fn project(&self, x: &Vec<f32>, rows: usize, projections: Vec<Projection<Self>>) {
+        let Some(first) = projections.first() else { return };
+        let width = first.weights.shape().1;
+        let x = &x[..rows * width];
+        let x = match self.base_dtype {
+            BaseDtype::Int8 => Activations::rounded(x, width),
+            _ => Activations::exact(x, width),
+        };
+        let product = |Projection { weights, deltas, y, add }| {
+            let base = Term { matrix: CpuWeights::matrix(weights), rows: 0..rows };
+            let deltas = deltas.into_iter().flat_map(|(delta, rows)| {
+                CpuDelta::matrices(delta).map(move |matrix| Term { matrix, rows: rows.clone() })
+            });
+            let y: &mut Vec<f32> = y;
+            Product { terms: std::iter::once(base).chain(deltas).collect(), y: &mut y[..rows * weights.shape().0], add }
+        };
+        kernels::project(&x, &mut projections.into_iter().map(product).collect::<Vec<_>>());
     }
 
     fn add_bias(&self, bias: &CpuWeights, rows: Range<usize>, y: &mut Vec<f32>) {
@@ -290,47 +259,25 @@ impl Backend for Cpu {
         kernels::silu_mul(&gate[..values], &mut up[..values]);
     }
 
-    fn add(&self, x: &Vec<f32>, values: usize, y: &mut Vec<f32>) {
-        kernels::add(&x[..values], &mut y[..values]);
-    }
-
     fn gather(&self, from: &Vec<f32>, rows: &[usize], width: usize, to: &mut Vec<f32>) {
         for (to, row) in to.chunks_exact_mut(width).zip(rows) {
             to.copy_from_slice(&from[row * width..][..width]);
         }
     }
 
+    fn kv_dtype(&self) -> KvDtype {
+        self.kv_dtype
+    }
+
     fn kv(&self, shape: KvShape, pages: usize) -> Result<CpuKv, Error> {
-        Ok(CpuKv { shape, pages: vec![Vec::new(); pages] })
+        Ok(CpuKv::new(shape, self.kv_dtype, pages))
     }
 
     fn store_kv(&self, kv: &mut CpuKv, layer: usize, k: &Vec<f32>, v: &Vec<f32>, rows: &[RowPlace]) {
-        let (width, heads) = (kv.shape.head_dim, kv.shape.kv_heads);
-        for (row, place) in rows.iter().enumerate() {
-            let values = kv.shape.page_values();
-            let starts: Vec<usize> = (0..heads).map(|head| kv.at(layer, head)).collect();
-            let page = &mut kv.pages[place.pages[place.position / PAGE] as usize];
-            if page.is_empty() {
-                page.resize(values, 0.0);
-            }
-            for (head, start) in starts.into_iter().enumerate() {
-                let from = (row * heads + head) * width;
-                let to = start + place.position % PAGE * width;
-                page[to..to + width].copy_from_slice(&k[from..from + width]);
-                page[to + PAGE * width..to + (PAGE + 1) * width].copy_from_slice(&v[from..from + width]);
-            }
-        }
+        kv.store(layer, k, v, rows);
     }
 
     fn attend(&self, kv: &CpuKv, layer: usize, q: &Vec<f32>, heads: usize, rows: &[RowPlace], out: &mut Vec<f32>) {
-        let width = kv.shape.head_dim;
-        let scale = 1.0 / (width as f32).sqrt();
-        let shared = heads / kv.shape.kv_heads;
-        let used = rows.len() * heads * width;
-        out[..used].par_chunks_mut(width).zip(q[..used].par_chunks(width)).enumerate().for_each(|(i, (out, q))| {
-            let place = rows[i / heads];
-            let pages = HeadPages { kv, pages: place.pages, at: kv.at(layer, i % heads / shared) };
-            kernels::attend(q, &pages, PAGE, place.position + 1, scale, out);
-        });
+        kv.attend(layer, q, heads, rows, out);
     }
 }

@@ -9,7 +9,7 @@
 
 use crate::{
     Model, Resident,
-    backend::{Backend, PAGE, RowPlace},
+    backend::{Backend, PAGE, Projection, RowPlace},
     weights::VectorId,
 };
 use bitdelta_model::LinearKind;
@@ -155,17 +155,15 @@ impl<B: Backend> Pass<'_, B> {
         let (heads, kv_heads, width) = (config.heads, config.kv_heads, config.head_dim);
         let s = &mut *self.space;
         norm(model, segments, VectorId::INPUT_NORM.at(layer), &s.residual, &mut s.normed);
-        linear(model, segments, rows, layer, LinearKind::Q, &s.normed, &mut s.q);
-        linear(model, segments, rows, layer, LinearKind::K, &s.normed, &mut s.k);
-        linear(model, segments, rows, layer, LinearKind::V, &s.normed, &mut s.v);
+        let to = [(LinearKind::Q, &mut s.q), (LinearKind::K, &mut s.k), (LinearKind::V, &mut s.v)];
+        project(model, segments, rows, layer, &s.normed, to, false);
         head_norm(model, segments, VectorId::Q_NORM.at(layer), heads, &mut s.q);
         head_norm(model, segments, VectorId::K_NORM.at(layer), kv_heads, &mut s.k);
         backend.rope(&angles.cos, &angles.sin, rows, heads, width, &mut s.q);
         backend.rope(&angles.cos, &angles.sin, rows, kv_heads, width, &mut s.k);
         backend.store_kv(kv, layer, &s.k, &s.v, places);
         backend.attend(kv, layer, &s.q, heads, places, &mut s.attended);
-        linear(model, segments, rows, layer, LinearKind::O, &s.attended, &mut s.normed);
-        backend.add(&s.normed, rows * config.hidden, &mut s.residual);
+        project(model, segments, rows, layer, &s.attended, [(LinearKind::O, &mut s.residual)], true);
     }
 
     /// residual += down(silu(gate) · up) of norm(residual).
@@ -174,11 +172,10 @@ impl<B: Backend> Pass<'_, B> {
         let (backend, config) = (model.backend(), &model.base().config);
         let s = &mut *self.space;
         norm(model, segments, VectorId::MLP_NORM.at(layer), &s.residual, &mut s.normed);
-        linear(model, segments, rows, layer, LinearKind::Gate, &s.normed, &mut s.gate);
-        linear(model, segments, rows, layer, LinearKind::Up, &s.normed, &mut s.up);
+        let to = [(LinearKind::Gate, &mut s.gate), (LinearKind::Up, &mut s.up)];
+        project(model, segments, rows, layer, &s.normed, to, false);
         backend.silu_mul(&s.gate, rows * config.intermediate, &mut s.up);
-        linear(model, segments, rows, layer, LinearKind::Down, &s.up, &mut s.normed);
-        backend.add(&s.normed, rows * config.hidden, &mut s.residual);
+        project(model, segments, rows, layer, &s.up, [(LinearKind::Down, &mut s.residual)], true);
     }
 
     fn logits(&mut self, chunks: &[Chunk<B>], each: &mut dyn FnMut(usize, usize, &[f32])) {
@@ -195,7 +192,6 @@ impl<B: Backend> Pass<'_, B> {
         for wanted in wanted.chunks(LOGIT_ROWS) {
             let rows: Vec<usize> = wanted.iter().map(|(_, _, row)| *row).collect();
             backend.gather(&s.normed, &rows, config.hidden, &mut s.picked);
-            backend.linear(&s.picked, head, rows.len(), &mut s.logits);
             let mut first = 0;
             let mut deltas = Vec::new();
             for run in wanted.chunk_by(|a, b| same(chunks[a.0].variant, chunks[b.0].variant)) {
@@ -205,7 +201,8 @@ impl<B: Backend> Pass<'_, B> {
                     deltas.push((delta, rows));
                 }
             }
-            backend.add_deltas(&deltas, &s.picked, &mut s.logits);
+            let head = Projection { weights: head, deltas, y: &mut s.logits, add: false };
+            backend.project(&s.picked, rows.len(), vec![head]);
             for (i, (chunk, row, _)) in wanted.iter().enumerate() {
                 let at = i * config.vocab..(i + 1) * config.vocab;
                 backend.read(&s.logits, at, &mut |logits| each(*chunk, *row, logits));
@@ -238,25 +235,30 @@ fn head_norm<B: Backend>(model: &Model<B>, segments: &[Segment<B>], place: usize
     }
 }
 
-/// `y = x · Wᵀ` for all rows, then each segment's bias and delta.
-fn linear<B: Backend>(
+/// `y (+)= x · Wᵀ` for all rows, with each segment's delta and bias, for all the linears that share x.
+fn project<B: Backend, const N: usize>(
     model: &Model<B>,
     segments: &[Segment<B>],
     rows: usize,
     layer: usize,
-    kind: LinearKind,
     x: &B::Buffer,
-    y: &mut B::Buffer,
+    mut to: [(LinearKind, &mut B::Buffer); N],
+    add: bool,
 ) {
-    let index = layer * LinearKind::ALL.len() + kind as usize;
-    model.backend().linear(x, &model.weights.linears[index], rows, y);
-    for segment in segments {
-        if let Some(bias) = vector(model, segment, VectorId::bias(kind).at(layer)) {
-            model.backend().add_bias(bias, segment.rows.clone(), y);
+    let mut projections = Vec::with_capacity(N);
+    for (kind, y) in &mut to {
+        let index = layer * LinearKind::ALL.len() + *kind as usize;
+        let deltas = segments.iter().filter_map(|s| Some((s.variant?.delta(index), s.rows.clone()))).collect();
+        projections.push(Projection { weights: &model.weights.linears[index], deltas, y: &mut **y, add });
+    }
+    model.backend().project(x, rows, projections);
+    for (kind, y) in to {
+        for segment in segments {
+            if let Some(bias) = vector(model, segment, VectorId::bias(kind).at(layer)) {
+                model.backend().add_bias(bias, segment.rows.clone(), y);
+            }
         }
     }
-    let deltas: Vec<_> = segments.iter().filter_map(|s| Some((s.variant?.delta(index), s.rows.clone()))).collect();
-    model.backend().add_deltas(&deltas, x, y);
 }
 
 /// Cosines and sines of the rotary angles, (rows, head_dim / 2).

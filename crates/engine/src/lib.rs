@@ -22,7 +22,7 @@ mod stop;
 pub mod user;
 pub mod weights;
 
-pub use backend::BaseDtype;
+pub use backend::{BaseDtype, KvDtype};
 pub use error::Error;
 pub use model::{Model, ModelOptions};
 pub use registry::Registry;

@@ -2,7 +2,7 @@
 
 use crate::{
     Error, Resident,
-    backend::{Backend, BaseDtype, KvShape, PAGE},
+    backend::{Backend, BaseDtype, KvDtype, KvShape, PAGE},
     cpu::Cpu,
     forward::{Angles, Chunk, Workspace, forward},
     weights::{self, BaseWeights},
@@ -18,6 +18,8 @@ pub struct ModelOptions {
     pub threads: usize,
     /// How the base's matrices are kept.
     pub base_dtype: BaseDtype,
+    /// How keys and values are kept.
+    pub kv_dtype: KvDtype,
 }
 
 /// A base in memory, ready to run with any of its variants.
@@ -40,7 +42,7 @@ impl Model<Cpu> {
     /// [`Error::Memory`] with the figures when the machine lacks the memory, before anything is read;
     /// [`Error::Model`] when a tensor cannot be read; [`Error::Threads`].
     pub fn load(base: Arc<Base>, options: ModelOptions) -> Result<Self, Error> {
-        let backend = Cpu::new(options.threads, options.base_dtype)?;
+        let backend = Cpu::new(options.threads, options.base_dtype, options.kv_dtype)?;
         let weights = backend.scope(|| BaseWeights::load(&base, &backend, options.base_dtype))?;
         let (inverse_frequencies, attention_factor) = base.config.rope_frequencies();
         Ok(Self { base, backend, base_dtype: options.base_dtype, weights, inverse_frequencies, attention_factor })
@@ -70,6 +72,11 @@ impl<B: Backend> Model<B> {
     pub(crate) fn kv_shape(&self) -> KvShape {
         let config = &self.base.config;
         KvShape { layers: config.layers, kv_heads: config.kv_heads, head_dim: config.head_dim }
+    }
+
+    /// Bytes of one page of the KV cache.
+    pub(crate) fn page_bytes(&self) -> u64 {
+        self.kv_shape().page_bytes(self.backend.kv_dtype())
     }
 
     /// Makes a variant runnable on this base.

@@ -100,7 +100,7 @@ impl<B: Backend> Engine<B> {
                 return Err(Error::InvalidParameter { name, value: "0".into(), expected: "1 or more" });
             }
         }
-        let page_bytes = 4 * model.kv_shape().page_values() as u64;
+        let page_bytes = model.page_bytes();
         let pages = usize::try_from(options.kv_bytes / page_bytes).unwrap_or(usize::MAX).min(u32::MAX as usize);
         if pages == 0 {
             let what = "one page of the KV cache".to_owned();

@@ -12,15 +12,19 @@
 //! integer part is exact, so the order in which it is added does not matter; the blocks are added in order. Bytes: n · k ·
 //! (1 + 2/64) for the base, n · k · (bits / 8 + 2 / group) for a delta, read once for up to eight rows.
 
+// Loops over an index keep the sums in registers, where iterators and closures leave them in memory: measured 4 to 6
+// times slower.
+#![allow(clippy::needless_range_loop)]
+
 use crate::{
     isa::{Isa, dispatch_int8},
-    parallel::{Output, over_outputs},
+    parallel::{Output, for_each_chunk},
+    project::Job,
+    rounded::BLOCK,
     vector::{LANES, Vector, int8::Int8Vector},
 };
 use half::f16;
 
-/// Inputs that share a scale, on both sides.
-pub const BLOCK: usize = 64;
 /// Bytes of a tile's 4 inputs of 16 outputs.
 const QUAD: usize = 4 * LANES;
 /// Bytes of a tile's block.
@@ -45,14 +49,16 @@ impl Int8Weights {
     /// # Panics
     /// When `weights` is not as long as the shape says.
     pub fn quantize(weights: &[f32], rows: usize, cols: usize) -> Self {
-        use rayon::prelude::*;
         assert_eq!(weights.len(), rows * cols, "weights of shape ({rows}, {cols})");
         let (tiles, blocks) = (rows.div_ceil(LANES), cols.div_ceil(BLOCK));
         let mut codes = vec![128; tiles * blocks * TILE_BLOCK];
         let mut scales = vec![0; tiles * blocks * LANES];
-        let tile_codes = codes.par_chunks_mut((blocks * TILE_BLOCK).max(1));
-        let tile_scales = scales.par_chunks_mut((blocks * LANES).max(1));
-        tile_codes.zip(tile_scales).enumerate().for_each(|(tile, (codes, scales))| {
+        let tile_scales = Output::new(&mut scales);
+        for_each_chunk(&mut codes, (blocks * TILE_BLOCK).max(1), |tile, codes| {
+            // SAFETY: every tile has `blocks · 16` scales of its own.
+            let scales = unsafe {
+                std::slice::from_raw_parts_mut(tile_scales.pointer().add(tile * blocks * LANES), blocks * LANES)
+            };
             for lane in 0..LANES.min(rows - tile * LANES) {
                 let row = &weights[(tile * LANES + lane) * cols..][..cols];
                 for (block, values) in row.chunks(BLOCK).enumerate() {
@@ -107,37 +113,6 @@ impl Int8Weights {
     }
 }
 
-/// Rows of activations in blocks of int8.
-struct Rounded {
-    /// row → block → input; 0 where there is none.
-    codes: Vec<i8>,
-    /// row → block.
-    scales: Vec<f32>,
-    /// row → block: Σ x.
-    sums: Vec<i32>,
-}
-
-impl Rounded {
-    fn new(x: &[f32], cols: usize) -> Self {
-        use rayon::prelude::*;
-        let (rows, blocks) = (x.len() / cols, cols.div_ceil(BLOCK));
-        let mut rounded = Self {
-            codes: vec![0; rows * blocks * BLOCK],
-            scales: vec![0.0; rows * blocks],
-            sums: vec![0; rows * blocks],
-        };
-        let codes = rounded.codes.par_chunks_mut(blocks * BLOCK);
-        let scales = rounded.scales.par_chunks_mut(blocks);
-        let sums = rounded.sums.par_chunks_mut(blocks);
-        let rows = x.par_chunks(cols).zip(codes).zip(scales).zip(sums).with_min_len(8);
-        rows.for_each(|(((x, codes), scales), sums)| {
-            let blocks = x.chunks(BLOCK).zip(codes.chunks_exact_mut(BLOCK)).zip(scales).zip(sums);
-            blocks.for_each(|(((x, codes), scale), sum)| (*scale, *sum) = round_block(x, codes));
-        });
-        rounded
-    }
-}
-
 /// The nearest integer, ties to even, of a magnitude below 2²²: adding 1.5 · 2²³ leaves it in the low bits. (The library's
 /// function is a call for each value where the compiler may not assume SSE 4.1.)
 #[inline(always)]
@@ -146,80 +121,8 @@ fn nearest(value: f32) -> i32 {
     (value + SHIFT).to_bits() as i32 - SHIFT.to_bits() as i32
 }
 
-/// Rounds one block; returns its scale and the sum of its codes.
-fn round_block(x: &[f32], codes: &mut [i8]) -> (f32, i32) {
-    let mut greatest = [0f32; LANES];
-    for chunk in x.chunks(LANES) {
-        for (greatest, x) in greatest.iter_mut().zip(chunk) {
-            *greatest = if x.abs() > *greatest { x.abs() } else { *greatest };
-        }
-    }
-    let greatest = greatest.into_iter().fold(0.0, f32::max);
-    let inverse = if greatest > 0.0 { 127.0 / greatest } else { 0.0 };
-    let mut sum = 0;
-    for (code, x) in codes.iter_mut().zip(x) {
-        let rounded = nearest(x * inverse);
-        sum += rounded;
-        *code = rounded as i8;
-    }
-    (greatest / 127.0, sum)
-}
-
-/// `y (m, rows) = x (m, cols) · wᵀ`.
-///
-/// # Panics
-/// When a slice is not as long as its shape says.
-pub fn matmul_int8(x: &[f32], w: &Int8Weights, y: &mut [f32]) {
-    matmul_int8_on(Isa::selected(), x, w, y);
-}
-
-/// [`matmul_int8`] on a given instruction set, which must be one of [`Isa::available`].
-///
-/// # Panics
-/// As [`matmul_int8`].
-pub fn matmul_int8_on(isa: Isa, x: &[f32], w: &Int8Weights, y: &mut [f32]) {
-    over_tiles(isa, x, w.shape(), 1, y, |job| run_int8(isa, job, w));
-}
-
-fn run_int8(isa: Isa, job: Job, w: &Int8Weights) {
+pub(crate) fn run_int8(isa: Isa, job: Job, w: &Int8Weights) {
     dispatch_int8!(isa, tiles(job: Job, w: &Int8Weights));
-}
-
-/// Rounds x and calls `run` with tiles that cover the outputs, on all threads where it is worth them: a multiply-add of
-/// this product counts as 1 / `cheaper`.
-pub(crate) fn over_tiles(
-    isa: Isa,
-    x: &[f32],
-    (rows, cols): (usize, usize),
-    cheaper: usize,
-    y: &mut [f32],
-    run: impl Fn(Job) + Sync,
-) {
-    assert!(Isa::available().contains(&isa), "{isa:?} is not available here");
-    let m = x.len().checked_div(cols).unwrap_or(0);
-    assert_eq!(x.len(), m * cols, "inputs of width {cols}");
-    assert_eq!(y.len(), m * rows, "outputs of shape ({m}, {rows})");
-    if m == 0 {
-        return;
-    }
-    let x = Rounded::new(x, cols);
-    let out = Output::new(y);
-    over_outputs(rows, LANES, m * rows * cols / cheaper, |range| {
-        let (first, last) = (range.start / LANES, range.end.div_ceil(LANES));
-        run(Job { x: &x, m, rows, blocks: cols.div_ceil(BLOCK), y: out.pointer(), first, last });
-    });
-}
-
-/// Tiles `first..last` of all m rows; y is (m, rows).
-#[derive(Clone, Copy)]
-pub(crate) struct Job<'a> {
-    x: &'a Rounded,
-    m: usize,
-    rows: usize,
-    blocks: usize,
-    y: *mut f32,
-    first: usize,
-    last: usize,
 }
 
 /// Where a kernel finds its weights.
@@ -229,8 +132,6 @@ pub(crate) struct Job<'a> {
 pub(crate) unsafe trait Tiles<V: Int8Vector>: Copy {
     /// What makes the codes unsigned, see [`crate::vector::int8`].
     const ZERO: i32;
-    /// Whether the product is added to what y holds.
-    const ADDS: bool;
     /// 4 inputs of 16 outputs.
     unsafe fn codes(self, tile: usize, block: usize, quad: usize) -> V::Codes;
     /// Sixteen f16 scales.
@@ -242,7 +143,6 @@ pub(crate) unsafe trait Tiles<V: Int8Vector>: Copy {
 // SAFETY: `quantize` made 16 scales for every tile and block.
 unsafe impl<V: Int8Vector> Tiles<V> for &Int8Weights {
     const ZERO: i32 = 128;
-    const ADDS: bool = false;
 
     #[inline(always)]
     unsafe fn codes(self, tile: usize, block: usize, quad: usize) -> V::Codes {
@@ -262,79 +162,113 @@ unsafe impl<V: Int8Vector> Tiles<V> for &Int8Weights {
 }
 
 /// # Safety
-/// The operands are as [`over_tiles`] checked them, and the tiles lie in the matrix `w`.
+/// The job's operands were checked, its outputs are a range of the matrix that starts at a tile, and its activations are
+/// rounded.
 #[inline(always)]
-pub(crate) unsafe fn tiles<V: Int8Vector, T: Tiles<V>>(job: Job, w: T) {
-    for tile in job.first..job.last {
-        let mut row = 0;
-        // SAFETY: the rows of every call lie in `0..m`.
-        unsafe {
-            while row + TILE_ROWS <= job.m {
-                rows::<V, T, TILE_ROWS, 1>(&job, w, tile, row);
-                row += TILE_ROWS;
-            }
-            if row + 4 <= job.m {
-                rows::<V, T, 4, 2>(&job, w, tile, row);
-                row += 4;
-            }
-            if row + 2 <= job.m {
-                rows::<V, T, 2, 4>(&job, w, tile, row);
-                row += 2;
-            }
-            if row < job.m {
-                rows::<V, T, 1, 8>(&job, w, tile, row);
-            }
+pub(crate) unsafe fn tiles<V: Int8Vector, W: Tiles<V>>(job: Job, w: W) {
+    let (mut tile, last) = (job.first / LANES, job.last.div_ceil(LANES));
+    // SAFETY: the tiles of every call lie in the range.
+    unsafe {
+        while tile + 2 <= last {
+            row_groups::<V, W, 2>(&job, w, tile);
+            tile += 2;
+        }
+        if tile < last {
+            row_groups::<V, W, 1>(&job, w, tile);
         }
     }
 }
 
-/// MR rows against one tile.
+/// All rows against T tiles.
 #[inline(always)]
-unsafe fn rows<V: Int8Vector, T: Tiles<V>, const MR: usize, const CHAINS: usize>(
+unsafe fn row_groups<V: Int8Vector, W: Tiles<V>, const T: usize>(job: &Job, w: W, tile: usize) {
+    let mut row = job.rows.start;
+    let end = job.rows.end;
+    // SAFETY: the rows of every call are the job's.
+    unsafe {
+        while row + TILE_ROWS <= end {
+            block_rows::<V, W, T, TILE_ROWS, 1>(job, w, tile, row);
+            row += TILE_ROWS;
+        }
+        if row + 4 <= end {
+            block_rows::<V, W, T, 4, 1>(job, w, tile, row);
+            row += 4;
+        }
+        if row + 2 <= end {
+            block_rows::<V, W, T, 2, 2>(job, w, tile, row);
+            row += 2;
+        }
+        if row < end {
+            block_rows::<V, W, T, 1, 4>(job, w, tile, row);
+        }
+    }
+}
+
+/// R rows against T tiles, in C sums each.
+///
+/// # Safety
+/// Tiles `tile..tile + T` lie in the matrix and rows `row..row + R` in x and y.
+#[inline(always)]
+unsafe fn block_rows<V: Int8Vector, W: Tiles<V>, const T: usize, const R: usize, const C: usize>(
     job: &Job,
-    w: T,
+    w: W,
     tile: usize,
     row: usize,
 ) {
-    // SAFETY: the tile lies in the matrix, row + MR ≤ m, and every array holds whole blocks.
+    // SAFETY: as promised, and every array holds whole blocks.
     unsafe {
-        let x = job.x.codes.as_ptr().add(row * job.blocks * BLOCK);
-        let mut totals = [V::Floats::splat(0.0); MR];
-        for block in 0..job.blocks {
-            let at = |m: usize| (row + m) * job.blocks + block;
-            // Several sums a row where rows are few, so that one addition does not wait for the last; integers add up
-            // to the same in any order.
-            let mut sums = [[V::begin(0); MR]; CHAINS];
-            for (m, sum) in sums[0].iter_mut().enumerate() {
-                *sum = V::begin(-T::ZERO * *job.x.sums.as_ptr().add(at(m)));
+        let rounded = job.rounded();
+        let (blocks, stride) = (rounded.blocks, rounded.blocks * BLOCK);
+        let x = rounded.codes.as_ptr().add(row * stride);
+        let x_scales = rounded.scales.as_ptr().add(row * blocks);
+        let x_sums = rounded.sums.as_ptr().add(row * blocks);
+        let mut totals = [[V::Floats::splat(0.0); R]; T];
+        let factor = V::Floats::splat(w.factor());
+        // Plain loops over the registers: closures would keep the sums in memory.
+        for block in 0..blocks {
+            // Several sums where rows are few, so that one addition does not wait for the last; integers add up to the
+            // same in any order.
+            let mut sums = [[[V::begin(0); R]; T]; C];
+            for r in 0..R {
+                let first = V::begin(-W::ZERO * *x_sums.add(r * blocks + block));
+                for t in 0..T {
+                    sums[0][t][r] = first;
+                }
             }
-            for quad in (0..BLOCK / 4).step_by(CHAINS) {
-                for (chain, sums) in sums.iter_mut().enumerate() {
-                    let codes = w.codes(tile, block, quad + chain);
-                    for (m, sum) in sums.iter_mut().enumerate() {
-                        let x = x.add((m * job.blocks + block) * BLOCK + (quad + chain) * 4);
-                        *sum = sum.add_dots(codes, x.cast::<i32>().read_unaligned());
+            for quad in (0..BLOCK / 4).step_by(C) {
+                for c in 0..C {
+                    let mut codes = [w.codes(tile, block, quad + c); T];
+                    for t in 1..T {
+                        codes[t] = w.codes(tile + t, block, quad + c);
+                    }
+                    for r in 0..R {
+                        let x = x.add(r * stride + block * BLOCK + (quad + c) * 4).cast::<i32>().read_unaligned();
+                        for t in 0..T {
+                            sums[c][t][r] = sums[c][t][r].add_dots(codes[t], x);
+                        }
                     }
                 }
             }
-            let sums: [V; MR] = std::array::from_fn(|m| {
-                let mut sum = sums[0][m];
-                for chain in &sums[1..] {
-                    sum = sum.add(chain[m]);
+            for t in 0..T {
+                let scale = V::Floats::load_f16(w.scales(tile + t, block)).mul(factor);
+                for r in 0..R {
+                    let mut sum = sums[0][t][r];
+                    for c in 1..C {
+                        sum = sum.add(sums[c][t][r]);
+                    }
+                    let both = scale.mul(V::Floats::splat(*x_scales.add(r * blocks + block)));
+                    totals[t][r] = totals[t][r].fma(sum.to_floats(), both);
                 }
-                sum
-            });
-            let scale = V::Floats::load_f16(w.scales(tile, block)).mul(V::Floats::splat(w.factor()));
-            for (m, (total, sum)) in totals.iter_mut().zip(sums).enumerate() {
-                let both = scale.mul(V::Floats::splat(*job.x.scales.as_ptr().add(at(m))));
-                *total = total.fma(sum.to_floats(), both);
             }
         }
-        let lanes = LANES.min(job.rows - tile * LANES);
-        for (m, total) in totals.into_iter().enumerate() {
-            let y = job.y.add((row + m) * job.rows + tile * LANES);
-            let total = if T::ADDS { V::Floats::load_partial(y, lanes).add(total) } else { total };
-            total.store_partial(y, lanes);
+        for t in 0..T {
+            let at = (tile + t) * LANES;
+            let lanes = LANES.min(job.outputs - at);
+            for r in 0..R {
+                let y = job.y.add((row + r - job.y_row) * job.outputs + at);
+                let total = if job.add { V::Floats::load_partial(y, lanes).add(totals[t][r]) } else { totals[t][r] };
+                total.store_partial(y, lanes);
+            }
         }
     }
 }

@@ -6,9 +6,12 @@
 //! tile column (k · n · 2 or 4), X from cache. Above a few rows 16-bit weights are widened once per tile column into a
 //! scratch row, so that the inner loop is the f32 one.
 
+// Loops over an index keep the sums in registers, where iterators and closures leave them in memory.
+#![allow(clippy::needless_range_loop)]
+
 use crate::{
     isa::{Isa, dispatch},
-    parallel::{Output, over_outputs},
+    project::Job,
     vector::{LANES, Vector},
 };
 
@@ -43,47 +46,19 @@ pub struct Weights<'a> {
     pub cols: usize,
 }
 
-/// `y (m, rows) = x (m, cols) · wᵀ`, or `+=` when `accumulate`.
-///
-/// # Panics
-/// When a slice is not as long as its shape says.
-pub fn matmul(x: &[f32], w: &Weights, y: &mut [f32], accumulate: bool) {
-    matmul_on(Isa::selected(), x, w, y, accumulate);
+impl Weights<'_> {
+    pub(crate) fn check(&self) {
+        assert_eq!(self.elements.len(), self.rows * self.cols, "weights of shape ({}, {})", self.rows, self.cols);
+    }
 }
 
-/// [`matmul()`] on a given instruction set, which must be one of [`Isa::available`].
-///
-/// # Panics
-/// As [`matmul()`].
-pub fn matmul_on(isa: Isa, x: &[f32], w: &Weights, y: &mut [f32], accumulate: bool) {
-    let (n, k) = (w.rows, w.cols);
-    assert_eq!(w.elements.len(), n * k, "weights of shape ({n}, {k})");
-    let m = x.len().checked_div(k).unwrap_or(0);
-    assert_eq!(x.len(), m * k, "inputs of width {k}");
-    assert_eq!(y.len(), m * n, "outputs of shape ({m}, {n})");
-    assert!(Isa::available().contains(&isa), "{isa:?} is not available here");
-    let out = Output::new(y);
-    over_outputs(n, 16, m * n * k, |range| {
-        let job = Job { x: x.as_ptr(), m, k, n, first: range.start, last: range.end, y: out.pointer(), accumulate };
-        match w.elements {
-            Elements::F32(e) => on_f32(isa, job, e.as_ptr()),
-            Elements::F16(e) => on_f16(isa, job, e.as_ptr()),
-            Elements::Bf16(e) => on_bf16(isa, job, e.as_ptr()),
-        }
-    });
-}
-
-/// Outputs `first..last` of all m rows. x has m · k values, y has m · n.
-#[derive(Clone, Copy)]
-struct Job {
-    x: *const f32,
-    m: usize,
-    k: usize,
-    n: usize,
-    first: usize,
-    last: usize,
-    y: *mut f32,
-    accumulate: bool,
+/// The product of a checked matrix and job.
+pub(crate) fn run_floats(isa: Isa, job: Job, w: &Weights) {
+    match w.elements {
+        Elements::F32(e) => on_f32(isa, job, e.as_ptr()),
+        Elements::F16(e) => on_f16(isa, job, e.as_ptr()),
+        Elements::Bf16(e) => on_bf16(isa, job, e.as_ptr()),
+    }
 }
 
 fn on_f32(isa: Isa, job: Job, w: *const f32) {
@@ -97,7 +72,7 @@ fn on_bf16(isa: Isa, job: Job, w: *const u16) {
 }
 
 /// How stored elements become lanes.
-trait Element: Copy {
+pub(crate) trait Element: Copy {
     type Stored: Copy + Default;
     const WIDE: bool;
     unsafe fn load<V: Vector>(from: *const Self::Stored) -> V;
@@ -114,11 +89,11 @@ trait Element: Copy {
 }
 
 #[derive(Clone, Copy)]
-struct F32;
+pub(crate) struct F32;
 #[derive(Clone, Copy)]
 struct F16;
 #[derive(Clone, Copy)]
-struct Bf16;
+pub(crate) struct Bf16;
 
 impl Element for F32 {
     type Stored = f32;
@@ -150,17 +125,17 @@ impl Element for Bf16 {
 
 #[inline(always)]
 unsafe fn range_f32<V: Vector>(job: Job, w: *const f32) {
-    // SAFETY: `matmul_on` checked the shapes.
+    // SAFETY: the caller checked the shapes.
     unsafe { range::<V, F32>(job, w) }
 }
 #[inline(always)]
 unsafe fn range_f16<V: Vector>(job: Job, w: *const u16) {
-    // SAFETY: `matmul_on` checked the shapes.
+    // SAFETY: the caller checked the shapes.
     unsafe { range::<V, F16>(job, w) }
 }
 #[inline(always)]
 unsafe fn range_bf16<V: Vector>(job: Job, w: *const u16) {
-    // SAFETY: `matmul_on` checked the shapes.
+    // SAFETY: the caller checked the shapes.
     unsafe { range::<V, Bf16>(job, w) }
 }
 
@@ -168,19 +143,20 @@ unsafe fn range_bf16<V: Vector>(job: Job, w: *const u16) {
 const TILE_OUTPUTS: usize = 4;
 
 /// # Safety
-/// The shapes are as [`Job`] says and `w` holds n · k elements.
+/// The job's operands were checked and `w` holds its matrix.
 #[inline(always)]
 unsafe fn range<V: Vector, E: Element>(job: Job, w: *const E::Stored) {
-    let widen = !E::WIDE && job.m >= 2 * V::TILE_ROWS;
-    let mut scratch = vec![0f32; if widen { TILE_OUTPUTS * job.k } else { 0 }];
+    let (width_in, rows) = (job.width(), job.rows.len());
+    let widen = !E::WIDE && rows >= 2 * V::TILE_ROWS;
+    let mut scratch = vec![0f32; if widen { TILE_OUTPUTS * width_in } else { 0 }];
     let mut output = job.first;
     while output < job.last {
         let width = TILE_OUTPUTS.min(job.last - output);
         // SAFETY: output + width ≤ n, so the rows of W lie inside it; the scratch holds `width` rows.
         unsafe {
-            let rows = w.add(output * job.k);
+            let rows = w.add(output * width_in);
             if widen {
-                widen_rows::<V, E>(rows, width * job.k, scratch.as_mut_ptr());
+                widen_rows::<V, E>(rows, width * width_in, scratch.as_mut_ptr());
                 column::<V, F32>(&job, scratch.as_ptr(), output, width);
             } else {
                 column::<V, E>(&job, rows, output, width);
@@ -209,27 +185,27 @@ unsafe fn widen_rows<V: Vector, E: Element>(from: *const E::Stored, count: usize
 /// All rows of X against `width` rows of W, which start at `w` and give outputs `output..output + width`.
 #[inline(always)]
 unsafe fn column<V: Vector, E: Element>(job: &Job, w: *const E::Stored, output: usize, width: usize) {
-    let mut row = 0;
-    // SAFETY: every tile lies inside rows `0..m` and the given outputs.
+    let (mut row, end, k) = (job.rows.start, job.rows.end, job.width());
+    // SAFETY: every tile lies inside the job's rows and the given outputs.
     unsafe {
         if width == TILE_OUTPUTS {
-            while V::TILE_ROWS == 4 && row + 4 <= job.m {
+            while V::TILE_ROWS == 4 && row + 4 <= end {
                 tile::<V, E, 4, 4>(job, w, row, output);
                 row += 4;
             }
-            while V::TILE_ROWS >= 2 && row + 2 <= job.m {
+            while V::TILE_ROWS >= 2 && row + 2 <= end {
                 tile::<V, E, 2, 2>(job, w, row, output);
-                tile::<V, E, 2, 2>(job, w.add(2 * job.k), row, output + 2);
+                tile::<V, E, 2, 2>(job, w.add(2 * k), row, output + 2);
                 row += 2;
             }
-            while row < job.m {
+            while row < end {
                 tile::<V, E, 1, 4>(job, w, row, output);
                 row += 1;
             }
         }
-        for row in row..job.m {
+        for row in row..end {
             for i in 0..width {
-                tile::<V, E, 1, 1>(job, w.add(i * job.k), row, output + i);
+                tile::<V, E, 1, 1>(job, w.add(i * k), row, output + i);
             }
         }
     }
@@ -243,36 +219,40 @@ unsafe fn tile<V: Vector, E: Element, const MR: usize, const NR: usize>(
     row: usize,
     output: usize,
 ) {
-    let k = job.k;
+    let k = job.width();
     // SAFETY: rows `row..row + MR` of X and NR rows of W have k elements each; the last chunk is partial.
     unsafe {
-        let x = job.x.add(row * k);
+        let x = job.x.values.as_ptr().add(row * k);
+        // Plain loops over the registers: closures would keep the sums in memory.
         let mut sums = [[V::splat(0.0); NR]; MR];
         let mut i = 0;
         while i + LANES <= k {
-            let w: [V; NR] = std::array::from_fn(|n| E::load(w.add(n * k + i)));
-            for (m, sums) in sums.iter_mut().enumerate() {
+            let mut weights = [V::splat(0.0); NR];
+            for n in 0..NR {
+                weights[n] = E::load(w.add(n * k + i));
+            }
+            for m in 0..MR {
                 let x = V::load(x.add(m * k + i));
-                for (sum, w) in sums.iter_mut().zip(w) {
-                    *sum = sum.fma(x, w);
+                for n in 0..NR {
+                    sums[m][n] = sums[m][n].fma(x, weights[n]);
                 }
             }
             i += LANES;
         }
         if i < k {
-            let w: [V; NR] = std::array::from_fn(|n| E::load_partial(w.add(n * k + i), k - i));
-            for (m, sums) in sums.iter_mut().enumerate() {
-                let x = V::load_partial(x.add(m * k + i), k - i);
-                for (sum, w) in sums.iter_mut().zip(w) {
-                    *sum = sum.fma(x, w);
+            for n in 0..NR {
+                let weights = E::load_partial::<V>(w.add(n * k + i), k - i);
+                for m in 0..MR {
+                    let x = V::load_partial(x.add(m * k + i), k - i);
+                    sums[m][n] = sums[m][n].fma(x, weights);
                 }
             }
         }
         for (m, sums) in sums.iter().enumerate() {
             for (n, sum) in sums.iter().enumerate() {
-                let y = job.y.add((row + m) * job.n + output + n);
+                let y = job.y.add((row + m - job.y_row) * job.outputs + output + n);
                 let sum = sum.sum();
-                *y = if job.accumulate { *y + sum } else { sum };
+                *y = if job.add { *y + sum } else { sum };
             }
         }
     }

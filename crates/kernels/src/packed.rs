@@ -14,7 +14,8 @@
 
 use crate::{
     isa::{Isa, dispatch},
-    parallel::{Output, over_outputs},
+    project::Job,
+    rounded::BLOCK,
     vector::{LANES, Vector},
 };
 use half::f16;
@@ -49,16 +50,21 @@ impl Packed<'_> {
         assert!(self.offsets.is_empty() || self.offsets.len() == self.scales.len(), "as many offsets as scales");
     }
 
-    fn words(&self) -> usize {
+    /// Whether every block of 64 columns has one scale, so that integer sums of a block can be taken together.
+    pub(crate) fn has_whole_blocks(&self) -> bool {
+        self.group >= self.cols || self.group.is_multiple_of(BLOCK)
+    }
+
+    pub(crate) fn words(&self) -> usize {
         self.cols.div_ceil(64)
     }
 
-    fn groups(&self) -> usize {
+    pub(crate) fn groups(&self) -> usize {
         self.cols.div_ceil(self.group)
     }
 
     #[inline(always)]
-    fn scale(&self, row: usize, group: usize) -> f32 {
+    pub(crate) fn scale(&self, row: usize, group: usize) -> f32 {
         f16::from_bits(self.scales[row * self.groups() + group]).to_f32() * self.tensor_scale
     }
 
@@ -84,87 +90,29 @@ impl Packed<'_> {
     }
 }
 
-/// `y (m, rows) += x (m, cols) · dᵀ`.
-///
-/// # Panics
-/// When a slice is not as long as its shape says.
-pub fn add_product(x: &[f32], d: &Packed, y: &mut [f32]) {
-    add_product_on(Isa::selected(), x, d, y);
-}
-
-/// [`add_product`] on a given instruction set, which must be one of [`Isa::available`].
-///
-/// # Panics
-/// As [`add_product`].
-pub fn add_product_on(isa: Isa, x: &[f32], d: &Packed, y: &mut [f32]) {
-    let m = check_operands(isa, d, x.len(), d.cols, y.len(), d.rows);
-    let out = Output::new(y);
-    over_outputs(d.rows, 1, m * d.rows * d.cols * d.bits, |range| {
-        run_product(isa, Job { x: x.as_ptr(), m, y: out.pointer(), first: range.start, last: range.end }, d);
-    });
-}
-
-/// `y (m, cols) += t (m, rows) · d`.
-///
-/// # Panics
-/// When a slice is not as long as its shape says.
-pub fn add_transposed(t: &[f32], d: &Packed, y: &mut [f32]) {
-    add_transposed_on(Isa::selected(), t, d, y);
-}
-
-/// [`add_transposed`] on a given instruction set, which must be one of [`Isa::available`].
-///
-/// # Panics
-/// As [`add_transposed`].
-pub fn add_transposed_on(isa: Isa, t: &[f32], d: &Packed, y: &mut [f32]) {
-    let m = check_operands(isa, d, t.len(), d.rows, y.len(), d.cols);
-    let out = Output::new(y);
-    over_outputs(d.cols, d.group, m * d.rows * d.cols * d.bits, |range| {
-        run_transposed(isa, Job { x: t.as_ptr(), m, y: out.pointer(), first: range.start, last: range.end }, d);
-    });
-}
-
-/// Checks every length; returns the number of rows m.
-fn check_operands(isa: Isa, d: &Packed, input: usize, input_width: usize, output: usize, output_width: usize) -> usize {
-    d.check();
-    assert!(Isa::available().contains(&isa), "{isa:?} is not available here");
-    let m = input.checked_div(input_width).unwrap_or(0);
-    assert_eq!(input, m * input_width, "inputs of width {input_width}");
-    assert_eq!(output, m * output_width, "outputs of shape ({m}, {output_width})");
-    m
-}
-
-/// Outputs `first..last` of all m rows.
-#[derive(Clone, Copy)]
-struct Job {
-    x: *const f32,
-    m: usize,
-    y: *mut f32,
-    first: usize,
-    last: usize,
-}
-
-fn run_product(isa: Isa, job: Job, d: &Packed) {
+/// `y[rows] (+)= x[rows] · dᵀ` of a checked matrix and job.
+pub(crate) fn run_product(isa: Isa, job: Job, d: &Packed) {
     dispatch!(isa, product(job: Job, d: &Packed));
 }
 
-fn run_transposed(isa: Isa, job: Job, d: &Packed) {
-    dispatch!(isa, transposed(job: Job, d: &Packed));
+/// `y[rows] += t · d`, t being (rows of the job, d.rows), of a checked matrix and job.
+pub(crate) fn run_transposed(isa: Isa, job: Job, t: &[f32], d: &Packed) {
+    dispatch!(isa, transposed(job: Job, t: &[f32], d: &Packed));
 }
 
 /// # Safety
-/// `check_operands` passed, and the job's outputs lie in `0..d.rows`.
+/// The matrix and the job were checked, and the job's outputs are rows of the matrix.
 #[inline(always)]
 unsafe fn product<V: Vector>(job: Job, d: &Packed) {
     for output in job.first..job.last {
-        let mut row = 0;
-        // SAFETY: the rows of every tile lie in `0..m`.
+        let mut row = job.rows.start;
+        // SAFETY: the rows of every tile are the job's.
         unsafe {
-            while row + 4 <= job.m {
+            while row + 4 <= job.rows.end {
                 dots::<V, 4>(&job, d, row, output);
                 row += 4;
             }
-            while row < job.m {
+            while row < job.rows.end {
                 dots::<V, 1>(&job, d, row, output);
                 row += 1;
             }
@@ -175,9 +123,9 @@ unsafe fn product<V: Vector>(job: Job, d: &Packed) {
 /// MR rows of X against one row of D.
 #[inline(always)]
 unsafe fn dots<V: Vector, const MR: usize>(job: &Job, d: &Packed, row: usize, output: usize) {
-    // SAFETY: columns stay below `cols`, rows below m; the last chunk of a group is partial.
+    // SAFETY: columns stay below `cols`, rows are the job's; the last chunk of a group is partial.
     unsafe {
-        let x = job.x.add(row * d.cols);
+        let x = job.x.values.as_ptr().add(row * d.cols);
         let mut totals = [V::splat(0.0); MR];
         for group in 0..d.groups() {
             let end = ((group + 1) * d.group).min(d.cols);
@@ -214,23 +162,25 @@ unsafe fn dots<V: Vector, const MR: usize>(job: &Job, d: &Packed, row: usize, ou
             }
         }
         for (m, total) in totals.into_iter().enumerate() {
-            *job.y.add((row + m) * d.rows + output) += total.sum();
+            let y = job.y.add((row + m - job.y_row) * job.outputs + output);
+            *y = if job.add { *y + total.sum() } else { total.sum() };
         }
     }
 }
 
 /// # Safety
-/// `check_operands` passed; the job's outputs are columns of D, `first` at a group's start.
+/// The matrix and the job were checked, `t` has a row of `d.rows` values for each of the job's rows, and the job's outputs
+/// are columns of the matrix.
 #[inline(always)]
-unsafe fn transposed<V: Vector>(job: Job, d: &Packed) {
+unsafe fn transposed<V: Vector>(job: Job, t: &[f32], d: &Packed) {
     let mut col = job.first;
     while col < job.last {
         let group = col / d.group;
         let lanes = LANES.min(((group + 1) * d.group).min(job.last) - col);
-        // SAFETY: columns stay below `cols`, rows below m, and the last chunk of a group is partial.
+        // SAFETY: columns stay below `cols`, rows are the job's, and the last chunk of a group is partial.
         unsafe {
-            for row in 0..job.m {
-                let at = job.y.add(row * d.cols + col);
+            for (i, row) in job.rows.clone().enumerate() {
+                let at = job.y.add((row - job.y_row) * job.outputs + col);
                 let mut sum = V::load_partial(at, lanes);
                 for r in 0..d.rows {
                     let mut odd = V::splat(0.0);
@@ -238,7 +188,7 @@ unsafe fn transposed<V: Vector>(job: Job, d: &Packed) {
                         odd = odd.add(V::splat((1u32 << plane) as f32).signed(d.signs(r, plane, col)));
                     }
                     let value = V::splat(d.offset(r, group).unwrap_or(0.0)).fma(odd, V::splat(d.scale(r, group)));
-                    sum = sum.fma(V::splat(*job.x.add(row * d.rows + r)), value);
+                    sum = sum.fma(V::splat(*t.as_ptr().add(i * d.rows + r)), value);
                 }
                 sum.store_partial(at, lanes);
             }

@@ -4,9 +4,11 @@
 //! is input i (of four) of output o (of sixteen), and the words of a tile follow each other. The bytes stay the same.
 
 use crate::{
-    int8::{BLOCK, Job, Tiles, over_tiles, tiles},
+    int8::{Tiles, tiles},
     isa::{Isa, dispatch_int8},
     packed::Packed,
+    project::Job,
+    rounded::BLOCK,
     vector::{LANES, int8::Int8Vector},
 };
 
@@ -29,8 +31,7 @@ impl PlaneTiles {
     /// Lays `d` out in tiles. `None` for what this product cannot do: widths other than 1, 2 and 4 bits, offsets, and
     /// groups that are neither a multiple of 64 inputs nor the whole row.
     pub fn new(d: &Packed) -> Option<Self> {
-        let fits = d.group >= d.cols || d.group.is_multiple_of(BLOCK);
-        if !matches!(d.bits, 1 | 2 | 4) || !d.offsets.is_empty() || !fits {
+        if !matches!(d.bits, 1 | 2 | 4) || !d.offsets.is_empty() || !d.has_whole_blocks() {
             return None;
         }
         d.check();
@@ -74,6 +75,11 @@ impl PlaneTiles {
         }
     }
 
+    /// (outputs, inputs).
+    pub fn shape(&self) -> (usize, usize) {
+        (self.rows, self.cols)
+    }
+
     /// Bytes in memory.
     pub fn bytes(&self) -> u64 {
         (8 * self.words.len() + 2 * self.scales.len()) as u64
@@ -84,25 +90,12 @@ impl PlaneTiles {
     }
 }
 
-/// `y (m, rows) += x (m, cols) · dᵀ`, with x rounded to int8 in blocks of 64.
-///
-/// # Panics
-/// When a slice is not as long as its shape says.
-pub fn add_planes(x: &[f32], d: &PlaneTiles, y: &mut [f32]) {
-    add_planes_on(Isa::selected(), x, d, y);
-}
-
-/// [`add_planes`] on a given instruction set, which must be one of [`Isa::available`].
-///
-/// # Panics
-/// As [`add_planes`].
-pub fn add_planes_on(isa: Isa, x: &[f32], d: &PlaneTiles, y: &mut [f32]) {
-    // One user's row is a matter of microseconds; a batch's users are spread over the threads by the caller.
-    over_tiles(isa, x, (d.rows, d.cols), 8, y, |job| match d.bits {
+pub(crate) fn run_planes(isa: Isa, job: Job, d: &PlaneTiles) {
+    match d.bits {
         1 => run_1(isa, job, Planes(d)),
         2 => run_2(isa, job, Planes(d)),
         _ => run_4(isa, job, Planes(d)),
-    });
+    }
 }
 
 /// The tiles of a matrix of `BITS` planes.
@@ -124,7 +117,6 @@ fn run_4(isa: Isa, job: Job, d: Planes<4>) {
 // SAFETY: `PlaneTiles::new` made 16 scales for every tile and group, and a group for every block.
 unsafe impl<V: Int8Vector, const BITS: usize> Tiles<V> for Planes<'_, BITS> {
     const ZERO: i32 = (1 << BITS) - 1;
-    const ADDS: bool = true;
 
     #[inline(always)]
     unsafe fn codes(self, tile: usize, block: usize, quad: usize) -> V::Codes {

@@ -2,18 +2,18 @@
 
 use crate::{
     isa::{Isa, dispatch},
+    parallel::for_each_chunk,
     vector::{LANES, Vector},
 };
-use rayon::prelude::*;
-
 /// Values below which one thread does all rows.
-const WORTH_SPLITTING: usize = 1 << 15;
+const WORTH_SPLITTING: usize = 1 << 12;
 
 /// Calls `f` on corresponding rows of `input` and `output`, `width` values each.
 fn for_rows(input: &[f32], output: &mut [f32], width: usize, f: impl Fn(&[f32], &mut [f32]) + Sync) {
     assert_eq!(input.len(), output.len(), "as many outputs as inputs");
     let together = WORTH_SPLITTING.div_ceil(width).max(1) * width;
-    output.par_chunks_mut(together).zip(input.par_chunks(together)).for_each(|(output, input)| {
+    for_each_chunk(output, together, |i, output| {
+        let input = &input[i * together..][..output.len()];
         output.chunks_exact_mut(width).zip(input.chunks_exact(width)).for_each(|(o, i)| f(i, o));
     });
 }
@@ -66,16 +66,19 @@ pub fn rope(x: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]) {
     }
     assert!(x.len().is_multiple_of(rows * head_dim), "whole heads in each of {rows} rows");
     let width = x.len() / rows;
-    for (row, x) in x.chunks_exact_mut(width).enumerate() {
-        let angles = row * half..(row + 1) * half;
-        for head in x.chunks_exact_mut(head_dim) {
-            let (first, second) = head.split_at_mut(half);
-            for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(&cos[angles.clone()]).zip(&sin[angles.clone()])
-            {
-                (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+    let together = WORTH_SPLITTING.div_ceil(width);
+    for_each_chunk(x, together * width, |i, x| {
+        for (row, x) in (i * together..).zip(x.chunks_exact_mut(width)) {
+            let angles = row * half..(row + 1) * half;
+            for head in x.chunks_exact_mut(head_dim) {
+                let (first, second) = head.split_at_mut(half);
+                let angles = cos[angles.clone()].iter().zip(&sin[angles.clone()]);
+                for ((a, b), (cos, sin)) in first.iter_mut().zip(second).zip(angles) {
+                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+                }
             }
         }
-    }
+    });
 }
 
 /// SwiGLU's gate: `up = silu(gate) · up`, silu(g) = g / (1 + e^−g).
@@ -85,9 +88,7 @@ pub fn rope(x: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]) {
 pub fn silu_mul(gate: &[f32], up: &mut [f32]) {
     let isa = Isa::selected();
     assert_eq!(gate.len(), up.len(), "as many gates as values");
-    up.par_chunks_mut(WORTH_SPLITTING)
-        .zip(gate.par_chunks(WORTH_SPLITTING))
-        .for_each(|(up, gate)| run_silu(isa, gate, up));
+    for_each_chunk(up, WORTH_SPLITTING, |i, up| run_silu(isa, &gate[i * WORTH_SPLITTING..][..up.len()], up));
 }
 
 fn run_silu(isa: Isa, gate: &[f32], up: &mut [f32]) {

@@ -34,6 +34,10 @@ pub unsafe trait Vector: Copy {
     unsafe fn load_bf16(from: *const u16) -> Self;
     /// 16 f16 values, widened.
     unsafe fn load_f16(from: *const u16) -> Self;
+    /// 16 i8 values, widened.
+    unsafe fn load_i8(from: *const i8) -> Self;
+    /// 16 values in −128..=127 to `to`, rounded to the nearest, ties to even.
+    unsafe fn store_i8(self, to: *mut i8);
     /// 16 values to `to`.
     unsafe fn store(self, to: *mut f32);
     /// The first `lanes` values to `to`.
@@ -48,6 +52,8 @@ pub unsafe trait Vector: Copy {
     unsafe fn div(self, other: Self) -> Self;
     /// self + a · b, rounded once.
     unsafe fn fma(self, a: Self, b: Self) -> Self;
+    /// The magnitudes.
+    unsafe fn abs(self) -> Self;
     /// The greater of each lane (no NaN).
     unsafe fn max(self, other: Self) -> Self;
     /// The lesser of each lane (no NaN).

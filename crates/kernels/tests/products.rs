@@ -2,8 +2,8 @@
 //! scalar reference and against itself with other rows in the call.
 
 use bitdelta_kernels::{
-    Elements, Int8Weights, Isa, KvPages, Packed, PlaneTiles, Weights, add_planes_on, attend_on, matmul_int8_on,
-    matmul_on, packed,
+    Activations, Elements, Int8Weights, Isa, KvElements, KvPages, Matrix, PAGE, Packed, PlaneTiles, Product, Team,
+    Term, Weights, attend_on, project, project_on,
 };
 use half::{bf16, f16};
 
@@ -79,6 +79,13 @@ fn check(
     }
 }
 
+/// `y = x · mᵀ`, or `+=`, with inputs of width `k`.
+fn multiply(isa: Isa, x: &[f32], k: usize, rounded: bool, matrix: Matrix, y: &mut [f32], add: bool) {
+    let x = if rounded { Activations::rounded_on(isa, x, k) } else { Activations::exact(x, k) };
+    let rows = 0..x.rows();
+    project_on(isa, &x, &mut [Product { terms: vec![Term { matrix, rows }], y, add }]);
+}
+
 #[test]
 fn the_base_product_is_right_for_every_type_and_shape() {
     let mut values = Values(7);
@@ -95,7 +102,9 @@ fn the_base_product_is_right_for_every_type_and_shape() {
         for (elements, exact) in stored {
             let weights = Weights { elements, rows: n, cols: k };
             let what = format!("matmul ({m}, {n}, {k})");
-            check(&what, &x, k, &y, n, &product(&x, &exact, &y, k), |isa, x, y| matmul_on(isa, x, &weights, y, true));
+            check(&what, &x, k, &y, n, &product(&x, &exact, &y, k), |isa, x, y| {
+                multiply(isa, x, k, false, Matrix::Floats(weights), y, true);
+            });
         }
     }
 }
@@ -124,11 +133,13 @@ fn the_int8_product_is_that_of_the_rounded_matrices() {
         let inputs = rounded_inputs(&x, k);
         let want = product(&inputs, &rounded, &vec![0.0; m * n], k);
         let what = format!("int8 ({m}, {n}, {k})");
-        check(&what, &x, k, &vec![0.0; m * n], n, &want, |isa, x, y| matmul_int8_on(isa, x, &weights, y));
+        check(&what, &x, k, &vec![0.0; m * n], n, &want, |isa, x, y| {
+            multiply(isa, x, k, true, Matrix::Int8(&weights), y, false);
+        });
     }
 }
 
-struct Matrix {
+struct Planes {
     bits: usize,
     rows: usize,
     cols: usize,
@@ -138,7 +149,7 @@ struct Matrix {
     offsets: Vec<u16>,
 }
 
-impl Matrix {
+impl Planes {
     fn random(values: &mut Values, bits: usize, rows: usize, cols: usize, group: usize, offset: bool) -> Self {
         let words = cols.div_ceil(64);
         let planes = (0..rows * bits * words)
@@ -183,21 +194,71 @@ fn packed_products_are_right_for_every_width_group_and_direction() {
     let mut values = Values(11);
     for (m, rows, cols) in SHAPES {
         for (bits, group, offset) in [(1, 64, false), (1, cols, true), (2, 32, false), (4, 48, true), (3, 100, false)] {
-            let d = Matrix::random(&mut values, bits, rows, cols, group, offset);
+            let d = Planes::random(&mut values, bits, rows, cols, group, offset);
             let exact = d.expanded();
             let what = format!("{bits} bits, group {group}, ({m}, {rows}, {cols})");
 
             let (x, y) = (values.vec(m * cols), values.vec(m * rows));
             check(&what, &x, cols, &y, rows, &product(&x, &exact, &y, cols), |isa, x, y| {
-                packed::add_product_on(isa, x, &d.packed(), y);
-            });
-
-            let (t, y) = (values.vec(m * rows), values.vec(m * cols));
-            let across: Vec<f32> = (0..rows * cols).map(|i| exact[i % rows * cols + i / rows]).collect();
-            check(&what, &t, rows, &y, cols, &product(&t, &across, &y, rows), |isa, t, y| {
-                packed::add_transposed_on(isa, t, &d.packed(), y);
+                multiply(isa, x, cols, false, Matrix::Packed(d.packed()), y, true);
             });
         }
+    }
+}
+
+#[test]
+fn low_rank_products_are_right_for_every_width_rank_and_group() {
+    let mut values = Values(31);
+    for (m, outputs, cols) in SHAPES {
+        let kinds = [(1, 64, false), (2, 64, false), (3, 128, false), (4, 64, false), (4, cols, false), (4, 48, true)];
+        for (rank, (bits, group, offset)) in [1, 3, 4, 7, 16, 9].into_iter().zip(kinds) {
+            let a = Planes::random(&mut values, bits, rank, cols, group, offset);
+            let b = Planes::random(&mut values, bits, rank, outputs, group.min(64), offset);
+            let (exact_a, exact_b) = (a.expanded(), b.expanded());
+            let across: Vec<f32> = (0..rank * outputs).map(|i| exact_b[i % rank * outputs + i / rank]).collect();
+            let what = format!("rank {rank}, {bits} bits, group {group}, ({m}, {outputs}, {cols})");
+            let (x, y) = (values.vec(m * cols), values.vec(m * outputs));
+            for rounded in [false, true] {
+                let inputs = if rounded && !offset { rounded_inputs(&x, cols) } else { x.clone() };
+                let t: Vec<(f64, f64)> = product(&inputs, &exact_a, &vec![0.0; m * rank], cols);
+                let exact_t: Vec<f32> = t.iter().map(|t| t.0 as f32).collect();
+                let magnitude = t.iter().fold(0.0, |most: f64, t| most.max(t.1));
+                let mut want = product(&exact_t, &across, &y, rank);
+                want.iter_mut().for_each(|want| want.1 += magnitude * rank as f64);
+                check(&what, &x, cols, &y, outputs, &want, |isa, x, y| {
+                    multiply(isa, x, cols, rounded, Matrix::LowRank(a.packed(), b.packed()), y, true);
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn a_projection_adds_each_term_to_its_own_rows() {
+    let mut values = Values(37);
+    let (m, n, k) = (11, 200, 130);
+    let (x, w) = (values.vec(m * k), values.vec(n * k));
+    let dense = Planes::random(&mut values, 1, n, k, 64, false);
+    let a = Planes::random(&mut values, 4, 5, k, 64, false);
+    let b = Planes::random(&mut values, 4, 5, n, 64, false);
+    let (tiles, int8) = (PlaneTiles::new(&dense.packed()).expect("a layout"), Int8Weights::quantize(&w, n, k));
+    let base = Term { matrix: Matrix::Int8(&int8), rows: 0..m };
+    let first = Term { matrix: Matrix::Planes(&tiles), rows: 0..4 };
+    let second = Term { matrix: Matrix::LowRank(a.packed(), b.packed()), rows: 3..9 };
+    let run = |rows: std::ops::Range<usize>, terms: Vec<Term>| {
+        let mut y = vec![0.0; rows.len() * n];
+        project(
+            &Activations::rounded(&x[rows.start * k..rows.end * k], k),
+            &mut [Product { terms, y: &mut y, add: false }],
+        );
+        y
+    };
+    let together = run(0..m, vec![base.clone(), first.clone(), second.clone()]);
+    for row in 0..m {
+        let here = |term: &Term| term.rows.contains(&row);
+        let terms = [&base, &first, &second].into_iter().filter(|t| here(t));
+        let terms = terms.map(|t| Term { rows: 0..1, ..t.clone() }).collect();
+        assert_eq!(run(row..row + 1, terms), together[row * n..(row + 1) * n], "row {row}");
     }
 }
 
@@ -206,7 +267,7 @@ fn plane_tiles_multiply_as_the_packed_matrix_does() {
     let mut values = Values(29);
     for (m, rows, cols) in SHAPES {
         for (bits, group) in [(1, 64), (1, 128), (1, cols), (2, 64), (2, cols), (4, 64), (4, 192)] {
-            let d = Matrix::random(&mut values, bits, rows, cols, group, false);
+            let d = Planes::random(&mut values, bits, rows, cols, group, false);
             let tiles = PlaneTiles::new(&d.packed()).expect("a layout for this group");
             let exact = d.expanded();
             for (row, want) in exact.chunks(cols).enumerate() {
@@ -217,12 +278,14 @@ fn plane_tiles_multiply_as_the_packed_matrix_does() {
             let (x, y) = (values.vec(m * cols), values.vec(m * rows));
             let want = product(&rounded_inputs(&x, cols), &exact, &y, cols);
             let what = format!("tiles of {bits} bits, group {group}, ({m}, {rows}, {cols})");
-            check(&what, &x, cols, &y, rows, &want, |isa, x, y| add_planes_on(isa, x, &tiles, y));
+            check(&what, &x, cols, &y, rows, &want, |isa, x, y| {
+                multiply(isa, x, cols, true, Matrix::Planes(&tiles), y, true);
+            });
         }
     }
     let no_layout = [(3, 64, false), (1, 32, false), (1, 100, false), (1, 64, true)];
     for (bits, group, offset) in no_layout {
-        let d = Matrix::random(&mut values, bits, 5, 130, group, offset);
+        let d = Planes::random(&mut values, bits, 5, 130, group, offset);
         assert_eq!(PlaneTiles::new(&d.packed()), None, "{bits} bits, group {group}, offsets: {offset}");
     }
 }
@@ -232,61 +295,101 @@ fn a_product_split_over_threads_has_the_same_bits() {
     let mut values = Values(13);
     let (m, n, k) = (5, 513, 320);
     let (x, w) = (values.vec(m * k), values.vec(n * k));
-    let d = Matrix::random(&mut values, 1, n, k, 64, false);
+    let d = Planes::random(&mut values, 1, n, k, 64, false);
+    let (int8, tiles) = (Int8Weights::quantize(&w, n, k), PlaneTiles::new(&d.packed()).expect("a layout"));
     let run = |threads| {
-        let mut y = vec![0.0; m * n];
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| {
-            bitdelta_kernels::matmul(&x, &Weights { elements: Elements::F32(&w), rows: n, cols: k }, &mut y, false);
-            packed::add_product(&x, &d.packed(), &mut y);
-            packed::add_transposed(&y.clone(), &d.packed(), &mut y[..m * k]);
+        let (mut floats, mut integers) = (vec![0.0; m * n], vec![0.0; m * n]);
+        let rows = 0..m;
+        let term = |matrix| Term { matrix, rows: rows.clone() };
+        let weights = Weights { elements: Elements::F32(&w), rows: n, cols: k };
+        Team::new(threads).expect("threads").install(|| {
+            let terms = vec![term(Matrix::Floats(weights)), term(Matrix::Packed(d.packed()))];
+            project(&Activations::exact(&x, k), &mut [Product { terms, y: &mut floats, add: false }]);
+            let terms = vec![term(Matrix::Int8(&int8)), term(Matrix::Planes(&tiles))];
+            project(&Activations::rounded(&x, k), &mut [Product { terms, y: &mut integers, add: false }]);
         });
-        y
+        (floats, integers)
     };
     assert_eq!(run(1), run(3));
 }
 
+/// Pages of keys (head_dim, PAGE) and values (PAGE, head_dim) of one kind.
 struct Pages {
-    keys: Vec<f32>,
-    values: Vec<f32>,
-    width: usize,
+    kind: u8,
+    size: usize,
+    floats: [Vec<f32>; 2],
+    halves: [Vec<u16>; 2],
+    bytes: [Vec<i8>; 2],
+    scales: [Vec<[f32; PAGE]>; 2],
+}
+
+impl Pages {
+    fn elements(&self, which: usize, index: usize) -> KvElements<'_> {
+        let at = index * self.size..(index + 1) * self.size;
+        match self.kind {
+            0 => KvElements::F32(&self.floats[which][at]),
+            1 => KvElements::Bf16(&self.halves[which][at]),
+            _ => KvElements::Int8(&self.bytes[which][at], &self.scales[which][index]),
+        }
+    }
+
+    /// Element i of position j.
+    fn exact(&self, which: usize, head_dim: usize, j: usize, i: usize) -> f64 {
+        let (page, j) = (j / PAGE, j % PAGE);
+        let at = page * self.size + if which == 0 { i * PAGE + j } else { j * head_dim + i };
+        f64::from(match self.kind {
+            0 => self.floats[which][at],
+            1 => bf16::from_bits(self.halves[which][at]).to_f32(),
+            _ => f32::from(self.bytes[which][at]) * self.scales[which][page][j],
+        })
+    }
 }
 
 impl KvPages for Pages {
-    fn page(&self, index: usize) -> (&[f32], &[f32]) {
-        (&self.keys[index * self.width..], &self.values[index * self.width..])
+    fn page(&self, index: usize) -> (KvElements<'_>, KvElements<'_>) {
+        (self.elements(0, index), self.elements(1, index))
     }
 }
 
 #[test]
 fn attention_is_the_softmax_weighted_mean_of_the_values() {
     let mut values = Values(17);
-    for (head_dim, page_size, positions) in [(16usize, 4usize, 1usize), (64, 64, 64), (20, 16, 65), (128, 64, 150)] {
+    for (head_dim, heads, positions) in
+        [(16usize, 1usize, 1usize), (64, 3, 32), (20, 5, 33), (128, 4, 150), (64, 2, 64)]
+    {
         let scale = 3.0 / (head_dim as f32).sqrt();
-        let q = values.vec(head_dim);
-        let size = positions.next_multiple_of(page_size) * head_dim;
-        let pages = Pages { keys: values.vec(size), values: values.vec(size), width: page_size * head_dim };
-
-        let dots: Vec<f64> = (0..positions)
-            .map(|j| pages.keys[j * head_dim..].iter().zip(&q).map(|(k, q)| f64::from(*k) * f64::from(*q)).sum::<f64>())
-            .collect();
-        let greatest = dots.iter().copied().fold(f64::MIN, f64::max);
-        let weights: Vec<f64> = dots.iter().map(|d| ((d - greatest) * f64::from(scale)).exp()).collect();
-        let total: f64 = weights.iter().sum();
-        let value = |j: usize, i: usize| f64::from(pages.values[j * head_dim + i]);
-        let want: Vec<(f64, f64)> = (0..head_dim)
-            .map(|i| ((0..positions).map(|j| weights[j] * value(j, i)).sum::<f64>() / total, 1.0))
-            .collect();
-
-        let run = |isa| {
-            let mut out = vec![0.0; head_dim];
-            attend_on(isa, &q, &pages, page_size, positions, scale, &mut out);
-            out
-        };
-        let reference = run(Isa::Scalar);
-        assert_close(&reference, &want, &format!("attention over {positions} positions of {head_dim}"));
-        for isa in Isa::available() {
-            assert_eq!(run(isa), reference, "attention on {isa:?} has the bits of the scalar reference");
+        let q = values.vec(heads * head_dim);
+        let (count, size) = (positions.div_ceil(PAGE), PAGE * head_dim);
+        let floats = [values.vec(count * size), values.vec(count * size)];
+        let halves = floats.each_ref().map(|v| v.iter().map(|v| bf16::from_f32(*v).to_bits()).collect());
+        let bytes = floats.each_ref().map(|v| v.iter().map(|v| (v * 127.0) as i8).collect());
+        let scales = [(); 2].map(|()| (0..count).map(|_| [(); PAGE].map(|()| values.next() / 100.0)).collect());
+        let mut pages = Pages { kind: 0, size, floats, halves, bytes, scales };
+        for kind in 0..3 {
+            pages.kind = kind;
+            let mut want = Vec::new();
+            for q in q.chunks(head_dim) {
+                let dot = |j| (0..head_dim).map(|i| f64::from(q[i]) * pages.exact(0, head_dim, j, i)).sum::<f64>();
+                let dots: Vec<f64> = (0..positions).map(dot).collect();
+                let greatest = dots.iter().copied().fold(f64::MIN, f64::max);
+                let weights: Vec<f64> = dots.iter().map(|d| ((d - greatest) * f64::from(scale)).exp()).collect();
+                let total: f64 = weights.iter().sum();
+                let sum = |i| (0..positions).map(|j| weights[j] * pages.exact(1, head_dim, j, i)).sum::<f64>();
+                want.extend((0..head_dim).map(|i| (sum(i) / total, 1.0)));
+            }
+            let run = |isa, q: &[f32]| {
+                let mut out = vec![0.0; q.len()];
+                attend_on(isa, q, &pages, head_dim, positions, scale, &mut out);
+                out
+            };
+            let what = format!("attention of {heads} heads over {positions} positions of {head_dim}, kind {kind}");
+            let reference = run(Isa::Scalar, &q);
+            assert_close(&reference, &want, &what);
+            for isa in Isa::available() {
+                assert_eq!(run(isa, &q), reference, "{what} on {isa:?} has the bits of the scalar reference");
+                let alone: Vec<f32> = q.chunks(head_dim).flat_map(|q| run(isa, q)).collect();
+                assert_eq!(alone, reference, "{what} on {isa:?}: each head alone");
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Opening a base for a command: which model, on which device, with a progress bar while it loads.
 use crate::{Context, Error, commands::progress::Bar};
-use bitdelta_engine::{BaseDtype, Model, ModelOptions};
+use bitdelta_engine::{BaseDtype, KvDtype, Model, ModelOptions};
 use bitdelta_model::Base;
 use std::sync::Arc;
 
@@ -17,6 +17,10 @@ pub struct BaseArgs {
     /// bytes, and faster; activations are rounded too)
     #[arg(long, value_name = "TYPE", default_value = "auto")]
     pub base_dtype: Dtype,
+    /// How keys and values of running requests are kept; f32 is exact
+    #[arg(long, value_name = "TYPE", default_value = "f32")]
+    pub kv_dtype: KvType,
+
     /// Threads that compute; 0 is one per core
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
@@ -46,7 +50,33 @@ impl From<Dtype> for BaseDtype {
     }
 }
 
+/// The values of `--kv-dtype`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum KvType {
+    /// 32-bit floats.
+    F32,
+    /// bfloat16: half the memory.
+    Bf16,
+    /// Blocks of int8: a quarter.
+    Int8,
+}
+
+impl From<KvType> for KvDtype {
+    fn from(dtype: KvType) -> Self {
+        match dtype {
+            KvType::F32 => Self::F32,
+            KvType::Bf16 => Self::Bf16,
+            KvType::Int8 => Self::Int8,
+        }
+    }
+}
+
 impl BaseArgs {
+    /// How the base is to be loaded.
+    pub fn options(&self) -> ModelOptions {
+        ModelOptions { threads: self.threads, base_dtype: self.base_dtype.into(), kv_dtype: self.kv_dtype.into() }
+    }
+
     /// The model's name or path, after checking the device. Opens nothing.
     ///
     /// # Errors
@@ -72,8 +102,7 @@ impl BaseArgs {
         let doing = || format!("loading the base model {name}");
         Bar::new().during(&doing(), || {
             let base = Base::open(name).context(doing())?;
-            let options = ModelOptions { threads: self.threads, base_dtype: self.base_dtype.into() };
-            Model::load(Arc::new(base), options).map(Arc::new).context(doing())
+            Model::load(Arc::new(base), self.options()).map(Arc::new).context(doing())
         })
     }
 }

@@ -18,7 +18,10 @@ pub fn model() -> Arc<Model> {
 
 pub fn model_in(base_dtype: BaseDtype) -> Arc<Model> {
     let base = Base::open(golden("tiny-llama").to_str().expect("a plain path")).expect("the base opens");
-    Arc::new(Model::load(Arc::new(base), ModelOptions { threads: 2, base_dtype }).expect("the base loads"))
+    Arc::new(
+        Model::load(Arc::new(base), ModelOptions { threads: 2, base_dtype, ..ModelOptions::default() })
+            .expect("the base loads"),
+    )
 }
 
 /// A variant of signs that depend on `seed`, strong enough to change every answer.

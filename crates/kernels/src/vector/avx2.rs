@@ -106,6 +106,25 @@ unsafe impl Vector for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self {
+        // SAFETY: see the impl.
+        unsafe {
+            let bytes = _mm_loadu_si128(from.cast());
+            let high = _mm_srli_si128::<8>(bytes);
+            Self(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(high)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_i8(self, to: *mut i8) {
+        // SAFETY: see the impl. Packing works in halves of a register: 0 and 2 are the first and second eight.
+        unsafe {
+            let words = _mm256_packs_epi32(_mm256_cvtps_epi32(self.0), _mm256_cvtps_epi32(self.1));
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
+            let (low, high) = (_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            _mm_storeu_si128(to.cast(), _mm_packs_epi16(low, high));
+        }
+    }
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: see the impl.
         unsafe {
@@ -146,6 +165,14 @@ unsafe impl Vector for Avx2 {
     unsafe fn fma(self, a: Self, b: Self) -> Self {
         // SAFETY: see the impl.
         unsafe { Self(_mm256_fmadd_ps(a.0, b.0, self.0), _mm256_fmadd_ps(a.1, b.1, self.1)) }
+    }
+    #[inline(always)]
+    unsafe fn abs(self) -> Self {
+        // SAFETY: see the impl.
+        unsafe {
+            let sign = _mm256_set1_ps(-0.0);
+            Self(_mm256_andnot_ps(sign, self.0), _mm256_andnot_ps(sign, self.1))
+        }
     }
     #[inline(always)]
     unsafe fn max(self, other: Self) -> Self {

@@ -17,6 +17,8 @@ pub unsafe trait Int8Vector: Copy {
     type Floats: Vector;
     /// Sixteen times four codes.
     type Codes: Copy;
+    /// 64 inputs.
+    type Inputs: Copy;
 
     /// Sums to which [`Self::add_dots`] of a whole block adds up Σ w · x, where `offset` is −zero · Σ x.
     unsafe fn begin(offset: i32) -> Self;
@@ -28,6 +30,14 @@ pub unsafe trait Int8Vector: Copy {
     unsafe fn add_dots(self, codes: Self::Codes, x: i32) -> Self;
     /// Sum by sum.
     unsafe fn add(self, other: Self) -> Self;
+    /// 64 neighbouring inputs of one row.
+    unsafe fn load_inputs(from: *const i8) -> Self::Inputs;
+    /// Sums to which one [`Self::add_neighbours`] adds up Σ w · x.
+    unsafe fn begin_neighbours(zero: i32, x: Self::Inputs) -> Self;
+    /// Adds the products of codes 4j .. 4j + 4 with inputs 4j .. 4j + 4 to sum j.
+    unsafe fn add_neighbours(self, codes: Self::Codes, x: Self::Inputs) -> Self;
+    /// w of each of 64 codes, which have this zero.
+    unsafe fn codes_to_floats(codes: Self::Codes, zero: i32) -> [Self::Floats; 4];
     /// The sums as floats.
     unsafe fn to_floats(self) -> Self::Floats;
 }
@@ -40,6 +50,7 @@ pub struct Scalar([i32; 16]);
 unsafe impl Int8Vector for Scalar {
     type Floats = super::scalar::Scalar;
     type Codes = [u8; 64];
+    type Inputs = [i8; 64];
 
     unsafe fn begin(offset: i32) -> Self {
         Self([offset; 16])
@@ -57,6 +68,22 @@ unsafe impl Int8Vector for Scalar {
     }
     unsafe fn add(self, other: Self) -> Self {
         Self(std::array::from_fn(|o| self.0[o] + other.0[o]))
+    }
+    unsafe fn load_inputs(from: *const i8) -> [i8; 64] {
+        // SAFETY: the caller promises 64 readable inputs.
+        unsafe { from.cast::<[i8; 64]>().read() }
+    }
+    unsafe fn begin_neighbours(zero: i32, x: [i8; 64]) -> Self {
+        Self(std::array::from_fn(|j| -zero * x[4 * j..4 * j + 4].iter().map(|x| i32::from(*x)).sum::<i32>()))
+    }
+    unsafe fn add_neighbours(self, codes: [u8; 64], x: [i8; 64]) -> Self {
+        let dot = |j: usize| (4 * j..4 * j + 4).map(|i| i32::from(codes[i]) * i32::from(x[i])).sum::<i32>();
+        Self(std::array::from_fn(|j| self.0[j] + dot(j)))
+    }
+    unsafe fn codes_to_floats(codes: [u8; 64], zero: i32) -> [Self::Floats; 4] {
+        let values = codes.map(|code| (i32::from(code) - zero) as f32);
+        // SAFETY: 16 readable floats each.
+        std::array::from_fn(|part| unsafe { Self::Floats::load(values[16 * part..].as_ptr()) })
     }
     unsafe fn to_floats(self) -> Self::Floats {
         let floats = self.0.map(|sum| sum as f32);
@@ -103,10 +130,20 @@ mod x86 {
         }
     }
 
+    #[inline(always)]
+    unsafe fn sixteen_floats(bytes: __m128i) -> avx2::Avx2 {
+        // SAFETY: AVX2, the caller's promise.
+        unsafe {
+            let (low, high) = (_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(bytes)));
+            avx2::Avx2::of(_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high))
+        }
+    }
+
     // SAFETY: only AVX2, which `Isa::Avx2` asks the CPU for; reads exactly 64 codes.
     unsafe impl Int8Vector for Avx2 {
         type Floats = avx2::Avx2;
         type Codes = (__m256i, __m256i);
+        type Inputs = (__m256i, __m256i);
 
         #[inline(always)]
         unsafe fn begin(_: i32) -> Self {
@@ -150,6 +187,33 @@ mod x86 {
             unsafe { Self(_mm256_add_epi32(self.0, other.0), _mm256_add_epi32(self.1, other.1)) }
         }
         #[inline(always)]
+        unsafe fn load_inputs(from: *const i8) -> (__m256i, __m256i) {
+            // SAFETY: see the impl.
+            unsafe { (_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(32).cast())) }
+        }
+        #[inline(always)]
+        unsafe fn begin_neighbours(_: i32, _: (__m256i, __m256i)) -> Self {
+            // SAFETY: see the impl.
+            unsafe { Self(_mm256_setzero_si256(), _mm256_setzero_si256()) }
+        }
+        #[inline(always)]
+        unsafe fn add_neighbours(self, codes: (__m256i, __m256i), x: (__m256i, __m256i)) -> Self {
+            // SAFETY: see the impl.
+            unsafe { Self(_mm256_add_epi32(self.0, dots(codes.0, x.0)), _mm256_add_epi32(self.1, dots(codes.1, x.1))) }
+        }
+        #[inline(always)]
+        unsafe fn codes_to_floats(codes: (__m256i, __m256i), _: i32) -> [avx2::Avx2; 4] {
+            // SAFETY: see the impl. The codes are signed here already.
+            unsafe {
+                [
+                    sixteen_floats(_mm256_castsi256_si128(codes.0)),
+                    sixteen_floats(_mm256_extracti128_si256::<1>(codes.0)),
+                    sixteen_floats(_mm256_castsi256_si128(codes.1)),
+                    sixteen_floats(_mm256_extracti128_si256::<1>(codes.1)),
+                ]
+            }
+        }
+        #[inline(always)]
         unsafe fn to_floats(self) -> avx2::Avx2 {
             // SAFETY: see the impl.
             unsafe { avx2::Avx2::of(_mm256_cvtepi32_ps(self.0), _mm256_cvtepi32_ps(self.1)) }
@@ -169,6 +233,41 @@ mod x86 {
         }
     }
 
+    /// w of each of 64 codes.
+    #[inline(always)]
+    unsafe fn codes_to_floats(codes: __m512i, zero: i32) -> [avx512::Avx512; 4] {
+        // SAFETY: AVX-512 BW, the caller's promise.
+        unsafe {
+            let w = _mm512_sub_epi8(codes, _mm512_set1_epi8(zero as i8));
+            [
+                sixteen_floats_512(_mm512_castsi512_si128(w)),
+                sixteen_floats_512(_mm512_extracti32x4_epi32::<1>(w)),
+                sixteen_floats_512(_mm512_extracti32x4_epi32::<2>(w)),
+                sixteen_floats_512(_mm512_extracti32x4_epi32::<3>(w)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn sixteen_floats_512(bytes: __m128i) -> avx512::Avx512 {
+        // SAFETY: AVX-512 F, the caller's promise.
+        avx512::Avx512::of(unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)) })
+    }
+
+    /// Σ w · x of four bytes in each i32, without the instruction for it: even and odd bytes of both sides are widened
+    /// to 16 bits; a product of two and the sum of a pair fit in 32.
+    #[inline(always)]
+    unsafe fn dots_512(codes: __m512i, x: __m512i) -> __m512i {
+        // SAFETY: AVX-512 BW, the caller's promise.
+        unsafe {
+            let even = _mm512_and_si512(codes, _mm512_set1_epi16(0xff));
+            let odd = _mm512_srli_epi16::<8>(codes);
+            let x_even = _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(x));
+            let x_odd = _mm512_srai_epi16::<8>(x);
+            _mm512_add_epi32(_mm512_madd_epi16(even, x_even), _mm512_madd_epi16(odd, x_odd))
+        }
+    }
+
     /// One register, without the instruction for it: AVX2's way, twice as wide.
     #[derive(Debug, Clone, Copy)]
     pub struct Avx512(__m512i);
@@ -177,6 +276,7 @@ mod x86 {
     unsafe impl Int8Vector for Avx512 {
         type Floats = avx512::Avx512;
         type Codes = __m512i;
+        type Inputs = __m512i;
 
         #[inline(always)]
         unsafe fn begin(offset: i32) -> Self {
@@ -195,22 +295,36 @@ mod x86 {
         }
         #[inline(always)]
         unsafe fn add_dots(self, codes: __m512i, x: i32) -> Self {
-            // SAFETY: see the impl. Even and odd bytes of both sides are widened to 16 bits; a product of two and the
-            // sum of a pair fit in 32.
-            unsafe {
-                let x = _mm512_set1_epi32(x);
-                let even = _mm512_and_si512(codes, _mm512_set1_epi16(0xff));
-                let odd = _mm512_srli_epi16::<8>(codes);
-                let x_even = _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(x));
-                let x_odd = _mm512_srai_epi16::<8>(x);
-                let sums = _mm512_add_epi32(_mm512_madd_epi16(even, x_even), _mm512_madd_epi16(odd, x_odd));
-                Self(_mm512_add_epi32(self.0, sums))
-            }
+            // SAFETY: see the impl.
+            Self(unsafe { _mm512_add_epi32(self.0, dots_512(codes, _mm512_set1_epi32(x))) })
         }
         #[inline(always)]
         unsafe fn add(self, other: Self) -> Self {
             // SAFETY: see the impl.
             Self(unsafe { _mm512_add_epi32(self.0, other.0) })
+        }
+        #[inline(always)]
+        unsafe fn load_inputs(from: *const i8) -> __m512i {
+            // SAFETY: see the impl.
+            unsafe { _mm512_loadu_si512(from.cast()) }
+        }
+        #[inline(always)]
+        unsafe fn begin_neighbours(zero: i32, x: __m512i) -> Self {
+            // SAFETY: see the impl.
+            unsafe {
+                let zeros = _mm512_set1_epi8(zero as i8);
+                Self(_mm512_sub_epi32(_mm512_setzero_si512(), dots_512(zeros, x)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn add_neighbours(self, codes: __m512i, x: __m512i) -> Self {
+            // SAFETY: see the impl.
+            Self(unsafe { _mm512_add_epi32(self.0, dots_512(codes, x)) })
+        }
+        #[inline(always)]
+        unsafe fn codes_to_floats(codes: __m512i, zero: i32) -> [avx512::Avx512; 4] {
+            // SAFETY: see the impl.
+            unsafe { codes_to_floats(codes, zero) }
         }
         #[inline(always)]
         unsafe fn to_floats(self) -> avx512::Avx512 {
@@ -227,6 +341,7 @@ mod x86 {
     unsafe impl Int8Vector for Avx512Vnni {
         type Floats = avx512::Avx512;
         type Codes = __m512i;
+        type Inputs = __m512i;
 
         #[inline(always)]
         unsafe fn begin(offset: i32) -> Self {
@@ -252,6 +367,29 @@ mod x86 {
         unsafe fn add(self, other: Self) -> Self {
             // SAFETY: see the impl.
             Self(unsafe { _mm512_add_epi32(self.0, other.0) })
+        }
+        #[inline(always)]
+        unsafe fn load_inputs(from: *const i8) -> __m512i {
+            // SAFETY: see the impl.
+            unsafe { _mm512_loadu_si512(from.cast()) }
+        }
+        #[inline(always)]
+        unsafe fn begin_neighbours(zero: i32, x: __m512i) -> Self {
+            // SAFETY: see the impl.
+            unsafe {
+                let zeros = _mm512_set1_epi8(zero as i8);
+                Self(_mm512_sub_epi32(_mm512_setzero_si512(), _mm512_dpbusd_epi32(_mm512_setzero_si512(), zeros, x)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn add_neighbours(self, codes: __m512i, x: __m512i) -> Self {
+            // SAFETY: see the impl.
+            Self(unsafe { _mm512_dpbusd_epi32(self.0, codes, x) })
+        }
+        #[inline(always)]
+        unsafe fn codes_to_floats(codes: __m512i, zero: i32) -> [avx512::Avx512; 4] {
+            // SAFETY: see the impl.
+            unsafe { codes_to_floats(codes, zero) }
         }
         #[inline(always)]
         unsafe fn to_floats(self) -> avx512::Avx512 {

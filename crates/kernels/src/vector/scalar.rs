@@ -36,6 +36,14 @@ unsafe impl Vector for Scalar {
         // SAFETY: the caller promises 16 readable values.
         Self(std::array::from_fn(|i| half::f16::from_bits(unsafe { from.add(i).read() }).to_f32_const()))
     }
+    unsafe fn load_i8(from: *const i8) -> Self {
+        // SAFETY: the caller promises 16 readable values.
+        Self(std::array::from_fn(|i| f32::from(unsafe { from.add(i).read() })))
+    }
+    unsafe fn store_i8(self, to: *mut i8) {
+        // SAFETY: the caller promises room for 16 values.
+        (0..LANES).for_each(|i| unsafe { to.add(i).write(self.0[i].round_ties_even() as i8) });
+    }
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: the caller promises room for 16 values.
         (0..LANES).for_each(|i| unsafe { to.add(i).write(self.0[i]) });
@@ -58,6 +66,9 @@ unsafe impl Vector for Scalar {
     }
     unsafe fn fma(self, a: Self, b: Self) -> Self {
         Self(std::array::from_fn(|i| a.0[i].mul_add(b.0[i], self.0[i])))
+    }
+    unsafe fn abs(self) -> Self {
+        Self(self.0.map(f32::abs))
     }
     unsafe fn max(self, other: Self) -> Self {
         self.zip(other, |a, b| if a > b { a } else { b })

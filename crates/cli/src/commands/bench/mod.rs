@@ -6,7 +6,7 @@
 mod variants;
 
 use crate::{Context, Error, commands::base::BaseArgs, commands::progress::Bar, output, sizes::format_bytes};
-use bitdelta_engine::{Engine, EngineOptions, Model, ModelOptions, Resident, Sampling};
+use bitdelta_engine::{Engine, EngineOptions, Model, Resident, Sampling};
 use bitdelta_model::Base;
 use serde::Serialize;
 use std::{sync::Arc, time::Instant};
@@ -106,8 +106,8 @@ pub fn run(args: &BenchArgs) -> Result<(), Error> {
     let mut base = Base::open(name).context(doing)?;
     // Every answer has its full length.
     base.config.eos.clear();
-    let options = ModelOptions { threads: common.base.threads, base_dtype: common.base.base_dtype.into() };
-    let model = bar.during(doing, || Model::load(Arc::new(base), options).map(Arc::new)).context(doing)?;
+    let model =
+        bar.during(doing, || Model::load(Arc::new(base), common.base.options()).map(Arc::new)).context(doing)?;
     let make = || (0..common.users.min(common.batch)).map(|user| variants::random(&model, common.kind, user)).collect();
     let users: Vec<Arc<Resident>> = bar.during("making variants", || -> Result<_, Error> { make() })?;
 

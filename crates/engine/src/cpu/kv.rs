@@ -1,0 +1,143 @@
+//! Pages of keys and values in memory.
+
+use crate::backend::{KvDtype, KvShape, PAGE, RowPlace};
+use bitdelta_kernels::{self as kernels, KvElements, KvPages, for_each_chunk};
+use half::bf16;
+
+/// Pages: page → layer → head → keys (head_dim, position), then values (position, head_dim).
+pub struct CpuKv {
+    shape: KvShape,
+    dtype: KvDtype,
+    pages: Vec<Page>,
+}
+
+/// A page's elements; empty until it is first written.
+enum Page {
+    F32(Vec<f32>),
+    Bf16(Vec<u16>),
+    Int8 {
+        codes: Vec<i8>,
+        /// layer → head → keys, then values.
+        scales: Vec<[f32; PAGE]>,
+    },
+}
+
+/// One sequence's pages at one layer and head.
+struct HeadPages<'a> {
+    kv: &'a CpuKv,
+    pages: &'a [u32],
+    /// layer · heads + head.
+    block: usize,
+}
+
+impl KvPages for HeadPages<'_> {
+    fn page(&self, index: usize) -> (KvElements<'_>, KvElements<'_>) {
+        let size = PAGE * self.kv.shape.head_dim;
+        let (keys, values) = (2 * self.block * size, (2 * self.block + 1) * size);
+        match &self.kv.pages[self.pages[index] as usize] {
+            Page::F32(e) => (KvElements::F32(&e[keys..values]), KvElements::F32(&e[values..values + size])),
+            Page::Bf16(e) => (KvElements::Bf16(&e[keys..values]), KvElements::Bf16(&e[values..values + size])),
+            Page::Int8 { codes, scales } => (
+                KvElements::Int8(&codes[keys..values], &scales[2 * self.block]),
+                KvElements::Int8(&codes[values..values + size], &scales[2 * self.block + 1]),
+            ),
+        }
+    }
+}
+
+impl CpuKv {
+    /// At most `pages` pages; memory is taken when a page is first written.
+    pub(super) fn new(shape: KvShape, dtype: KvDtype, pages: usize) -> Self {
+        let empty = || match dtype {
+            KvDtype::F32 => Page::F32(Vec::new()),
+            KvDtype::Bf16 => Page::Bf16(Vec::new()),
+            KvDtype::Int8 => Page::Int8 { codes: Vec::new(), scales: Vec::new() },
+        };
+        Self { shape, dtype, pages: (0..pages).map(|_| empty()).collect() }
+    }
+
+    /// Writes keys and values (rows, kv_heads, head_dim) of one layer at their rows' places.
+    pub(super) fn store(&mut self, layer: usize, k: &[f32], v: &[f32], rows: &[RowPlace]) {
+        let KvShape { layers, kv_heads, head_dim } = self.shape;
+        debug_assert!(self.pages.len() <= u32::MAX as usize && layer < layers, "{:?}", self.dtype);
+        let (blocks, size) = (2 * layers * kv_heads, PAGE * head_dim);
+        for (row, place) in rows.iter().enumerate() {
+            let page = &mut self.pages[place.pages[place.position / PAGE] as usize];
+            let position = place.position % PAGE;
+            for head in 0..kv_heads {
+                let from = (row * kv_heads + head) * head_dim..(row * kv_heads + head + 1) * head_dim;
+                let (k, v) = (&k[from.clone()], &v[from]);
+                let block = 2 * (layer * kv_heads + head);
+                match page {
+                    Page::F32(e) => put(e, blocks, size, block, position, (k, v), |value| value),
+                    Page::Bf16(e) => {
+                        put(e, blocks, size, block, position, (k, v), |value| bf16::from_f32(value).to_bits());
+                    }
+                    Page::Int8 { codes, scales } => {
+                        scales.resize(blocks, [0.0; PAGE]);
+                        let ((k_scale, k_inverse), (v_scale, v_inverse)) = (scale(k), scale(v));
+                        scales[block][position] = k_scale;
+                        scales[block + 1][position] = v_scale;
+                        let at = |value: f32, inverse: f32| (value * inverse).round_ties_even() as i8;
+                        put_each(codes, blocks, size, block, position, (k, v), |value, is_key| {
+                            at(value, if is_key { k_inverse } else { v_inverse })
+                        });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Each row attends to its own sequence up to its own position.
+    pub(super) fn attend(&self, layer: usize, q: &[f32], heads: usize, rows: &[RowPlace], out: &mut [f32]) {
+        let KvShape { kv_heads, head_dim, .. } = self.shape;
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        // The query heads that share keys and values lie next to each other.
+        let width = heads / kv_heads * head_dim;
+        let used = rows.len() * heads * head_dim;
+        for_each_chunk(&mut out[..used], width, |i, out| {
+            let place = rows[i / kv_heads];
+            let pages = HeadPages { kv: self, pages: place.pages, block: layer * kv_heads + i % kv_heads };
+            let q = &q[i * width..(i + 1) * width];
+            kernels::attend(q, &pages, head_dim, place.position + 1, scale, out);
+        });
+    }
+}
+
+/// An int8 block's scale and its inverse.
+fn scale(values: &[f32]) -> (f32, f32) {
+    let greatest = values.iter().fold(0f32, |greatest, value| greatest.max(value.abs()));
+    (greatest / 127.0, if greatest > 0.0 { 127.0 / greatest } else { 0.0 })
+}
+
+/// Writes one position's key and value into blocks `block` and `block + 1` of a page of `blocks` blocks of `size`.
+fn put<T: Copy + Default>(
+    page: &mut Vec<T>,
+    blocks: usize,
+    size: usize,
+    block: usize,
+    position: usize,
+    kv: (&[f32], &[f32]),
+    convert: impl Fn(f32) -> T,
+) {
+    put_each(page, blocks, size, block, position, kv, |value, _| convert(value));
+}
+
+fn put_each<T: Copy + Default>(
+    page: &mut Vec<T>,
+    blocks: usize,
+    size: usize,
+    block: usize,
+    position: usize,
+    (k, v): (&[f32], &[f32]),
+    convert: impl Fn(f32, bool) -> T,
+) {
+    page.resize(blocks * size, T::default());
+    let (keys, values) = page[block * size..(block + 2) * size].split_at_mut(size);
+    for (i, k) in k.iter().enumerate() {
+        keys[i * PAGE + position] = convert(*k, true);
+    }
+    for (to, v) in values[position * v.len()..].iter_mut().zip(v) {
+        *to = convert(*v, false);
+    }
+}

@@ -1,0 +1,92 @@
+//! The products alone, on one thread: multiply-adds and bytes a second of CPU time, from cache and from memory.
+//!
+//! `cargo bench -p bitdelta-kernels` prints a line for each product, shape and number of rows. CPU time of the thread is
+//! what counts, so that other processes on the machine disturb less.
+
+use bitdelta_kernels::{
+    Activations, Elements, Int8Weights, Isa, Matrix, Packed, PlaneTiles, Product, Term, Weights, project,
+};
+use std::{hint::black_box, time::Duration};
+
+/// Far more than a core's caches.
+const COLD_BYTES: usize = 256 << 20;
+/// Each figure takes this long.
+const LONG_ENOUGH: Duration = Duration::from_millis(300);
+
+fn main() {
+    println!("{} on one thread; GMAC/s and GB/s of weights", Isa::selected().name());
+    println!("{:<28}{:>12}{:>6}{:>10}{:>8}{:>10}{:>8}", "product", "outputs×in", "rows", "cached", "", "memory", "");
+    for (n, k) in [(576, 576), (1536, 576), (576, 1536), (9728, 2560)] {
+        let values: Vec<f32> = (0..n * k).map(|i| ((i * 7919 % 1009) as f32 - 504.0) / 504.0).collect();
+        let x: Vec<f32> = (0..256 * k).map(|i| ((i * 104_729 % 997) as f32 - 498.0) / 498.0).collect();
+        let int8 = Int8Weights::quantize(&values, n, k);
+        for m in [1, 2, 4, 8, 32, 256] {
+            let mut y = vec![0.0; m * n];
+            measure("int8", &int8, int8.bytes(), (n, k, m), |w| {
+                multiply(Activations::rounded(&x[..m * k], k), Matrix::Int8(w), &mut y);
+            });
+        }
+        for bits in [1, 2, 4] {
+            let tiles = planes(n, k, bits);
+            for m in [1, 8] {
+                let mut y = vec![0.0; m * n];
+                measure(&format!("delta {bits} bit"), &tiles, tiles.bytes(), (n, k, m), |d| {
+                    multiply(Activations::rounded(&x[..m * k], k), Matrix::Planes(d), &mut y);
+                });
+            }
+        }
+        let narrow: Vec<u16> = values.iter().map(|v| half::bf16::from_f32(*v).to_bits()).collect();
+        for m in [1, 8, 256] {
+            let mut y = vec![0.0; m * n];
+            measure("bf16", &narrow, 2 * (n * k) as u64, (n, k, m), |w| {
+                let w = Weights { elements: Elements::Bf16(w), rows: n, cols: k };
+                multiply(Activations::exact(&x[..m * k], k), Matrix::Floats(w), &mut y);
+            });
+            measure("f32", &values, 4 * (n * k) as u64, (n, k, m), |w| {
+                let w = Weights { elements: Elements::F32(w), rows: n, cols: k };
+                multiply(Activations::exact(&x[..m * k], k), Matrix::Floats(w), &mut y);
+            });
+        }
+    }
+}
+
+fn multiply(x: Activations, matrix: Matrix, y: &mut [f32]) {
+    let rows = 0..x.rows();
+    project(&x, &mut [Product { terms: vec![Term { matrix, rows }], y, add: false }]);
+}
+
+fn planes(n: usize, k: usize, bits: usize) -> PlaneTiles {
+    let words: Vec<u64> =
+        (0..n * bits * k.div_ceil(64)).map(|i| (i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect();
+    let scales = vec![half::f16::from_f32(0.01).to_bits(); n * k.div_ceil(64)];
+    let packed =
+        Packed { bits, rows: n, cols: k, group: 64, planes: &words, scales: &scales, offsets: &[], tensor_scale: 1.0 };
+    PlaneTiles::new(&packed).expect("64 inputs to a group")
+}
+
+/// Prints the speed of `run` on one matrix, which stays in cache where it fits, and on copies of it in turn.
+fn measure<W: Clone>(what: &str, w: &W, bytes: u64, (n, k, m): (usize, usize, usize), mut run: impl FnMut(&W)) {
+    let copies = vec![w.clone(); (COLD_BYTES / bytes as usize).max(2)];
+    print!("{what:<28}{:>12}{m:>6}", format!("{n}×{k}"));
+    for set in [std::slice::from_ref(w), &copies] {
+        let begun = cpu_time();
+        let (mut calls, mut took) = (0, Duration::ZERO);
+        while took < LONG_ENOUGH {
+            for w in set {
+                run(black_box(w));
+            }
+            calls += set.len();
+            took = cpu_time() - begun;
+        }
+        let each = took.as_secs_f64() / calls as f64;
+        print!("{:>10.1}{:>8.1}", (n * k * m) as f64 / each / 1e9, bytes as f64 / each / 1e9);
+    }
+    println!();
+}
+
+/// CPU time of this thread.
+fn cpu_time() -> Duration {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").expect("schedstat of this thread");
+    let nanoseconds = stat.split(' ').next().and_then(|n| n.parse().ok()).expect("nanoseconds on CPU");
+    Duration::from_nanos(nanoseconds)
+}

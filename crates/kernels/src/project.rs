@@ -1,0 +1,234 @@
+//! Projections: `Y = X · Wᵀ` of a base matrix for all rows, plus each user's own delta for that user's rows, for as many
+//! matrices as share the rows X (queries, keys and values; gate and up).
+//!
+//! Two operations for the team: first the small products that must be whole before anything else (`A · x` of each
+//! low-rank delta), then everything else, each task taking a range of outputs of one matrix. A task multiplies the base
+//! and then adds every delta to the same outputs while they are in cache.
+
+use crate::{
+    int8::{Int8Weights, run_int8},
+    isa::Isa,
+    lowrank,
+    matmul::{Weights, run_floats},
+    packed::{self, Packed},
+    parallel::{Output, for_each, threads},
+    planes::{PlaneTiles, run_planes},
+    rounded::{Activations, Rounded},
+};
+use std::ops::Range;
+
+/// Outputs of a task are a multiple of this: of a tile, and of the groups of a low-rank delta's second factor.
+const UNIT: usize = 64;
+/// Tasks for each thread: a few, so that one slow core does not hold up the others.
+const TASKS: usize = 6;
+/// Multiply-adds below which a second thread costs more than it brings.
+const WORTH_SPLITTING: usize = 1 << 16;
+/// Rows of x that one task of a first factor takes.
+const FACTOR_ROWS: usize = 16;
+
+/// Something that multiplies activations.
+#[derive(Debug, Clone, Copy)]
+pub enum Matrix<'a> {
+    /// Floats.
+    Floats(Weights<'a>),
+    /// int8 weights; the activations must be rounded.
+    Int8(&'a Int8Weights),
+    /// A dense delta in tiles; the activations must be rounded.
+    Planes(&'a PlaneTiles),
+    /// A dense delta as its file stores it.
+    Packed(Packed<'a>),
+    /// Bᵀ · A with A (rank, inputs) and B (rank, outputs).
+    LowRank(Packed<'a>, Packed<'a>),
+}
+
+impl Matrix<'_> {
+    /// (outputs, inputs).
+    fn shape(&self) -> (usize, usize) {
+        match self {
+            Self::Floats(w) => (w.rows, w.cols),
+            Self::Int8(w) => w.shape(),
+            Self::Planes(d) => d.shape(),
+            Self::Packed(d) => (d.rows, d.cols),
+            Self::LowRank(a, b) => (b.cols, a.cols),
+        }
+    }
+
+    fn check(&self, x: &Activations) {
+        match self {
+            Self::Floats(w) => w.check(),
+            Self::Int8(_) | Self::Planes(_) => assert!(x.rounded.is_some(), "rounded activations for integer products"),
+            Self::Packed(d) => d.check(),
+            Self::LowRank(a, b) => {
+                a.check();
+                b.check();
+                assert_eq!(a.rows, b.rows, "factors of one rank");
+            }
+        }
+    }
+}
+
+/// A matrix and the rows of X that it multiplies.
+#[derive(Debug, Clone)]
+pub struct Term<'a> {
+    /// The matrix.
+    pub matrix: Matrix<'a>,
+    /// The rows.
+    pub rows: Range<usize>,
+}
+
+/// A sum of terms.
+#[derive(Debug)]
+pub struct Product<'a> {
+    /// In the order in which they are added. Unless `add`, the first is of all rows, and no low-rank one.
+    pub terms: Vec<Term<'a>>,
+    /// (rows, outputs).
+    pub y: &'a mut [f32],
+    /// Whether the sum is added to what `y` holds.
+    pub add: bool,
+}
+
+/// Computes all `products` of the same activations.
+///
+/// # Panics
+/// When shapes disagree, when a term's rows are not among those of `x`, or when a matrix needs rounded activations and
+/// these are not.
+pub fn project(x: &Activations, products: &mut [Product]) {
+    project_on(Isa::selected(), x, products);
+}
+
+/// [`project`] on a given instruction set, which must be one of [`Isa::available`].
+///
+/// # Panics
+/// As [`project`].
+pub fn project_on(isa: Isa, x: &Activations, products: &mut [Product]) {
+    assert!(Isa::available().contains(&isa), "{isa:?} is not available here");
+    if x.rows == 0 {
+        return;
+    }
+    for product in &*products {
+        check(x, product);
+    }
+    let factors = first_factors(isa, x, products);
+    let mut tasks = Vec::new();
+    let total: usize = products.iter().map(|product| work(x, product)).sum();
+    let pieces = if total < WORTH_SPLITTING { 1 } else { threads() * TASKS };
+    for (index, product) in products.iter().enumerate() {
+        let outputs = product.y.len() / x.rows;
+        // Ranges of about the same work in all products.
+        let pieces = (pieces * work(x, product)).div_ceil(total.max(1)).max(1);
+        let step = outputs.div_ceil(pieces).next_multiple_of(UNIT);
+        tasks.extend((0..outputs).step_by(step).map(|first| (index, first..outputs.min(first + step))));
+    }
+    let out: Vec<Output> = products.iter_mut().map(|product| Output::new(product.y)).collect();
+    let products = &*products;
+    let each = |i: usize| {
+        let (index, range): &(usize, Range<usize>) = &tasks[i];
+        run_terms(isa, x, &products[*index], &factors[*index], range.clone(), out[*index].pointer());
+    };
+    if pieces == 1 { (0..tasks.len()).for_each(each) } else { for_each(tasks.len(), each) }
+}
+
+fn check(x: &Activations, product: &Product) {
+    let outputs = product.y.len() / x.rows;
+    assert_eq!(product.y.len(), x.rows * outputs, "outputs of {} rows", x.rows);
+    for term in &product.terms {
+        assert_eq!(term.matrix.shape(), (outputs, x.width), "the shape of a term");
+        assert!(term.rows.start <= term.rows.end && term.rows.end <= x.rows, "rows {:?} of {}", term.rows, x.rows);
+        term.matrix.check(x);
+    }
+    let begins = |term: &Term| term.rows == (0..x.rows) && !matches!(term.matrix, Matrix::LowRank(..));
+    assert!(product.add || product.terms.first().is_some_and(begins), "the first term gives every output");
+}
+
+/// Multiply-adds, those of packed deltas counted as what they take beside the base's.
+fn work(x: &Activations, product: &Product) -> usize {
+    let outputs = product.y.len() / x.rows;
+    let each = |term: &Term| match term.matrix {
+        Matrix::LowRank(_, b) => b.rows * outputs,
+        Matrix::Int8(_) => outputs * x.width / 4,
+        _ => outputs * x.width,
+    };
+    product.terms.iter().map(|term| term.rows.len() * each(term)).sum()
+}
+
+/// `A · x` of every low-rank term of every product: (rows of the term, rank).
+fn first_factors(isa: Isa, x: &Activations, products: &[Product]) -> Vec<Vec<Vec<f32>>> {
+    let size = |term: &Term| match term.matrix {
+        Matrix::LowRank(a, _) => term.rows.len() * a.rows,
+        _ => 0,
+    };
+    let mut factors: Vec<Vec<Vec<f32>>> =
+        products.iter().map(|product| product.terms.iter().map(|term| vec![0.0; size(term)]).collect()).collect();
+    let mut tasks = Vec::new();
+    for (product, factors) in products.iter().zip(&mut factors) {
+        for (term, factor) in product.terms.iter().zip(factors) {
+            let Matrix::LowRank(a, _) = term.matrix else { continue };
+            for (i, t) in factor.chunks_mut((FACTOR_ROWS * a.rows).max(1)).enumerate() {
+                let first = term.rows.start + i * FACTOR_ROWS;
+                tasks.push((a, first..term.rows.end.min(first + FACTOR_ROWS), Output::new(t)));
+            }
+        }
+    }
+    // Each is a matter of a microsecond: several to a piece, and none given away where there are few.
+    let together = if tasks.len() < 4 { tasks.len() } else { tasks.len().div_ceil(threads() * TASKS) }.max(1);
+    for_each(tasks.len().div_ceil(together), |piece| {
+        for (a, rows, t) in tasks.iter().skip(piece * together).take(together) {
+            let (y_row, y) = (rows.start, t.pointer());
+            let job = Job { x, rows: rows.clone(), outputs: a.rows, first: 0, last: a.rows, y, y_row, add: false };
+            lowrank::run_first(isa, job, a);
+        }
+    });
+    factors
+}
+
+fn run_terms(isa: Isa, x: &Activations, product: &Product, factors: &[Vec<f32>], range: Range<usize>, y: *mut f32) {
+    let mut add = product.add;
+    for (term, t) in product.terms.iter().zip(factors) {
+        let outputs = product.y.len() / x.rows;
+        let rows = term.rows.clone();
+        let job = Job { x, rows, outputs, first: range.start, last: range.end, y, y_row: 0, add };
+        match &term.matrix {
+            Matrix::Floats(w) => run_floats(isa, job, w),
+            Matrix::Int8(w) => run_int8(isa, job, w),
+            Matrix::Planes(d) => run_planes(isa, job, d),
+            Matrix::Packed(d) => packed::run_product(isa, job, d),
+            Matrix::LowRank(_, b) => lowrank::run_second(isa, job, t, b),
+        }
+        add = true;
+    }
+}
+
+/// Outputs `first..last` of some rows. Kernels get it by value, checked: the rows are among those of `x`, the outputs
+/// below `outputs`, and `y` has room for them.
+#[derive(Clone)]
+pub(crate) struct Job<'a> {
+    pub x: &'a Activations<'a>,
+    /// Rows of x.
+    pub rows: Range<usize>,
+    /// Width of y.
+    pub outputs: usize,
+    pub first: usize,
+    pub last: usize,
+    pub y: *mut f32,
+    /// The row of x whose result comes first in y.
+    pub y_row: usize,
+    /// Whether the product is added to what y holds.
+    pub add: bool,
+}
+
+impl Job<'_> {
+    /// Inputs.
+    #[inline(always)]
+    pub fn width(&self) -> usize {
+        self.x.width
+    }
+
+    /// The rounded activations, which the caller checked to be there.
+    #[inline(always)]
+    pub fn rounded(&self) -> &Rounded {
+        match &self.x.rounded {
+            Some(rounded) => rounded,
+            None => unreachable!("`check` asked for them"),
+        }
+    }
+}
