@@ -132,6 +132,8 @@ pub(crate) fn run_int8(isa: Isa, job: Job, w: &Int8Weights) {
 pub(crate) unsafe trait Tiles<V: Int8Vector>: Copy {
     /// What makes the codes unsigned, see [`crate::vector::int8`].
     const ZERO: i32;
+    /// How many quads of products a narrow sum holds; 0 where they are not narrow.
+    const NARROW: usize;
     /// 4 inputs of 16 outputs.
     unsafe fn codes(self, tile: usize, block: usize, quad: usize) -> V::Codes;
     /// Sixteen f16 scales.
@@ -143,6 +145,7 @@ pub(crate) unsafe trait Tiles<V: Int8Vector>: Copy {
 // SAFETY: `quantize` made 16 scales for every tile and block.
 unsafe impl<V: Int8Vector> Tiles<V> for &Int8Weights {
     const ZERO: i32 = 128;
+    const NARROW: usize = 0;
 
     #[inline(always)]
     unsafe fn codes(self, tile: usize, block: usize, quad: usize) -> V::Codes {
@@ -166,15 +169,19 @@ unsafe impl<V: Int8Vector> Tiles<V> for &Int8Weights {
 /// rounded.
 #[inline(always)]
 pub(crate) unsafe fn tiles<V: Int8Vector, W: Tiles<V>>(job: Job, w: W) {
-    let (mut tile, last) = (job.first / LANES, job.last.div_ceil(LANES));
-    // SAFETY: the tiles of every call lie in the range.
-    unsafe {
-        while tile + 2 <= last {
-            row_groups::<V, W, 2>(&job, w, tile);
-            tile += 2;
-        }
-        if tile < last {
-            row_groups::<V, W, 1>(&job, w, tile);
+    let (first, last) = (job.first / LANES, job.last.div_ceil(LANES));
+    for rows in job.row_blocks(1) {
+        let job = Job { rows, ..job.clone() };
+        let mut tile = first;
+        // SAFETY: the tiles of every call lie in the range.
+        unsafe {
+            while tile + 2 <= last {
+                row_groups::<V, W, 2>(&job, w, tile);
+                tile += 2;
+            }
+            if tile < last {
+                row_groups::<V, W, 1>(&job, w, tile);
+            }
         }
     }
 }
@@ -199,12 +206,17 @@ unsafe fn row_groups<V: Int8Vector, W: Tiles<V>, const T: usize>(job: &Job, w: W
             row += 2;
         }
         if row < end {
-            block_rows::<V, W, T, 1, 4>(job, w, tile, row);
+            if W::NARROW > 0 {
+                block_rows::<V, W, T, 1, 2>(job, w, tile, row);
+            } else {
+                block_rows::<V, W, T, 1, 4>(job, w, tile, row);
+            }
         }
     }
 }
 
-/// R rows against T tiles, in C sums each.
+/// R rows against T tiles, in C sums each: several where rows are few, so that one addition does not wait for the last
+/// (integers add up to the same in any order).
 ///
 /// # Safety
 /// Tiles `tile..tile + T` lie in the matrix and rows `row..row + R` in x and y.
@@ -224,27 +236,65 @@ unsafe fn block_rows<V: Int8Vector, W: Tiles<V>, const T: usize, const R: usize,
         let x_sums = rounded.sums.as_ptr().add(row * blocks);
         let mut totals = [[V::Floats::splat(0.0); R]; T];
         let factor = V::Floats::splat(w.factor());
+        // Unknown to the compiler, which would unroll the loop whole, load all masks first and spill them.
+        let quads = std::hint::black_box(W::NARROW);
         // Plain loops over the registers: closures would keep the sums in memory.
         for block in 0..blocks {
-            // Several sums where rows are few, so that one addition does not wait for the last; integers add up to the
-            // same in any order.
-            let mut sums = [[[V::begin(0); R]; T]; C];
+            let mut sums = [[V::begin(0); R]; T];
             for r in 0..R {
-                let first = V::begin(-W::ZERO * *x_sums.add(r * blocks + block));
+                let offset = -W::ZERO * *x_sums.add(r * blocks + block);
                 for t in 0..T {
-                    sums[0][t][r] = first;
+                    sums[t][r] = if W::NARROW > 0 { V::begin_narrow(offset) } else { V::begin(offset) };
                 }
             }
-            for quad in (0..BLOCK / 4).step_by(C) {
-                for c in 0..C {
-                    let mut codes = [w.codes(tile, block, quad + c); T];
-                    for t in 1..T {
-                        codes[t] = w.codes(tile + t, block, quad + c);
+            let x = x.add(block * BLOCK);
+            if W::NARROW > 0 {
+                for first in (0..BLOCK / 4).step_by(W::NARROW.max(1)) {
+                    let mut narrow = [[[V::narrow(); R]; T]; C];
+                    for quad in (first..first + quads).step_by(C) {
+                        for c in 0..C {
+                            for t in 0..T {
+                                let codes = w.codes(tile + t, block, quad + c);
+                                for r in 0..R {
+                                    let x = x.add(r * stride + (quad + c) * 4).cast::<i32>().read_unaligned();
+                                    narrow[c][t][r] = V::add_narrow(narrow[c][t][r], codes, x);
+                                }
+                            }
+                        }
                     }
-                    for r in 0..R {
-                        let x = x.add(r * stride + block * BLOCK + (quad + c) * 4).cast::<i32>().read_unaligned();
+                    for c in 0..C {
                         for t in 0..T {
-                            sums[c][t][r] = sums[c][t][r].add_dots(codes[t], x);
+                            for r in 0..R {
+                                sums[t][r] = sums[t][r].widen(narrow[c][t][r]);
+                            }
+                        }
+                    }
+                }
+            } else {
+                let mut chains = [[[V::begin(0); R]; T]; C];
+                chains[0] = sums;
+                for c in 1..C {
+                    chains[c] = [[V::begin_narrow(0); R]; T];
+                }
+                for quad in (0..BLOCK / 4).step_by(C) {
+                    for c in 0..C {
+                        let mut codes = [w.codes(tile, block, quad + c); T];
+                        for t in 1..T {
+                            codes[t] = w.codes(tile + t, block, quad + c);
+                        }
+                        for r in 0..R {
+                            let x = x.add(r * stride + (quad + c) * 4).cast::<i32>().read_unaligned();
+                            for t in 0..T {
+                                chains[c][t][r] = chains[c][t][r].add_dots(codes[t], x);
+                            }
+                        }
+                    }
+                }
+                sums = chains[0];
+                for c in 1..C {
+                    for t in 0..T {
+                        for r in 0..R {
+                            sums[t][r] = sums[t][r].add(chains[c][t][r]);
                         }
                     }
                 }
@@ -252,12 +302,8 @@ unsafe fn block_rows<V: Int8Vector, W: Tiles<V>, const T: usize, const R: usize,
             for t in 0..T {
                 let scale = V::Floats::load_f16(w.scales(tile + t, block)).mul(factor);
                 for r in 0..R {
-                    let mut sum = sums[0][t][r];
-                    for c in 1..C {
-                        sum = sum.add(sums[c][t][r]);
-                    }
                     let both = scale.mul(V::Floats::splat(*x_scales.add(r * blocks + block)));
-                    totals[t][r] = totals[t][r].fma(sum.to_floats(), both);
+                    totals[t][r] = totals[t][r].fma(sums[t][r].to_floats(), both);
                 }
             }
         }

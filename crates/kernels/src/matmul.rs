@@ -146,23 +146,26 @@ const TILE_OUTPUTS: usize = 4;
 /// The job's operands were checked and `w` holds its matrix.
 #[inline(always)]
 unsafe fn range<V: Vector, E: Element>(job: Job, w: *const E::Stored) {
-    let (width_in, rows) = (job.width(), job.rows.len());
-    let widen = !E::WIDE && rows >= 2 * V::TILE_ROWS;
-    let mut scratch = vec![0f32; if widen { TILE_OUTPUTS * width_in } else { 0 }];
-    let mut output = job.first;
-    while output < job.last {
-        let width = TILE_OUTPUTS.min(job.last - output);
-        // SAFETY: output + width ≤ n, so the rows of W lie inside it; the scratch holds `width` rows.
-        unsafe {
-            let rows = w.add(output * width_in);
-            if widen {
-                widen_rows::<V, E>(rows, width * width_in, scratch.as_mut_ptr());
-                column::<V, F32>(&job, scratch.as_ptr(), output, width);
-            } else {
-                column::<V, E>(&job, rows, output, width);
+    let k = job.width();
+    for rows in job.row_blocks(size_of::<f32>()) {
+        let job = Job { rows, ..job.clone() };
+        let widen = !E::WIDE && job.rows.len() >= 2 * V::TILE_ROWS;
+        let mut scratch = vec![0f32; if widen { TILE_OUTPUTS * k } else { 0 }];
+        let mut output = job.first;
+        while output < job.last {
+            let width = TILE_OUTPUTS.min(job.last - output);
+            // SAFETY: output + width ≤ n, so the rows of W lie inside it; the scratch holds `width` rows.
+            unsafe {
+                let rows = w.add(output * k);
+                if widen {
+                    widen_rows::<V, E>(rows, width * k, scratch.as_mut_ptr());
+                    column::<V, F32>(&job, scratch.as_ptr(), output, width);
+                } else {
+                    column::<V, E>(&job, rows, output, width);
+                }
             }
+            output += width;
         }
-        output += width;
     }
 }
 

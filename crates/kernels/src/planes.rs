@@ -37,20 +37,27 @@ impl PlaneTiles {
         d.check();
         let (tiles, blocks, groups) = (d.rows.div_ceil(LANES), d.cols.div_ceil(BLOCK), d.cols.div_ceil(d.group));
         let quads = blocks * BLOCK / 4;
-        let file_words = d.cols.div_ceil(64);
         let mut words = vec![0; tiles * quads * d.bits];
         let mut scales = vec![0; tiles * groups * LANES];
-        for row in 0..d.rows {
-            let (tile, lane) = (row / LANES, row % LANES);
+        for tile in 0..tiles {
+            let lanes = LANES.min(d.rows - tile * LANES);
             for plane in 0..d.bits {
-                let from = &d.planes[(row * d.bits + plane) * file_words..][..file_words];
-                for quad in 0..quads {
-                    let four = from[quad / 16] >> (quad % 16 * 4) & 0xf;
-                    words[(tile * quads + quad) * d.bits + plane] |= four << (4 * lane);
+                for block in 0..blocks {
+                    let mut square = [0u64; LANES];
+                    for (lane, word) in square[..lanes].iter_mut().enumerate() {
+                        *word = d.planes[((tile * LANES + lane) * d.bits + plane) * blocks + block];
+                    }
+                    transpose(&mut square);
+                    let first = (tile * quads + block * LANES) * d.bits + plane;
+                    for (quad, word) in square.into_iter().enumerate() {
+                        words[first + quad * d.bits] = word;
+                    }
                 }
             }
-            for group in 0..groups {
-                scales[(tile * groups + group) * LANES + lane] = d.scales[row * groups + group];
+            for lane in 0..lanes {
+                for group in 0..groups {
+                    scales[(tile * groups + group) * LANES + lane] = d.scales[(tile * LANES + lane) * groups + group];
+                }
             }
         }
         let blocks_per_group = d.group.div_ceil(BLOCK).min(blocks.max(1));
@@ -90,6 +97,24 @@ impl PlaneTiles {
     }
 }
 
+/// Swaps nibble i of word j with nibble j of word i: halves of the square, then quarters, and so on.
+fn transpose(square: &mut [u64; LANES]) {
+    for (distance, keep) in [
+        (8, 0x0000_0000_ffff_ffff),
+        (4, 0x0000_ffff_0000_ffff),
+        (2, 0x00ff_00ff_00ff_00ff),
+        (1, 0x0f0f_0f0f_0f0f_0f0f_u64),
+    ] {
+        for from in (0..LANES).step_by(2 * distance) {
+            for i in from..from + distance {
+                let moved = (square[i] >> (4 * distance) ^ square[i + distance]) & keep;
+                square[i + distance] ^= moved;
+                square[i] ^= moved << (4 * distance);
+            }
+        }
+    }
+}
+
 pub(crate) fn run_planes(isa: Isa, job: Job, d: &PlaneTiles) {
     match d.bits {
         1 => run_1(isa, job, Planes(d)),
@@ -117,6 +142,7 @@ fn run_4(isa: Isa, job: Job, d: Planes<4>) {
 // SAFETY: `PlaneTiles::new` made 16 scales for every tile and group, and a group for every block.
 unsafe impl<V: Int8Vector, const BITS: usize> Tiles<V> for Planes<'_, BITS> {
     const ZERO: i32 = (1 << BITS) - 1;
+    const NARROW: usize = if BITS <= 2 { BLOCK / 4 } else { 4 };
 
     #[inline(always)]
     unsafe fn codes(self, tile: usize, block: usize, quad: usize) -> V::Codes {

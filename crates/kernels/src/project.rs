@@ -23,6 +23,8 @@ const UNIT: usize = 64;
 const TASKS: usize = 6;
 /// Multiply-adds below which a second thread costs more than it brings.
 const WORTH_SPLITTING: usize = 1 << 16;
+/// Bytes of activations that stay in a core's second cache beside the weights that pass through.
+const CACHED: usize = 256 << 10;
 /// Rows of x that one task of a first factor takes.
 const FACTOR_ROWS: usize = 16;
 
@@ -221,6 +223,15 @@ impl Job<'_> {
     #[inline(always)]
     pub fn width(&self) -> usize {
         self.x.width
+    }
+
+    /// The rows in blocks that stay in a core's cache while all of the job's outputs are computed, at `bytes` a value.
+    #[inline(always)]
+    pub fn row_blocks(&self, bytes: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+        // Whole tiles of rows.
+        let together = (CACHED / (bytes * self.width())).next_multiple_of(8).max(8);
+        let (start, end) = (self.rows.start, self.rows.end);
+        (start..end).step_by(together).map(move |row| row..end.min(row + together))
     }
 
     /// The rounded activations, which the caller checked to be there.

@@ -1,8 +1,11 @@
 //! Sixteen i32 sums of products of four bytes: what the int8 product is written in.
 //!
-//! Codes are bytes c = w + zero, where zero makes them unsigned: what an implementation adds up is either Σ c · x, begun
-//! at −zero · Σ x, or Σ w · x, begun at 0. All give the same integers: nothing saturates, because int8 codes lie in
-//! 1..=255 (zero 128), doubled plane codes in 0..=30 (zero 1 to 15), and activations in −127..=127.
+//! Codes are bytes c = w + zero, where zero makes them unsigned: what is added up is Σ c · x, begun at −zero · Σ x; for
+//! int8 an implementation may also add up Σ w · x, begun at 0. All give the same integers: nothing saturates, because
+//! int8 codes lie in 1..=255 (zero 128), doubled plane codes in 0..=30 (zero 1 to 15), and activations in −127..=127.
+//!
+//! Plane codes are so small that their products may be added in 16 bits for a while (2 · 2 · 127 a pair at one bit),
+//! where that is what the instruction set is good at: *narrow* sums.
 
 use super::Vector;
 
@@ -22,17 +25,27 @@ pub unsafe trait Int8Vector: Copy {
 
     /// Sums to which [`Self::add_dots`] of a whole block adds up Σ w · x, where `offset` is −zero · Σ x.
     unsafe fn begin(offset: i32) -> Self;
+    /// What products of plane codes are added in.
+    type Narrow: Copy;
+    /// The offset itself, for codes of planes.
+    unsafe fn begin_narrow(offset: i32) -> Self;
+    /// 0.
+    unsafe fn narrow() -> Self::Narrow;
+    /// Like [`Self::add_dots`], for codes of planes.
+    unsafe fn add_narrow(narrow: Self::Narrow, codes: Self::Codes, x: i32) -> Self::Narrow;
+    /// Adds narrow sums.
+    unsafe fn widen(self, narrow: Self::Narrow) -> Self;
     /// 64 codes with zero 128.
     unsafe fn load_codes(from: *const u8) -> Self::Codes;
     /// 64 codes with zero 2^BITS − 1 from bit planes: bit j of plane p adds 2 · 2^p to code j.
     unsafe fn load_planes<const BITS: usize>(planes: [u64; BITS]) -> Self::Codes;
-    /// Adds the products of output o's four codes with x, which holds four i8, to sum o.
+    /// Adds the products of output o's four int8 codes with x, which holds four i8, to sum o.
     unsafe fn add_dots(self, codes: Self::Codes, x: i32) -> Self;
     /// Sum by sum.
     unsafe fn add(self, other: Self) -> Self;
     /// 64 neighbouring inputs of one row.
     unsafe fn load_inputs(from: *const i8) -> Self::Inputs;
-    /// Sums to which one [`Self::add_neighbours`] adds up Σ w · x.
+    /// Sums to which one [`Self::add_neighbours`] adds up Σ w · x, for codes of planes.
     unsafe fn begin_neighbours(zero: i32, x: Self::Inputs) -> Self;
     /// Adds the products of codes 4j .. 4j + 4 with inputs 4j .. 4j + 4 to sum j.
     unsafe fn add_neighbours(self, codes: Self::Codes, x: Self::Inputs) -> Self;
@@ -51,7 +64,22 @@ unsafe impl Int8Vector for Scalar {
     type Floats = super::scalar::Scalar;
     type Codes = [u8; 64];
     type Inputs = [i8; 64];
+    type Narrow = Self;
 
+    unsafe fn begin_narrow(offset: i32) -> Self {
+        Self([offset; 16])
+    }
+    unsafe fn narrow() -> Self {
+        Self([0; 16])
+    }
+    unsafe fn add_narrow(narrow: Self, codes: [u8; 64], x: i32) -> Self {
+        // SAFETY: needs no CPU feature.
+        unsafe { narrow.add_dots(codes, x) }
+    }
+    unsafe fn widen(self, narrow: Self) -> Self {
+        // SAFETY: needs no CPU feature.
+        unsafe { self.add(narrow) }
+    }
     unsafe fn begin(offset: i32) -> Self {
         Self([offset; 16])
     }
@@ -110,10 +138,14 @@ mod x86 {
     #[inline(always)]
     unsafe fn dots(w: __m256i, x: __m256i) -> __m256i {
         // SAFETY: AVX2, the caller's promise.
-        unsafe {
-            let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
-            _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
-        }
+        unsafe { pairs(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))) }
+    }
+
+    /// The sum of each two 16-bit values.
+    #[inline(always)]
+    unsafe fn pairs(sums: __m256i) -> __m256i {
+        // SAFETY: AVX2, the caller's promise.
+        unsafe { _mm256_madd_epi16(sums, _mm256_set1_epi16(1)) }
     }
 
     /// 0 or −1 in each byte, by the bits of `bits`.
@@ -144,6 +176,34 @@ mod x86 {
         type Floats = avx2::Avx2;
         type Codes = (__m256i, __m256i);
         type Inputs = (__m256i, __m256i);
+        type Narrow = (__m256i, __m256i);
+
+        #[inline(always)]
+        unsafe fn begin_narrow(offset: i32) -> Self {
+            // SAFETY: see the impl.
+            unsafe { Self(_mm256_set1_epi32(offset), _mm256_set1_epi32(offset)) }
+        }
+        #[inline(always)]
+        unsafe fn narrow() -> (__m256i, __m256i) {
+            // SAFETY: see the impl.
+            unsafe { (_mm256_setzero_si256(), _mm256_setzero_si256()) }
+        }
+        #[inline(always)]
+        unsafe fn add_narrow(narrow: (__m256i, __m256i), codes: (__m256i, __m256i), x: i32) -> (__m256i, __m256i) {
+            // SAFETY: see the impl.
+            unsafe {
+                let x = _mm256_set1_epi32(x);
+                (
+                    _mm256_add_epi16(narrow.0, _mm256_maddubs_epi16(codes.0, x)),
+                    _mm256_add_epi16(narrow.1, _mm256_maddubs_epi16(codes.1, x)),
+                )
+            }
+        }
+        #[inline(always)]
+        unsafe fn widen(self, narrow: (__m256i, __m256i)) -> Self {
+            // SAFETY: see the impl.
+            unsafe { Self(_mm256_add_epi32(self.0, pairs(narrow.0)), _mm256_add_epi32(self.1, pairs(narrow.1))) }
+        }
 
         #[inline(always)]
         unsafe fn begin(_: i32) -> Self {
@@ -161,10 +221,9 @@ mod x86 {
         }
         #[inline(always)]
         unsafe fn load_planes<const BITS: usize>(planes: [u64; BITS]) -> (__m256i, __m256i) {
-            // SAFETY: see the impl. w starts at −(2^BITS − 1) and each set bit adds 2 · 2^p.
+            // SAFETY: see the impl. Each set bit adds 2 · 2^p.
             unsafe {
-                let least = _mm256_set1_epi8(1 - (1 << BITS));
-                let (mut low, mut high) = (least, least);
+                let (mut low, mut high) = (_mm256_setzero_si256(), _mm256_setzero_si256());
                 for (p, plane) in planes.into_iter().enumerate() {
                     let step = _mm256_set1_epi8(2 << p);
                     low = _mm256_add_epi8(low, _mm256_and_si256(byte_masks(plane as u32), step));
@@ -192,24 +251,30 @@ mod x86 {
             unsafe { (_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(32).cast())) }
         }
         #[inline(always)]
-        unsafe fn begin_neighbours(_: i32, _: (__m256i, __m256i)) -> Self {
+        unsafe fn begin_neighbours(zero: i32, x: (__m256i, __m256i)) -> Self {
             // SAFETY: see the impl.
-            unsafe { Self(_mm256_setzero_si256(), _mm256_setzero_si256()) }
+            unsafe {
+                let (zeros, none) = (_mm256_set1_epi8(zero as i8), _mm256_setzero_si256());
+                let sum = |x| _mm256_sub_epi32(none, pairs(_mm256_maddubs_epi16(zeros, x)));
+                Self(sum(x.0), sum(x.1))
+            }
         }
         #[inline(always)]
         unsafe fn add_neighbours(self, codes: (__m256i, __m256i), x: (__m256i, __m256i)) -> Self {
             // SAFETY: see the impl.
-            unsafe { Self(_mm256_add_epi32(self.0, dots(codes.0, x.0)), _mm256_add_epi32(self.1, dots(codes.1, x.1))) }
+            unsafe { self.widen((_mm256_maddubs_epi16(codes.0, x.0), _mm256_maddubs_epi16(codes.1, x.1))) }
         }
         #[inline(always)]
-        unsafe fn codes_to_floats(codes: (__m256i, __m256i), _: i32) -> [avx2::Avx2; 4] {
-            // SAFETY: see the impl. The codes are signed here already.
+        unsafe fn codes_to_floats(codes: (__m256i, __m256i), zero: i32) -> [avx2::Avx2; 4] {
+            // SAFETY: see the impl.
             unsafe {
+                let zeros = _mm256_set1_epi8(zero as i8);
+                let (low, high) = (_mm256_sub_epi8(codes.0, zeros), _mm256_sub_epi8(codes.1, zeros));
                 [
-                    sixteen_floats(_mm256_castsi256_si128(codes.0)),
-                    sixteen_floats(_mm256_extracti128_si256::<1>(codes.0)),
-                    sixteen_floats(_mm256_castsi256_si128(codes.1)),
-                    sixteen_floats(_mm256_extracti128_si256::<1>(codes.1)),
+                    sixteen_floats(_mm256_castsi256_si128(low)),
+                    sixteen_floats(_mm256_extracti128_si256::<1>(low)),
+                    sixteen_floats(_mm256_castsi256_si128(high)),
+                    sixteen_floats(_mm256_extracti128_si256::<1>(high)),
                 ]
             }
         }
@@ -277,6 +342,28 @@ mod x86 {
         type Floats = avx512::Avx512;
         type Codes = __m512i;
         type Inputs = __m512i;
+        type Narrow = __m512i;
+
+        #[inline(always)]
+        unsafe fn begin_narrow(offset: i32) -> Self {
+            // SAFETY: see the impl.
+            Self(unsafe { _mm512_set1_epi32(offset) })
+        }
+        #[inline(always)]
+        unsafe fn narrow() -> __m512i {
+            // SAFETY: see the impl.
+            unsafe { _mm512_setzero_si512() }
+        }
+        #[inline(always)]
+        unsafe fn add_narrow(narrow: __m512i, codes: __m512i, x: i32) -> __m512i {
+            // SAFETY: see the impl.
+            unsafe { _mm512_add_epi16(narrow, _mm512_maddubs_epi16(codes, _mm512_set1_epi32(x))) }
+        }
+        #[inline(always)]
+        unsafe fn widen(self, narrow: __m512i) -> Self {
+            // SAFETY: see the impl.
+            Self(unsafe { _mm512_add_epi32(self.0, _mm512_madd_epi16(narrow, _mm512_set1_epi16(1))) })
+        }
 
         #[inline(always)]
         unsafe fn begin(offset: i32) -> Self {
@@ -342,6 +429,28 @@ mod x86 {
         type Floats = avx512::Avx512;
         type Codes = __m512i;
         type Inputs = __m512i;
+        type Narrow = __m512i;
+
+        #[inline(always)]
+        unsafe fn begin_narrow(offset: i32) -> Self {
+            // SAFETY: see the impl.
+            Self(unsafe { _mm512_set1_epi32(offset) })
+        }
+        #[inline(always)]
+        unsafe fn narrow() -> __m512i {
+            // SAFETY: see the impl.
+            unsafe { _mm512_setzero_si512() }
+        }
+        #[inline(always)]
+        unsafe fn add_narrow(narrow: __m512i, codes: __m512i, x: i32) -> __m512i {
+            // SAFETY: see the impl.
+            unsafe { _mm512_dpbusd_epi32(narrow, codes, _mm512_set1_epi32(x)) }
+        }
+        #[inline(always)]
+        unsafe fn widen(self, narrow: __m512i) -> Self {
+            // SAFETY: see the impl.
+            Self(unsafe { _mm512_add_epi32(self.0, narrow) })
+        }
 
         #[inline(always)]
         unsafe fn begin(offset: i32) -> Self {
