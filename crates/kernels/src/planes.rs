@@ -1,10 +1,11 @@
 //! A dense delta's product with rounded activations: `Y (m, n) += X (m, k) · Dᵀ`, in the way of [`crate::int8`].
 //!
 //! The planes of the variant file are laid out again for it once, when the variant is loaded: bit 4o + i of a 64-bit word
-//! is input i (of four) of output o (of sixteen), and the words of a tile follow each other. The bytes stay the same.
+//! is input i (of four) of output o (of sixteen, half a tile), and the words of a tile follow each other. The bytes stay
+//! the same.
 
 use crate::{
-    int8::{Tiles, tiles},
+    int8::{HALVES, TILE, Tiles, tiles},
     isa::{Isa, dispatch_int8},
     packed::Packed,
     project::Job,
@@ -12,7 +13,7 @@ use crate::{
     vector::{LANES, int8::Int8Vector},
 };
 
-/// A packed matrix in tiles of 16 outputs.
+/// A packed matrix in tiles of 32 outputs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlaneTiles {
     bits: usize,
@@ -20,7 +21,7 @@ pub struct PlaneTiles {
     cols: usize,
     /// Blocks of 64 inputs that share a scale.
     blocks_per_group: usize,
-    /// tile → quad of inputs → plane.
+    /// tile → quad of inputs → half → plane.
     words: Vec<u64>,
     /// tile → group → output: f16 bits.
     scales: Vec<u16>,
@@ -35,28 +36,30 @@ impl PlaneTiles {
             return None;
         }
         d.check();
-        let (tiles, blocks, groups) = (d.rows.div_ceil(LANES), d.cols.div_ceil(BLOCK), d.cols.div_ceil(d.group));
+        let (tiles, blocks, groups) = (d.rows.div_ceil(TILE), d.cols.div_ceil(BLOCK), d.cols.div_ceil(d.group));
         let quads = blocks * BLOCK / 4;
-        let mut words = vec![0; tiles * quads * d.bits];
-        let mut scales = vec![0; tiles * groups * LANES];
-        for tile in 0..tiles {
-            let lanes = LANES.min(d.rows - tile * LANES);
+        let mut words = vec![0; tiles * quads * HALVES * d.bits];
+        let mut scales = vec![0; tiles * groups * TILE];
+        for half in 0..d.rows.div_ceil(LANES) {
+            let (tile, first) = (half / HALVES, half * LANES);
+            let lanes = LANES.min(d.rows - first);
             for plane in 0..d.bits {
                 for block in 0..blocks {
                     let mut square = [0u64; LANES];
                     for (lane, word) in square[..lanes].iter_mut().enumerate() {
-                        *word = d.planes[((tile * LANES + lane) * d.bits + plane) * blocks + block];
+                        *word = d.planes[((first + lane) * d.bits + plane) * blocks + block];
                     }
                     transpose(&mut square);
-                    let first = (tile * quads + block * LANES) * d.bits + plane;
                     for (quad, word) in square.into_iter().enumerate() {
-                        words[first + quad * d.bits] = word;
+                        let quad = tile * quads + block * LANES + quad;
+                        words[(quad * HALVES + half % HALVES) * d.bits + plane] = word;
                     }
                 }
             }
             for lane in 0..lanes {
                 for group in 0..groups {
-                    scales[(tile * groups + group) * LANES + lane] = d.scales[(tile * LANES + lane) * groups + group];
+                    scales[(tile * groups + group) * TILE + half % HALVES * LANES + lane] =
+                        d.scales[(first + lane) * groups + group];
                 }
             }
         }
@@ -71,13 +74,13 @@ impl PlaneTiles {
     /// When `row` is outside the matrix or `out` is not `cols` long.
     pub fn add_row(&self, row: usize, out: &mut [f32]) {
         assert!(row < self.rows && out.len() == self.cols, "row {row} of ({}, {})", self.rows, self.cols);
-        let (tile, lane) = (row / LANES, row % LANES);
+        let (tile, half, lane) = (row / TILE, row % TILE / LANES, row % LANES);
         let (quads, groups) = (self.blocks() * BLOCK / 4, self.blocks().div_ceil(self.blocks_per_group));
         for (i, out) in out.iter_mut().enumerate() {
-            let planes = &self.words[(tile * quads + i / 4) * self.bits..][..self.bits];
+            let planes = &self.words[((tile * quads + i / 4) * HALVES + half) * self.bits..][..self.bits];
             let code: i32 = (0..).zip(planes).map(|(p, word)| ((word >> (4 * lane + i % 4) & 1) as i32) << p).sum();
             let group = tile * groups + i / BLOCK / self.blocks_per_group;
-            let scale = half::f16::from_bits(self.scales[group * LANES + lane]).to_f32() * self.tensor_scale;
+            let scale = half::f16::from_bits(self.scales[group * TILE + row % TILE]).to_f32() * self.tensor_scale;
             *out += scale * (2 * code + 1 - (1 << self.bits)) as f32;
         }
     }
@@ -139,22 +142,27 @@ fn run_4(isa: Isa, job: Job, d: Planes<4>) {
     dispatch_int8!(isa, tiles(job: Job, d: Planes<4>));
 }
 
-// SAFETY: `PlaneTiles::new` made 16 scales for every tile and group, and a group for every block.
+// SAFETY: `PlaneTiles::new` made TILE scales for every tile and group, and a group for every block.
 unsafe impl<V: Int8Vector, const BITS: usize> Tiles<V> for Planes<'_, BITS> {
     const ZERO: i32 = (1 << BITS) - 1;
     const NARROW: usize = if BITS <= 2 { BLOCK / 4 } else { 4 };
+    const BLOCK_BYTES: usize = BLOCK / 8 * BITS * TILE;
 
     #[inline(always)]
-    unsafe fn codes(self, tile: usize, block: usize, quad: usize) -> V::Codes {
-        let at = ((tile * self.0.blocks() + block) * (BLOCK / 4) + quad) * BITS;
-        // SAFETY: the caller stays inside the matrix, and every quad holds BITS words.
-        unsafe { V::load_planes(self.0.words.as_ptr().add(at).cast::<[u64; BITS]>().read()) }
+    unsafe fn block(self, tile: usize, block: usize) -> *const u8 {
+        // SAFETY: the caller stays inside the matrix, and every tile holds whole blocks.
+        unsafe { self.0.words.as_ptr().cast::<u8>().add((tile * self.0.blocks() + block) * (BLOCK / 8 * BITS * TILE)) }
+    }
+    #[inline(always)]
+    unsafe fn codes(self, block: *const u8, quad: usize, half: usize) -> V::Codes {
+        // SAFETY: as above; every quad holds BITS words for each half, aligned as words.
+        unsafe { V::load_planes(block.cast::<[u64; BITS]>().add(quad * HALVES + half).read()) }
     }
     #[inline(always)]
     unsafe fn scales(self, tile: usize, block: usize) -> *const u16 {
         let groups = self.0.blocks().div_ceil(self.0.blocks_per_group);
         // SAFETY: as above.
-        unsafe { self.0.scales.as_ptr().add((tile * groups + block / self.0.blocks_per_group) * LANES) }
+        unsafe { self.0.scales.as_ptr().add((tile * groups + block / self.0.blocks_per_group) * TILE) }
     }
     #[inline(always)]
     fn factor(self) -> f32 {
