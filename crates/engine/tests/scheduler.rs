@@ -2,7 +2,7 @@
 
 mod common;
 
-use bitdelta_engine::{BaseDtype, Engine, EngineOptions, Error, Event, FinishReason, Model, Request, Sampling};
+use bitdelta_engine::{BaseDtype, Cancel, Engine, EngineOptions, Error, Event, FinishReason, Model, Request, Sampling};
 use common::{model, model_in, variant};
 use std::{
     path::Path,
@@ -29,7 +29,8 @@ fn request(prompt: &[u32], seed: u64, max_tokens: usize) -> (Request, mpsc::Rece
     let (sender, events) = mpsc::channel();
     let sink = Box::new(move |event| sender.send(event).is_ok());
     let (prompt, sampling) = (prompt.to_vec(), hot(seed));
-    (Request { prompt, variant: None, sampling, max_tokens, stop: vec![], sink }, events)
+    let (tenant, deadline, cancel) = ("".into(), None, Cancel::default());
+    (Request { tenant, prompt, variant: None, sampling, max_tokens, stop: vec![], deadline, cancel, sink }, events)
 }
 
 fn tokens(events: mpsc::Receiver<Event>) -> Vec<u32> {
@@ -68,7 +69,7 @@ fn preempted_requests_give_the_answers_they_give_alone() {
 
 #[test]
 fn a_full_queue_refuses_and_keeps_what_it_has() {
-    let options = EngineOptions { max_batch: 1, max_queue: 2, ..Default::default() };
+    let options = EngineOptions { max_batch: 1, max_queue: 4, ..Default::default() };
     let engine = Engine::start(model(), options).unwrap();
     let mut accepted = Vec::new();
     let mut refused = 0;
@@ -76,8 +77,9 @@ fn a_full_queue_refuses_and_keeps_what_it_has() {
         let (request, events) = request(&PROMPT, seed, 30);
         match engine.submit(request) {
             Ok(()) => accepted.push(events),
-            Err(Error::Busy { waiting }) => {
-                assert!(waiting >= 2);
+            Err(Error::Busy { waiting, retry_seconds }) => {
+                assert_eq!(waiting, 2, "one tenant has half of the queue");
+                assert!(retry_seconds >= 1);
                 refused += 1;
             }
             Err(other) => panic!("{other}"),

@@ -64,7 +64,11 @@ async fn health(State(service): State<Arc<Service>>) -> Json<Value> {
         "running": stats.running,
         "waiting": stats.waiting,
         "prompt_tokens": stats.prompt_tokens,
+        "reused_tokens": stats.reused_tokens,
         "generated_tokens": stats.generated_tokens,
+        "preemptions": stats.preemptions,
+        "cancelled": stats.cancelled,
+        "expired": stats.expired,
     }))
 }
 

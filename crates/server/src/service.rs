@@ -5,7 +5,7 @@ use bitdelta_model::chat::{Template, Tokenizer};
 use std::{
     hash::{BuildHasher, Hasher, RandomState},
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 /// What holds for a request that does not say.
@@ -15,12 +15,14 @@ pub struct Defaults {
     pub temperature: f32,
     /// Most tokens of answer.
     pub max_tokens: usize,
+    /// Longest time for an answer, from the request's arrival.
+    pub timeout: Option<Duration>,
 }
 
 impl Default for Defaults {
-    /// Greedy, so that what a variant learnt is what it says; 1024 tokens.
+    /// Greedy, so that what a variant learnt is what it says; 1024 tokens; as long as it takes.
     fn default() -> Self {
-        Self { temperature: 0.0, max_tokens: 1024 }
+        Self { temperature: 0.0, max_tokens: 1024, timeout: None }
     }
 }
 
