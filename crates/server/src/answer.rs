@@ -3,7 +3,7 @@
 //! A client that goes away drops its [`Admitted`], which calls its generations back, waiting or running.
 use crate::{
     ApiError,
-    fields::Fields,
+    extract::Body,
     reply::{Choice, Reply, Usage},
     service::{Service, blocking, fresh_number},
     stream,
@@ -13,7 +13,7 @@ use axum::{
     Json,
     response::{IntoResponse, Response},
 };
-use bitdelta_engine::{Cancel, Error as EngineError, Event, Request, Sampling};
+use bitdelta_engine::{Cancel, Error as EngineError, Event, Request, Resident, Sampling};
 use std::{sync::Arc, time::Instant};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -59,32 +59,44 @@ impl Admitted {
 pub async fn answer(
     service: Arc<Service>,
     endpoint: Endpoint,
-    fields: &Fields,
+    body: Body,
     query_model: Option<&str>,
 ) -> Result<Response, ApiError> {
-    let wanted = Wanted::read(endpoint, fields, query_model)?;
+    let started = Instant::now();
+    let wanted = Wanted::read(endpoint, &body.fields, query_model)?;
+    match &wanted.prompt {
+        Prompt::Messages(messages) => service.room.check_messages(messages, service.engine.max_context())?,
+        Prompt::Text(text) => service.room.check_text(text, service.engine.max_context())?,
+    }
     let user = service.names.resolve(&wanted.model, wanted.user.as_deref())?;
     let streamed = wanted.stream;
-    let started = Instant::now();
-    let admitted = blocking(&service, move |service| admit(service, endpoint, wanted, user, started)).await?;
+    let variant = match user.clone() {
+        // Loading takes no turn from those who only need a prompt.
+        Some(user) => Some(blocking(&service, move |service| Ok(service.variants()?.resolve(&user)?)).await?),
+        None => None,
+    };
+    let turn = service.room.turn().await?;
+    let admitted = blocking(&service, move |service| {
+        // Both go with the work, which goes on when its client leaves.
+        let _held = (turn, body);
+        admit(service, endpoint, wanted, user, variant, started)
+    });
+    let admitted = admitted.await?;
     match streamed {
         true => Ok(stream::response(admitted)),
         false => whole(admitted).await,
     }
 }
 
-/// Loads the variant if need be, makes the prompt and queues the generation. Blocks.
+/// Makes the prompt and queues the generation. Blocks.
 fn admit(
     service: &Service,
     endpoint: Endpoint,
     wanted: Wanted,
     user: Option<String>,
+    variant: Option<Arc<Resident>>,
     started: Instant,
 ) -> Result<Admitted, ApiError> {
-    let variant = match &user {
-        Some(user) => Some(service.variants()?.resolve(user)?),
-        None => None,
-    };
     let tokenizer = service.tokenizer();
     let prompt = match &wanted.prompt {
         Prompt::Messages(messages) => {

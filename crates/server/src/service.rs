@@ -1,5 +1,5 @@
 //! What all requests share: the engine, the variants, the names, and the defaults of fields that a request leaves out.
-use crate::{ApiError, api_error::internal, names::Names};
+use crate::{ApiError, api_error::internal, names::Names, room::Room};
 use bitdelta_engine::{Engine, Registry, Resident};
 use bitdelta_model::chat::{Template, Tokenizer};
 use std::{
@@ -36,6 +36,8 @@ pub struct Service {
     pub names: Names,
     /// Defaults.
     pub defaults: Defaults,
+    /// Memory of requests on their way in.
+    pub room: Room,
     /// Unix seconds when the service was made.
     pub created: u64,
 }
@@ -44,7 +46,8 @@ impl Service {
     /// `aliases` are more names for the base.
     pub fn new(engine: Engine, registry: Option<Registry>, aliases: Vec<String>, defaults: Defaults) -> Self {
         let names = Names::new(engine.model().base().name.clone(), aliases, registry.is_some());
-        Self { engine, registry, names, defaults, created: unix_seconds() }
+        let room = Room::new(&engine.model().base().tokenizer);
+        Self { engine, registry, names, defaults, room, created: unix_seconds() }
     }
 
     /// The variants.
