@@ -27,6 +27,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// Most sequences and most prompt tokens of a step that can be asked for.
+const MAX_ROWS: usize = 1 << 16;
+
 /// Limits of an engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EngineOptions {
@@ -135,16 +138,17 @@ impl<B: Backend> Engine<B> {
     /// Starts the engine's thread.
     ///
     /// # Errors
-    /// [`Error::InvalidParameter`] for a limit of 0; [`Error::Memory`] when the KV cache and the activations do not fit
+    /// [`Error::InvalidParameter`] for a limit of 0, or one that no step could have; [`Error::Memory`] when the KV cache and the activations do not fit
     /// beside what is loaded, or the cache cannot hold one page of a sequence; [`Error::Threads`].
     pub fn start(model: Arc<Model<B>>, mut options: EngineOptions) -> Result<Self, Error> {
-        for (name, value) in [
-            ("max_batch", options.max_batch),
-            ("prefill_chunk", options.prefill_chunk),
-            ("max_context", options.max_context),
+        for (name, value, most) in [
+            ("max_batch", options.max_batch, MAX_ROWS),
+            ("prefill_chunk", options.prefill_chunk, MAX_ROWS),
+            ("max_context", options.max_context, usize::MAX),
         ] {
-            if value == 0 {
-                return Err(Error::InvalidParameter { name, value: "0".into(), expected: "1 or more" });
+            if !(1..=most).contains(&value) {
+                let expected = if most == MAX_ROWS { "1 to 65536" } else { "1 or more" };
+                return Err(Error::InvalidParameter { name, value: value.to_string(), expected });
             }
         }
         let page_bytes = 4 * model.kv_shape().page_values() as u64;
@@ -154,8 +158,9 @@ impl<B: Backend> Engine<B> {
             return Err(Error::Memory { what, needed: page_bytes, available: options.kv_bytes });
         }
         options.max_context = options.max_context.min(model.base().config.max_positions).min(pages * PAGE);
-        // No more pages than the whole batch can use.
-        let pages = pages.min(options.max_batch * options.max_context.div_ceil(PAGE));
+        // No more pages than the whole batch can use, and as much three times again to keep what it computed.
+        let batches = if options.share_prefixes { 4 } else { 1 };
+        let pages = pages.min((batches * options.max_batch).saturating_mul(options.max_context.div_ceil(PAGE)));
         let rows = options.max_batch + options.prefill_chunk;
         let needed = pages as u64 * page_bytes + Workspace::bytes(&model, rows);
         if let Some(available) = bitdelta_model::memory::available().filter(|available| *available < needed) {

@@ -24,6 +24,15 @@ pub(crate) struct Sequence<'a, B: Backend> {
     sink: Box<dyn FnMut(Event) -> bool + Send>,
 }
 
+/// What a token did to its sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    GoesOn,
+    Ended,
+    /// Its client left.
+    Left,
+}
+
 impl<'a, B: Backend> Sequence<'a, B> {
     /// The request, and its tokens. It fails when it has not begun by `start_by`.
     pub fn new(base: &'a Base, request: Request<B>, max_context: usize, start_by: Option<Instant>) -> (Self, Vec<u32>) {
@@ -45,8 +54,8 @@ impl<'a, B: Backend> Sequence<'a, B> {
         (sequence, request.prompt)
     }
 
-    /// Takes the next token. True when the sequence has ended, by itself or because its client left.
-    pub fn accept(&mut self, tokens: &mut Vec<u32>, token: u32) -> bool {
+    /// Takes the next token.
+    pub fn accept(&mut self, tokens: &mut Vec<u32>, token: u32) -> Fate {
         if self.base.config.eos.contains(&token) {
             return self.end(tokens, FinishReason::Stop);
         }
@@ -54,13 +63,12 @@ impl<'a, B: Backend> Sequence<'a, B> {
         let text = self.decoder.push(token);
         let (shown, stopped) = self.stop.push(&text);
         if !shown.is_empty() && !(self.sink)(Event::Text(shown)) {
-            self.cancel.cancel();
-            return true;
+            return Fate::Left;
         }
         if stopped {
             return self.done(tokens, FinishReason::Stop);
         }
-        if tokens.len() >= self.limit { self.end(tokens, FinishReason::Length) } else { false }
+        if tokens.len() >= self.limit { self.end(tokens, FinishReason::Length) } else { Fate::GoesOn }
     }
 
     /// Notes that it runs, `cached_tokens` of its prompt from the cache. True the first time.
@@ -101,23 +109,23 @@ impl<'a, B: Backend> Sequence<'a, B> {
     }
 
     /// Ends with whatever text is still held back.
-    fn end(&mut self, tokens: &mut Vec<u32>, reason: FinishReason) -> bool {
+    fn end(&mut self, tokens: &mut Vec<u32>, reason: FinishReason) -> Fate {
         let last = self.decoder.finish();
         let (mut shown, stopped) = self.stop.push(&last);
         if !stopped {
             shown += &self.stop.finish();
         }
         if !shown.is_empty() && !(self.sink)(Event::Text(shown)) {
-            return true;
+            return Fate::Left;
         }
         self.done(tokens, if stopped { FinishReason::Stop } else { reason })
     }
 
-    fn done(&mut self, tokens: &mut Vec<u32>, reason: FinishReason) -> bool {
+    fn done(&mut self, tokens: &mut Vec<u32>, reason: FinishReason) -> Fate {
         let tokens = tokens.split_off(self.prompt_tokens);
         let (prompt_tokens, completion_tokens) = (self.prompt_tokens, tokens.len());
         let cached_tokens = self.cached_tokens.unwrap_or(0);
         (self.sink)(Event::Done(Finish { reason, prompt_tokens, cached_tokens, completion_tokens, tokens }));
-        true
+        Fate::Ended
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     gate::Pace,
     schedule::{Job, Schedule},
     scheduler::{Command, EngineOptions, Shared},
-    sequence::Sequence,
+    sequence::{Fate, Sequence},
 };
 use std::{
     sync::{
@@ -128,9 +128,11 @@ impl<B: Backend> Worker<'_, B> {
         // From the end: the last one takes the place of one that stops.
         for at in (0..next.len()).rev() {
             let Job { tokens, own, .. } = &mut self.schedule.running[at];
-            if next[at].is_some_and(|token| own.accept(tokens, token)) {
-                let cancelled = u64::from(own.is_cancelled());
-                self.shared.cancelled.fetch_add(cancelled, Ordering::Relaxed);
+            let fate = next[at].map_or(Fate::GoesOn, |token| own.accept(tokens, token));
+            if fate == Fate::Left {
+                self.shared.cancelled.fetch_add(1, Ordering::Relaxed);
+            }
+            if fate != Fate::GoesOn {
                 self.schedule.stop(at);
                 ended += 1;
             }

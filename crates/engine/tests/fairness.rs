@@ -5,8 +5,9 @@
 mod common;
 
 use bitdelta_engine::{Engine, EngineOptions, Error, Event, FinishReason, Request};
-use common::{endless_model, finish, request};
+use common::{endless_model, finish, hot, request, variant};
 use std::{
+    path::Path,
     sync::{Arc, Mutex, mpsc},
     time::{Duration, Instant},
 };
@@ -68,6 +69,27 @@ fn one_request_beside_hundreds_of_a_hot_user_is_answered_before_them() {
     engine.drain();
     let log = log.lock().expect("the log");
     assert_eq!((log.len(), log[0].as_str()), (301, "rare"), "the others take 30 tokens each");
+}
+
+#[test]
+fn more_distinct_variants_than_places_is_a_queue_and_never_an_error() {
+    let model = endless_model();
+    let options = EngineOptions { max_batch: 5, ..Default::default() };
+    let engine = Engine::start(model.clone(), options).expect("an engine");
+    let asks: Vec<_> = (0..30)
+        .map(|seed| {
+            let name = seed.to_string();
+            let own = model.prepare(&name, Path::new("in memory"), variant(&model, seed)).expect("a variant");
+            let (asked, events) = request(&PROMPT, 7, 12);
+            engine.submit(Request { tenant: name.into(), variant: Some(own.clone()), ..asked }).expect("taken");
+            (own, events)
+        })
+        .collect();
+    let together: Vec<_> = asks.into_iter().map(|(own, events)| (own, finish(events).tokens)).collect();
+    for (own, tokens) in together {
+        let alone = engine.generate(PROMPT.to_vec(), Some(own), hot(7), 12, vec![]).expect("an answer");
+        assert_eq!(tokens, alone.1.tokens);
+    }
 }
 
 #[test]

@@ -108,6 +108,18 @@ fn what_cannot_be_answered_is_refused_with_its_reason() {
 }
 
 #[test]
+fn limits_that_no_step_could_have_are_refused() {
+    let model = model();
+    let start = |options| Engine::start(model.clone(), options).err();
+    for max_batch in [0, 1 << 20, usize::MAX] {
+        let refused = start(EngineOptions { max_batch, ..Default::default() });
+        assert!(matches!(refused, Some(Error::InvalidParameter { name: "max_batch", .. })), "{refused:?}");
+    }
+    let refused = start(EngineOptions { prefill_chunk: usize::MAX, ..Default::default() });
+    assert!(matches!(refused, Some(Error::InvalidParameter { name: "prefill_chunk", .. })), "{refused:?}");
+}
+
+#[test]
 fn draining_finishes_what_runs_and_takes_nothing_new() {
     let engine = Engine::start(model(), EngineOptions::default()).unwrap();
     let (running, events) = request(&PROMPT, 4, 50);

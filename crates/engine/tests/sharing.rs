@@ -205,5 +205,7 @@ proptest! {
         crowded.drain();
         let stats = crowded.stats();
         prop_assert_eq!((stats.running, stats.waiting), (0, 0));
+        let leave = asks.iter().filter(|ask| ask.leaves.is_some()).count();
+        prop_assert!(stats.cancelled <= leave as u64, "{} of {} left", stats.cancelled, leave);
     }
 }

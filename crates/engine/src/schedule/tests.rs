@@ -72,7 +72,7 @@ impl Run {
     }
 
     /// Runs until all have ended or left.
-    fn to_the_end(&mut self) {
+    fn run_all(&mut self) {
         let longest = 1 + self.asks.iter().map(|ask| ask.comes).max().unwrap_or(0);
         let mut steps = 0;
         while self.step < longest || !self.schedule.is_idle() {
@@ -187,7 +187,7 @@ proptest! {
         places in 1usize..6, budget in 1usize..100, pages in 5usize..24, share in any::<bool>(),
     ) {
         let mut run = Run::new(asks.clone(), places, budget, pages, share);
-        run.to_the_end();
+        run.run_all();
         for (index, ask) in asks.iter().enumerate() {
             prop_assert!(ask.prompt.len() + ask.answer <= MAX_TOKENS);
             match run.ended.get(&index) {
@@ -246,7 +246,7 @@ fn a_tenant_short_of_pages_gets_them_from_the_one_that_runs_most() {
         run.step();
     }
     assert!(run.ended.contains_key(&3));
-    run.to_the_end();
+    run.run_all();
     assert!((0..3).all(|index| run.ended[&index] == alone(&asks[index].prompt, 2 * PAGE)));
 }
 
@@ -259,14 +259,14 @@ fn a_long_prompt_does_not_hold_up_short_ones_of_others_nor_of_its_own_tenant() {
             run.step();
         }
         assert!(run.ended.contains_key(&1), "tenant {tenant}");
-        run.to_the_end();
+        run.run_all();
     }
 }
 
 #[test]
 fn answers_to_one_prompt_compute_it_once() {
     let mut run = Run::new(vec![ask(0, 4 * PAGE + 1, 3); 8], 8, 64, 40, true);
-    run.to_the_end();
+    run.run_all();
     // Eight times the last token of the prompt and two of three tokens of the answer, which are in no full page.
     assert_eq!(run.rows, 4 * PAGE + 8 * 3);
     assert_eq!(run.schedule.reused, 7 * 4 * PAGE as u64);
@@ -278,7 +278,7 @@ fn a_second_question_finds_the_first_ones_pages_and_only_in_its_scope() {
     let later = |tenant, variant| Ask { comes: 50, tenant, variant, ..first.clone() };
     for (second, found) in [(later(0, 0), 3 * PAGE as u64), (later(1, 0), 0), (later(0, 1), 0), (later(1, 1), 0)] {
         let mut run = Run::new(vec![first.clone(), second.clone()], 2, 64, 20, true);
-        run.to_the_end();
+        run.run_all();
         assert_eq!(run.schedule.reused, found, "{second:?}");
     }
 }
@@ -287,7 +287,7 @@ fn a_second_question_finds_the_first_ones_pages_and_only_in_its_scope() {
 fn kept_pages_give_way_to_new_ones() {
     let asks = (0..20).map(|index| Ask { comes: 10 * index, ..ask(index, 3 * PAGE, 3) }).collect();
     let mut run = Run::new(asks, 2, 200, 5, true);
-    run.to_the_end();
+    run.run_all();
     assert_eq!((run.ended.len(), run.schedule.preemptions), (20, 0));
 }
 
