@@ -80,11 +80,20 @@ pub enum Error {
         /// What is allowed.
         expected: &'static str,
     },
-    /// The queue is full: try again later.
-    #[error("the queue is full ({waiting} requests waiting); try again later")]
+    /// The queue is full, or the tenant's part of it: try again later.
+    #[error("the queue is full ({waiting} requests waiting); try again in {retry_seconds} s")]
     Busy {
-        /// Requests waiting.
+        /// Requests waiting, of all tenants.
         waiting: usize,
+        /// When it may be worth another try.
+        retry_seconds: u64,
+    },
+    /// The request's time was over before the first token of its answer.
+    #[error("{}", if *begun { "the time allowed ended before the first token of the answer; allow more or ask with a shorter prompt" }
+        else { "the request waited in the queue for as long as it may; try again later" })]
+    Deadline {
+        /// Whether it had begun to run.
+        begun: bool,
     },
     /// Memory needed exceeds what the machine or the budget has.
     #[error("{what} needs {needed} bytes of memory; {available} are available")]

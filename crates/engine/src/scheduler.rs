@@ -1,45 +1,65 @@
 //! Continuous batching: one thread that steps, any number that submit.
 //!
 //! Each step runs the next token of every running sequence beside a chunk of the prompts that are not through yet, in
-//! one pass of the base. Sequences join and leave between steps. Pages of the KV cache are taken as a sequence grows;
-//! when none is left the youngest sequence gives its pages back and is run again later, with the same answer, since a
-//! row's result does not depend on how its prompt was cut.
+//! one pass of the base. Sequences join and leave between steps: who is next, who gives way and how the prompts share a
+//! step is decided in `schedule.rs`, which knows no model; who may wait in `gate.rs`; `worker.rs` is the thread. A
+//! sequence that gave its pages back is run again later, with the same answer, since a row's result does not depend on
+//! how its prompt was cut. For the same reason it may take up the pages that an earlier request left (`pages.rs`).
 
 use crate::{
-    Error, Event, Finish, Model, Request, Resident, Sampling,
+    Cancel, Error, Event, Finish, Model, Request, Resident, Sampling,
     backend::{Backend, PAGE},
     cpu::Cpu,
-    forward::{Chunk, Workspace, forward},
-    sequence::Sequence,
+    forward::Workspace,
+    gate::{Gate, Pace},
+    pages::Pages,
+    request::{MAX_STOP_BYTES, MAX_STOPS},
+    schedule::Schedule,
+    worker::Worker,
 };
 use std::{
-    collections::VecDeque,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-        mpsc::{Receiver, Sender, channel},
+        mpsc::{Sender, channel},
     },
     thread::JoinHandle,
+    time::{Duration, Instant},
 };
+
+/// Most sequences and most prompt tokens of a step that can be asked for.
+const MAX_ROWS: usize = 1 << 16;
 
 /// Limits of an engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EngineOptions {
     /// Most sequences in one step.
     pub max_batch: usize,
-    /// Most prompt tokens in one step.
+    /// Most prompt tokens in one step, shared by the tenants with prompts to run.
     pub prefill_chunk: usize,
     /// Bytes for the KV cache.
     pub kv_bytes: u64,
     /// Longest prompt plus answer, in tokens; clamped to the model's and to what the KV cache holds.
     pub max_context: usize,
-    /// Requests that may wait.
+    /// Requests that may wait; of one tenant, as many as places are left.
     pub max_queue: usize,
+    /// Longest wait in the queue; a request that has not begun by then fails with [`Error::Deadline`].
+    pub max_wait: Option<Duration>,
+    /// Whether equal beginnings of one tenant's prompts on one variant are computed once and kept while there is room.
+    pub share_prefixes: bool,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { max_batch: 32, prefill_chunk: 256, kv_bytes: 1 << 30, max_context: 8192, max_queue: 1024 }
+        Self {
+            max_batch: 32,
+            prefill_chunk: 256,
+            kv_bytes: 1 << 30,
+            max_context: 8192,
+            max_queue: 1024,
+            max_wait: None,
+            share_prefixes: true,
+        }
     }
 }
 
@@ -54,8 +74,14 @@ pub struct Stats {
     pub generated_tokens: u64,
     /// Prompt tokens run, those run again after a preemption included.
     pub prompt_tokens: u64,
-    /// Sequences that gave their pages back to others.
+    /// Prompt tokens that were not run, since an earlier request had left them in the cache.
+    pub reused_tokens: u64,
+    /// Times a sequence gave its place or its pages to others.
     pub preemptions: u64,
+    /// Requests whose client left before the end.
+    pub cancelled: u64,
+    /// Requests that a deadline ended.
+    pub expired: u64,
 }
 
 /// A running engine. Dropping it ends its thread and with it every request.
@@ -67,37 +93,62 @@ pub struct Engine<B: Backend = Cpu> {
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-enum Command<B: Backend> {
-    Submit(Request<B>),
+/// What the engine's thread is told.
+pub(crate) enum Command<B: Backend> {
+    /// A request, and when it must have begun.
+    Submit(Request<B>, Option<Instant>),
     /// Answer when nothing runs or waits.
     Drain(Sender<()>),
     Stop,
 }
 
-#[derive(Default)]
-struct Shared {
+/// What both sides see.
+pub(crate) struct Shared {
     closed: AtomicBool,
-    running: AtomicUsize,
-    waiting: AtomicUsize,
-    generated_tokens: AtomicU64,
-    prompt_tokens: AtomicU64,
-    preemptions: AtomicU64,
+    pub gate: Gate,
+    pub running: AtomicUsize,
+    /// Requests that gave way and wait again.
+    pub waiting_again: AtomicUsize,
+    pub generated_tokens: AtomicU64,
+    pub prompt_tokens: AtomicU64,
+    pub reused_tokens: AtomicU64,
+    pub preemptions: AtomicU64,
+    pub cancelled: AtomicU64,
+    pub expired: AtomicU64,
+}
+
+impl Shared {
+    fn new(max_queue: usize) -> Self {
+        Self {
+            closed: AtomicBool::new(false),
+            gate: Gate::new(max_queue),
+            running: AtomicUsize::new(0),
+            waiting_again: AtomicUsize::new(0),
+            generated_tokens: AtomicU64::new(0),
+            prompt_tokens: AtomicU64::new(0),
+            reused_tokens: AtomicU64::new(0),
+            preemptions: AtomicU64::new(0),
+            cancelled: AtomicU64::new(0),
+            expired: AtomicU64::new(0),
+        }
+    }
 }
 
 impl<B: Backend> Engine<B> {
     /// Starts the engine's thread.
     ///
     /// # Errors
-    /// [`Error::InvalidParameter`] for a limit of 0; [`Error::Memory`] when the KV cache and the activations do not fit
+    /// [`Error::InvalidParameter`] for a limit of 0, or one that no step could have; [`Error::Memory`] when the KV cache and the activations do not fit
     /// beside what is loaded, or the cache cannot hold one page of a sequence; [`Error::Threads`].
     pub fn start(model: Arc<Model<B>>, mut options: EngineOptions) -> Result<Self, Error> {
-        for (name, value) in [
-            ("max_batch", options.max_batch),
-            ("prefill_chunk", options.prefill_chunk),
-            ("max_context", options.max_context),
+        for (name, value, most) in [
+            ("max_batch", options.max_batch, MAX_ROWS),
+            ("prefill_chunk", options.prefill_chunk, MAX_ROWS),
+            ("max_context", options.max_context, usize::MAX),
         ] {
-            if value == 0 {
-                return Err(Error::InvalidParameter { name, value: "0".into(), expected: "1 or more" });
+            if !(1..=most).contains(&value) {
+                let expected = if most == MAX_ROWS { "1 to 65536" } else { "1 or more" };
+                return Err(Error::InvalidParameter { name, value: value.to_string(), expected });
             }
         }
         let page_bytes = model.page_bytes();
@@ -107,8 +158,9 @@ impl<B: Backend> Engine<B> {
             return Err(Error::Memory { what, needed: page_bytes, available: options.kv_bytes });
         }
         options.max_context = options.max_context.min(model.base().config.max_positions).min(pages * PAGE);
-        // No more pages than the whole batch can use.
-        let pages = pages.min(options.max_batch * options.max_context.div_ceil(PAGE));
+        // No more pages than the whole batch can use, and as much three times again to keep what it computed.
+        let batches = if options.share_prefixes { 4 } else { 1 };
+        let pages = pages.min((batches * options.max_batch).saturating_mul(options.max_context.div_ceil(PAGE)));
         let rows = options.max_batch + options.prefill_chunk;
         let needed = pages as u64 * page_bytes + Workspace::bytes(&model, rows);
         if let Some(available) = bitdelta_model::memory::available().filter(|available| *available < needed) {
@@ -116,7 +168,7 @@ impl<B: Backend> Engine<B> {
         }
         let kv = model.backend().kv(model.kv_shape(), pages)?;
         let (commands, receiver) = channel();
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared::new(options.max_queue));
         let thread = {
             let (model, options, shared) = (model.clone(), options.clone(), shared.clone());
             let run = move || {
@@ -125,10 +177,14 @@ impl<B: Backend> Engine<B> {
                     options: &options,
                     shared: &shared,
                     kv,
-                    free: (0..pages as u32).rev().collect(),
                     space: Workspace::new(&model, rows),
-                    waiting: VecDeque::new(),
-                    running: Vec::new(),
+                    schedule: Schedule::new(
+                        options.max_batch,
+                        options.prefill_chunk,
+                        Pages::new(pages, options.share_prefixes),
+                    ),
+                    taken: 0,
+                    pace: Pace::default(),
                 };
                 worker.run(&receiver);
             };
@@ -152,7 +208,7 @@ impl<B: Backend> Engine<B> {
     ///
     /// # Errors
     /// [`Error::EmptyPrompt`], [`Error::PromptTooLong`], [`Error::UnknownToken`], [`Error::InvalidParameter`] for what the
-    /// request asks; [`Error::Busy`] when the queue is full; [`Error::Stopped`] after [`Self::drain`] or a crash.
+    /// request asks; [`Error::Busy`] when the queue or the tenant's part of it is full; [`Error::Stopped`] after [`Self::drain`] or a crash.
     pub fn submit(&self, request: Request<B>) -> Result<(), Error> {
         self.model.check_prompt(&request.prompt, self.options.max_context - 1)?;
         request.sampling.validate()?;
@@ -160,21 +216,20 @@ impl<B: Backend> Engine<B> {
             let expected = "1 or more";
             return Err(Error::InvalidParameter { name: "max_tokens", value: "0".into(), expected });
         }
+        check_stops(&request.stop)?;
         if self.shared.closed.load(Ordering::Acquire) {
             return Err(Error::Stopped);
         }
-        let waiting = self.shared.waiting.fetch_add(1, Ordering::AcqRel);
-        let result = if waiting >= self.options.max_queue {
-            Err(Error::Busy { waiting })
-        } else {
-            self.commands.send(Command::Submit(request)).map_err(|_| Error::Stopped)
-        };
-        result.inspect_err(|_| {
-            self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
+        let start_by = self.options.max_wait.and_then(|wait| Instant::now().checked_add(wait));
+        let (tenant, tokens) = (request.tenant.clone(), request.prompt.len());
+        self.shared.gate.enter(&tenant, tokens)?;
+        self.commands.send(Command::Submit(request, start_by)).map_err(|_| {
+            self.shared.gate.leave(&tenant, tokens);
+            Error::Stopped
         })
     }
 
-    /// Submits and waits for the whole answer.
+    /// Submits for the variant's user and waits for the whole answer.
     ///
     /// # Errors
     /// As [`Self::submit`], and what [`Event::Failed`] brings.
@@ -188,7 +243,9 @@ impl<B: Backend> Engine<B> {
     ) -> Result<(String, Finish), Error> {
         let (sender, events) = channel();
         let sink = Box::new(move |event| sender.send(event).is_ok());
-        self.submit(Request { prompt, variant, sampling, max_tokens, stop, sink })?;
+        let tenant = variant.as_ref().map_or("", |variant| variant.user()).into();
+        let (deadline, cancel) = (None, Cancel::default());
+        self.submit(Request { tenant, prompt, variant, sampling, max_tokens, stop, deadline, cancel, sink })?;
         let mut answer = String::new();
         for event in events {
             match event {
@@ -205,10 +262,13 @@ impl<B: Backend> Engine<B> {
         let shared = &self.shared;
         Stats {
             running: shared.running.load(Ordering::Relaxed),
-            waiting: shared.waiting.load(Ordering::Relaxed),
+            waiting: shared.gate.waiting() + shared.waiting_again.load(Ordering::Relaxed),
             generated_tokens: shared.generated_tokens.load(Ordering::Relaxed),
             prompt_tokens: shared.prompt_tokens.load(Ordering::Relaxed),
+            reused_tokens: shared.reused_tokens.load(Ordering::Relaxed),
             preemptions: shared.preemptions.load(Ordering::Relaxed),
+            cancelled: shared.cancelled.load(Ordering::Relaxed),
+            expired: shared.expired.load(Ordering::Relaxed),
         }
     }
 
@@ -234,158 +294,15 @@ impl<B: Backend> Drop for Engine<B> {
     }
 }
 
-/// The engine's thread.
-struct Worker<'a, B: Backend> {
-    model: &'a Model<B>,
-    options: &'a EngineOptions,
-    shared: &'a Shared,
-    kv: B::Kv,
-    free: Vec<u32>,
-    space: Workspace<B>,
-    waiting: VecDeque<Sequence<'a, B>>,
-    running: Vec<Sequence<'a, B>>,
-}
-
-impl<B: Backend> Worker<'_, B> {
-    fn run(mut self, commands: &Receiver<Command<B>>) {
-        let mut drained: Vec<Sender<()>> = Vec::new();
-        loop {
-            self.shared.running.store(self.running.len(), Ordering::Relaxed);
-            let idle = self.running.is_empty() && self.waiting.is_empty();
-            if idle {
-                for sender in drained.drain(..) {
-                    // Whoever waited may have given up.
-                    let _ = sender.send(());
-                }
-            }
-            let first = if idle { commands.recv().ok() } else { None };
-            if idle && first.is_none() {
-                return;
-            }
-            for command in first.into_iter().chain(commands.try_iter()) {
-                match command {
-                    Command::Submit(request) => {
-                        let sequence = Sequence::new(self.model.base(), request, self.options.max_context);
-                        self.waiting.push_back(sequence);
-                    }
-                    Command::Drain(sender) => drained.push(sender),
-                    Command::Stop => return,
-                }
-            }
-            self.admit();
-            self.step();
-        }
+/// Stop texts are kept and searched for with every token: their number and length are bounded.
+fn check_stops(stops: &[String]) -> Result<(), Error> {
+    let error =
+        |value: usize, expected| Err(Error::InvalidParameter { name: "stop", value: value.to_string(), expected });
+    if stops.len() > MAX_STOPS {
+        return error(stops.len(), "at most 16 texts");
     }
-
-    /// Lets waiting sequences in, first come first served, while there is a place and pages for all they hold so far.
-    fn admit(&mut self) {
-        let mut promised: usize = self.running.iter().map(|s| s.tokens.len().div_ceil(PAGE) - s.pages.len()).sum();
-        while self.running.len() < self.options.max_batch {
-            let Some(next) = self.waiting.front() else { return };
-            let needed = next.tokens.len().div_ceil(PAGE);
-            if promised + needed > self.free.len() && !self.running.is_empty() {
-                return;
-            }
-            promised += needed;
-            self.running.extend(self.waiting.pop_front());
-            self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
-        }
-    }
-
-    /// How many tokens each running sequence runs now, with the pages for them taken.
-    fn plan(&mut self) -> Vec<usize> {
-        let mut budget = self.options.prefill_chunk;
-        let mut take = Vec::new();
-        // By index: preemption shortens the list from its end while it is walked.
-        while take.len() < self.running.len() {
-            let index = take.len();
-            let pending = self.running[index].tokens.len() - self.running[index].computed;
-            let tokens = if pending == 1 { 1 } else { pending.min(budget) };
-            if !self.reserve(index, tokens) {
-                // It was itself the youngest and gave way.
-                break;
-            }
-            if pending > 1 {
-                budget -= tokens;
-            }
-            take.push(tokens);
-        }
-        take
-    }
-
-    /// Takes the pages that `tokens` more tokens of sequence `index` need, from the youngest where none is free. False
-    /// when the sequence itself had to give way.
-    fn reserve(&mut self, index: usize, tokens: usize) -> bool {
-        loop {
-            let sequence = &mut self.running[index];
-            let missing = (sequence.computed + tokens).div_ceil(PAGE).saturating_sub(sequence.pages.len());
-            if missing <= self.free.len() {
-                sequence.pages.extend(self.free.drain(self.free.len() - missing..));
-                return true;
-            }
-            let Some(mut youngest) = self.running.pop() else { return false };
-            self.free.append(&mut youngest.pages);
-            youngest.computed = 0;
-            self.waiting.push_front(youngest);
-            self.shared.waiting.fetch_add(1, Ordering::AcqRel);
-            self.shared.preemptions.fetch_add(1, Ordering::Relaxed);
-            if self.running.len() == index {
-                return false;
-            }
-        }
-    }
-
-    fn step(&mut self) {
-        let take = self.plan();
-        let mut order: Vec<usize> = (0..take.len()).filter(|i| take[*i] > 0).collect();
-        order.sort_by_key(|i| self.running[*i].variant.as_ref().map(Arc::as_ptr));
-        let mut chunks = Vec::with_capacity(order.len());
-        let mut samplers = Vec::with_capacity(order.len());
-        let mut parts: Vec<_> = self
-            .running
-            .iter_mut()
-            .map(|s| Some((&s.tokens, s.computed, &s.pages, &s.variant, &mut s.sampler)))
-            .collect();
-        for &i in &order {
-            let Some((tokens, computed, pages, variant, sampler)) = parts[i].take() else { continue };
-            let end = computed + take[i];
-            let logits = if end == tokens.len() { take[i] - 1..take[i] } else { 0..0 };
-            let tokens = &tokens[computed..end];
-            chunks.push(Chunk { tokens, start: computed, pages, variant: variant.as_deref(), logits });
-            samplers.push(sampler);
-        }
-        if chunks.is_empty() {
-            return;
-        }
-        let mut next: Vec<Option<u32>> = vec![None; order.len()];
-        let (model, kv, space) = (self.model, &mut self.kv, &mut self.space);
-        model.backend().scope(|| {
-            forward(model, &chunks, kv, space, &mut |chunk, _, logits| {
-                next[chunk] = Some(samplers[chunk].choose(logits));
-            });
-        });
-        let rows: usize = chunks.iter().map(|chunk| chunk.tokens.len()).sum();
-        let generated = next.iter().flatten().count();
-        self.shared.generated_tokens.fetch_add(generated as u64, Ordering::Relaxed);
-        self.shared.prompt_tokens.fetch_add((rows - generated) as u64, Ordering::Relaxed);
-        self.accept(&order, &take, &next);
-    }
-
-    /// Hands each sequence its token and lets go of those that ended.
-    fn accept(&mut self, order: &[usize], take: &[usize], next: &[Option<u32>]) {
-        let mut ended = vec![false; self.running.len()];
-        for (&i, token) in order.iter().zip(next) {
-            self.running[i].computed += take[i];
-            ended[i] = token.is_some_and(|token| self.running[i].accept(token));
-        }
-        let mut ended = ended.into_iter();
-        let free = &mut self.free;
-        self.running.retain_mut(|sequence| {
-            let ended = ended.next().unwrap_or(false);
-            if ended {
-                free.append(&mut sequence.pages);
-            }
-            !ended
-        });
+    match stops.iter().map(String::len).find(|bytes| *bytes > MAX_STOP_BYTES) {
+        Some(bytes) => error(bytes, "at most 1024 bytes in a text"),
+        None => Ok(()),
     }
 }

@@ -2,8 +2,8 @@
 
 mod common;
 
-use bitdelta_engine::{BaseDtype, Engine, EngineOptions, Error, Event, FinishReason, Model, Request, Sampling};
-use common::{model, model_in, variant};
+use bitdelta_engine::{BaseDtype, Engine, EngineOptions, Error, Event, FinishReason, MAX_STOP_BYTES, Model, Sampling};
+use common::{finish, hot, model, model_in, page_bytes, request, variant};
 use std::{
     path::Path,
     sync::{Arc, mpsc},
@@ -11,36 +11,8 @@ use std::{
 
 const PROMPT: [u32; 6] = [5, 9, 17, 33, 21, 12];
 
-/// A long, lively answer: hot enough not to fall into a loop, and the same each time for one seed.
-fn hot(seed: u64) -> Sampling {
-    Sampling { temperature: 1.5, seed, ..Sampling::GREEDY }
-}
-
-/// Bytes of one page of 32 positions of tiny-llama's KV cache, asked of the engine itself.
-fn page_bytes(model: &Arc<Model>) -> u64 {
-    match Engine::start(model.clone(), EngineOptions { kv_bytes: 1, ..Default::default() }).err() {
-        Some(Error::Memory { needed, .. }) => needed,
-        other => panic!("one byte is no page: {other:?}"),
-    }
-}
-
-/// A request whose events arrive at the returned receiver.
-fn request(prompt: &[u32], seed: u64, max_tokens: usize) -> (Request, mpsc::Receiver<Event>) {
-    let (sender, events) = mpsc::channel();
-    let sink = Box::new(move |event| sender.send(event).is_ok());
-    let (prompt, sampling) = (prompt.to_vec(), hot(seed));
-    (Request { prompt, variant: None, sampling, max_tokens, stop: vec![], sink }, events)
-}
-
 fn tokens(events: mpsc::Receiver<Event>) -> Vec<u32> {
-    for event in events {
-        match event {
-            Event::Text(_) => {}
-            Event::Done(finish) => return finish.tokens,
-            Event::Failed(error) => panic!("{error}"),
-        }
-    }
-    panic!("the request was dropped");
+    finish(events).tokens
 }
 
 #[test]
@@ -68,7 +40,7 @@ fn preempted_requests_give_the_answers_they_give_alone() {
 
 #[test]
 fn a_full_queue_refuses_and_keeps_what_it_has() {
-    let options = EngineOptions { max_batch: 1, max_queue: 2, ..Default::default() };
+    let options = EngineOptions { max_batch: 1, max_queue: 4, ..Default::default() };
     let engine = Engine::start(model(), options).unwrap();
     let mut accepted = Vec::new();
     let mut refused = 0;
@@ -76,8 +48,9 @@ fn a_full_queue_refuses_and_keeps_what_it_has() {
         let (request, events) = request(&PROMPT, seed, 30);
         match engine.submit(request) {
             Ok(()) => accepted.push(events),
-            Err(Error::Busy { waiting }) => {
-                assert!(waiting >= 2);
+            Err(Error::Busy { waiting, retry_seconds }) => {
+                assert_eq!(waiting, 2, "one tenant has half of the queue");
+                assert!(retry_seconds >= 1);
                 refused += 1;
             }
             Err(other) => panic!("{other}"),
@@ -104,9 +77,9 @@ fn a_client_that_leaves_makes_room_for_others() {
 fn an_answer_ends_at_the_limit_or_at_the_end_of_the_context() {
     let engine = Engine::start(model(), EngineOptions { max_context: 20, ..Default::default() }).unwrap();
     // Greedy tiny-llama repeats itself and never ends by itself.
-    let finish = |max| engine.generate(PROMPT.to_vec(), None, Sampling::GREEDY, max, vec![]).unwrap().1;
-    assert_eq!((finish(4).completion_tokens, finish(4).reason), (4, FinishReason::Length));
-    assert_eq!((finish(500).completion_tokens, finish(500).reason), (20 - PROMPT.len(), FinishReason::Length));
+    let ends = |max| engine.generate(PROMPT.to_vec(), None, Sampling::GREEDY, max, vec![]).unwrap().1;
+    assert_eq!((ends(4).completion_tokens, ends(4).reason), (4, FinishReason::Length));
+    assert_eq!((ends(500).completion_tokens, ends(500).reason), (20 - PROMPT.len(), FinishReason::Length));
 }
 
 #[test]
@@ -128,6 +101,22 @@ fn what_cannot_be_answered_is_refused_with_its_reason() {
     assert!(matches!(submit(&[1; 16], 1), Error::PromptTooLong { tokens: 16, limit: 15 }));
     assert!(matches!(submit(&[1, 1_000_000], 1), Error::UnknownToken { token: 1_000_000, .. }));
     assert!(matches!(submit(&[1], 0), Error::InvalidParameter { name: "max_tokens", .. }));
+    for stop in [vec!["x".to_owned(); 17], vec!["x".repeat(MAX_STOP_BYTES + 1)]] {
+        let refused = engine.generate(vec![1], None, Sampling::GREEDY, 1, stop);
+        assert!(matches!(refused, Err(Error::InvalidParameter { name: "stop", .. })));
+    }
+}
+
+#[test]
+fn limits_that_no_step_could_have_are_refused() {
+    let model = model();
+    let start = |options| Engine::start(model.clone(), options).err();
+    for max_batch in [0, 1 << 20, usize::MAX] {
+        let refused = start(EngineOptions { max_batch, ..Default::default() });
+        assert!(matches!(refused, Some(Error::InvalidParameter { name: "max_batch", .. })), "{refused:?}");
+    }
+    let refused = start(EngineOptions { prefill_chunk: usize::MAX, ..Default::default() });
+    assert!(matches!(refused, Some(Error::InvalidParameter { name: "prefill_chunk", .. })), "{refused:?}");
 }
 
 #[test]

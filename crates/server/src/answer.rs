@@ -1,9 +1,9 @@
 //! One generation from an HTTP request to its answer: resolve the user, make the prompt, queue it, collect the events.
 //!
-//! A client that goes away drops the receiver of its events; the engine's sink then says so and the generation ends.
+//! A client that goes away drops its [`Admitted`], which calls its generations back, waiting or running.
 use crate::{
     ApiError,
-    fields::Fields,
+    extract::Body,
     reply::{Choice, Reply, Usage},
     service::{Service, blocking, fresh_number},
     stream,
@@ -13,7 +13,7 @@ use axum::{
     Json,
     response::{IntoResponse, Response},
 };
-use bitdelta_engine::{Error as EngineError, Event, Request, Sampling};
+use bitdelta_engine::{Cancel, Error as EngineError, Event, Request, Resident, Sampling};
 use std::{sync::Arc, time::Instant};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -29,6 +29,17 @@ pub struct Admitted {
     pub events: UnboundedReceiver<(usize, Event)>,
     user: Option<String>,
     started: Instant,
+    _wanted: WhileWanted,
+}
+
+/// Calls generations back when nobody holds it any more.
+#[derive(Default)]
+struct WhileWanted(Cancel);
+
+impl Drop for WhileWanted {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
 }
 
 impl Admitted {
@@ -48,26 +59,44 @@ impl Admitted {
 pub async fn answer(
     service: Arc<Service>,
     endpoint: Endpoint,
-    fields: &Fields,
+    body: Body,
     query_model: Option<&str>,
 ) -> Result<Response, ApiError> {
-    let wanted = Wanted::read(endpoint, fields, query_model)?;
+    let started = Instant::now();
+    let wanted = Wanted::read(endpoint, &body.fields, query_model)?;
+    match &wanted.prompt {
+        Prompt::Messages(messages) => service.room.check_messages(messages, service.engine.max_context())?,
+        Prompt::Text(text) => service.room.check_text(text, service.engine.max_context())?,
+    }
     let user = service.names.resolve(&wanted.model, wanted.user.as_deref())?;
     let streamed = wanted.stream;
-    let admitted = blocking(&service, move |service| admit(service, endpoint, wanted, user)).await?;
+    let variant = match user.clone() {
+        // Loading takes no turn from those who only need a prompt.
+        Some(user) => Some(blocking(&service, move |service| Ok(service.variants()?.resolve(&user)?)).await?),
+        None => None,
+    };
+    let turn = service.room.turn().await?;
+    let admitted = blocking(&service, move |service| {
+        // Both go with the work, which goes on when its client leaves.
+        let _held = (turn, body);
+        admit(service, endpoint, wanted, user, variant, started)
+    });
+    let admitted = admitted.await?;
     match streamed {
         true => Ok(stream::response(admitted)),
         false => whole(admitted).await,
     }
 }
 
-/// Loads the variant if need be, makes the prompt and queues the generation. Blocks.
-fn admit(service: &Service, endpoint: Endpoint, wanted: Wanted, user: Option<String>) -> Result<Admitted, ApiError> {
-    let started = Instant::now();
-    let variant = match &user {
-        Some(user) => Some(service.variants()?.resolve(user)?),
-        None => None,
-    };
+/// Makes the prompt and queues the generation. Blocks.
+fn admit(
+    service: &Service,
+    endpoint: Endpoint,
+    wanted: Wanted,
+    user: Option<String>,
+    variant: Option<Arc<Resident>>,
+    started: Instant,
+) -> Result<Admitted, ApiError> {
     let tokenizer = service.tokenizer();
     let prompt = match &wanted.prompt {
         Prompt::Messages(messages) => {
@@ -87,6 +116,10 @@ fn admit(service: &Service, endpoint: Endpoint, wanted: Wanted, user: Option<Str
     };
     let (sender, events) = unbounded_channel();
     let seed = wanted.seed.unwrap_or_else(fresh_number);
+    let tenant: Arc<str> = user.as_deref().unwrap_or_default().into();
+    let deadline = service.defaults.timeout.and_then(|limit| started.checked_add(limit));
+    // Before the first is queued: when a later one is refused, those before it are not wanted either.
+    let still_wanted = WhileWanted::default();
     for index in 0..wanted.choices {
         let sender = sender.clone();
         let sampling = Sampling {
@@ -96,17 +129,20 @@ fn admit(service: &Service, endpoint: Endpoint, wanted: Wanted, user: Option<Str
             seed: seed.wrapping_add(index as u64),
         };
         service.engine.submit(Request {
+            tenant: tenant.clone(),
             prompt: prompt.clone(),
             variant: variant.clone(),
             sampling,
             max_tokens: wanted.max_tokens.unwrap_or(service.defaults.max_tokens),
             stop: wanted.stop.clone(),
+            deadline,
+            cancel: still_wanted.0.clone(),
             sink: Box::new(move |event| sender.send((index, event)).is_ok()),
         })?;
     }
     let reply = Reply::new(endpoint, wanted.model, &fingerprint);
     let (choices, include_usage) = (wanted.choices, wanted.include_usage);
-    Ok(Admitted { reply, choices, include_usage, events, user, started })
+    Ok(Admitted { reply, choices, include_usage, events, user, started, _wanted: still_wanted })
 }
 
 /// Waits for every answer and sends them in one body.

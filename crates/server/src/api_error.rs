@@ -21,12 +21,15 @@ pub struct ApiError {
     pub param: Option<String>,
     /// For programs, as in `variant_not_found`.
     pub code: Option<&'static str>,
+    /// Seconds after which another try makes sense; sent as `Retry-After`.
+    pub retry_after: Option<u64>,
 }
 
 impl ApiError {
     /// An error with a status, a code and a message.
     pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), param: None, code: Some(code) }
+        let again = matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
+        Self { status, message: message.into(), param: None, code: Some(code), retry_after: again.then_some(1) }
     }
 
     /// 400: the field `param` cannot be used as given.
@@ -62,8 +65,8 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, axum::Json(self.body())).into_response();
-        if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
     }
@@ -96,7 +99,16 @@ impl From<EngineError> for ApiError {
             }
             EngineError::EmptyPrompt => Self::invalid("messages", message),
             EngineError::InvalidParameter { name, .. } => Self::invalid(name, message),
-            EngineError::Busy { .. } => Self::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", message),
+            EngineError::Busy { retry_seconds, .. } => {
+                let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", message);
+                Self { retry_after: Some(retry_seconds), ..error }
+            }
+            EngineError::Deadline { begun: false } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "queue_timeout", message)
+            }
+            EngineError::Deadline { begun: true } => {
+                Self::new(StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded", message)
+            }
             EngineError::Memory { .. } => Self::new(StatusCode::SERVICE_UNAVAILABLE, "out_of_memory", message),
             EngineError::Stopped => Self::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", message),
             EngineError::Variant(bitdelta_delta::file::Error::Io { .. }) => internal(&message),
@@ -140,9 +152,19 @@ mod tests {
 
     #[test]
     fn a_full_queue_says_when_to_come_back() {
-        let response = ApiError::from(EngineError::Busy { waiting: 9 }).into_response();
+        let response = ApiError::from(EngineError::Busy { waiting: 9, retry_seconds: 7 }).into_response();
         assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
-        assert_eq!(response.headers()[RETRY_AFTER], "1");
+        assert_eq!(response.headers()[RETRY_AFTER], "7");
+    }
+
+    #[test]
+    fn a_deadline_is_a_503_to_try_again_while_waiting_and_a_504_once_begun() {
+        let waiting = ApiError::from(EngineError::Deadline { begun: false });
+        assert_eq!((waiting.status, waiting.code), (StatusCode::SERVICE_UNAVAILABLE, Some("queue_timeout")));
+        assert!(waiting.retry_after.is_some());
+        let begun = ApiError::from(EngineError::Deadline { begun: true });
+        assert_eq!((begun.status, begun.code), (StatusCode::GATEWAY_TIMEOUT, Some("deadline_exceeded")));
+        assert_eq!(begun.retry_after, None);
     }
 
     #[test]

@@ -1,33 +1,80 @@
 //! What handlers take from a request, with every refusal in OpenAI's shape.
-use crate::{ApiError, fields::Fields};
+use crate::{
+    ApiError,
+    fields::Fields,
+    room::{Room, check_values},
+    service::Service,
+};
 use axum::{
-    body::Bytes,
-    extract::{ConnectInfo, FromRequest, FromRequestParts, Path, Query, Request, rejection::BytesRejection},
+    extract::{ConnectInfo, FromRequest, FromRequestParts, Path, Query, Request},
     http::{HeaderMap, StatusCode, header::HOST, request::Parts},
 };
+use futures_util::StreamExt;
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
 };
+use tokio::sync::OwnedSemaphorePermit;
 
 /// Largest request body in bytes: far above any prompt that fits a context.
 pub const MAX_BODY_BYTES: usize = 8 << 20;
 
-impl<S: Send + Sync> FromRequest<S> for Fields {
+/// Longest time for a body to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A request's JSON object. While it is there its bytes count against the budget for bodies.
+pub struct Body {
+    /// The object's fields.
+    pub fields: Fields,
+    _held: Option<OwnedSemaphorePermit>,
+}
+
+impl FromRequest<Arc<Service>> for Body {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let body: Bytes =
-            Bytes::from_request(request, state).await.map_err(|rejection: BytesRejection| {
-                match rejection.status() {
-                    StatusCode::PAYLOAD_TOO_LARGE => {
-                        let message = format!("the body is larger than {MAX_BODY_BYTES} bytes");
-                        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
-                    }
-                    status => ApiError::new(status, "unreadable_body", rejection.body_text()),
-                }
-            })?;
-        Self::parse(&body)
+    async fn from_request(request: Request, service: &Arc<Service>) -> Result<Self, ApiError> {
+        let read = tokio::time::timeout(BODY_TIMEOUT, read(request, &service.room));
+        let (bytes, held) = read.await.map_err(|_| {
+            let message = format!("the body did not arrive within {} seconds", BODY_TIMEOUT.as_secs());
+            ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", message)
+        })??;
+        check_values(&bytes)?;
+        Ok(Self { fields: Fields::parse(&bytes)?, _held: held })
+    }
+}
+
+/// Reads a body, each piece counted before the next is asked for. One that finds no room is read to its end and thrown
+/// away: a client hears an answer only after it has sent all.
+async fn read(request: Request, room: &Room) -> Result<(Vec<u8>, Option<OwnedSemaphorePermit>), ApiError> {
+    let mut pieces = request.into_body().into_data_stream();
+    let (mut bytes, mut held): (Vec<u8>, Option<OwnedSemaphorePermit>) = (Vec::new(), None);
+    let (mut length, mut refused) = (0, None);
+    while let Some(piece) = pieces.next().await {
+        let piece =
+            piece.map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, "unreadable_body", error.to_string()))?;
+        length += piece.len();
+        if length > MAX_BODY_BYTES {
+            let message = format!("the body is larger than {MAX_BODY_BYTES} bytes");
+            return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message));
+        }
+        if refused.is_some() {
+            continue;
+        }
+        match (room.hold(piece.len()), &mut held) {
+            (Ok(more), Some(held)) => held.merge(more),
+            (Ok(more), None) => held = Some(more),
+            (Err(error), _) => {
+                (bytes, held, refused) = (Vec::new(), None, Some(error));
+                continue;
+            }
+        }
+        bytes.extend_from_slice(&piece);
+    }
+    match refused {
+        Some(error) => Err(error),
+        None => Ok((bytes, held)),
     }
 }
 

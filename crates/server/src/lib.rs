@@ -14,6 +14,7 @@ pub mod messages;
 pub mod models;
 pub mod names;
 pub mod reply;
+pub mod room;
 pub mod routes;
 pub mod run;
 pub mod service;

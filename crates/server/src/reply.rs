@@ -11,6 +11,8 @@ use serde_json::{Value, json};
 pub struct Usage {
     /// Of the prompt, counted once however many answers were asked for.
     pub prompt_tokens: usize,
+    /// Those of them that an earlier request had left in the cache; of several answers, the fewest.
+    pub cached_tokens: usize,
     /// Of all answers.
     pub completion_tokens: usize,
 }
@@ -18,13 +20,20 @@ pub struct Usage {
 impl Usage {
     /// Counts one finished answer.
     pub fn add(&mut self, finish: &Finish) {
+        let first = self.prompt_tokens == 0;
+        self.cached_tokens = if first { finish.cached_tokens } else { self.cached_tokens.min(finish.cached_tokens) };
         self.prompt_tokens = finish.prompt_tokens;
         self.completion_tokens += finish.completion_tokens;
     }
 
     fn json(self) -> Value {
         let total = self.prompt_tokens + self.completion_tokens;
-        json!({"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens, "total_tokens": total})
+        json!({
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": total,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+        })
     }
 }
 
@@ -136,6 +145,7 @@ impl Reply {
 fn finish_name(reason: FinishReason) -> &'static str {
     match reason {
         FinishReason::Stop => "stop",
-        FinishReason::Length => "length",
+        // OpenAI has no name for a deadline; either way the answer was cut.
+        FinishReason::Length | FinishReason::Deadline => "length",
     }
 }

@@ -2,8 +2,7 @@
 use crate::{
     ApiError,
     answer::answer,
-    extract::{MAX_BODY_BYTES, QueryModel},
-    fields::Fields,
+    extract::{Body, QueryModel},
     models,
     service::Service,
     variants,
@@ -11,7 +10,7 @@ use crate::{
 };
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, MatchedPath, Request, State},
+    extract::{MatchedPath, Request, State},
     http::{Method, StatusCode, Uri},
     middleware::{self, Next},
     response::Response,
@@ -33,7 +32,6 @@ pub fn router(service: Arc<Service>) -> Router {
         .route("/health", get(health))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
-        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(middleware::from_fn(log))
         .with_state(service)
 }
@@ -41,17 +39,17 @@ pub fn router(service: Arc<Service>) -> Router {
 async fn chat(
     State(service): State<Arc<Service>>,
     QueryModel(model): QueryModel,
-    body: Fields,
+    body: Body,
 ) -> Result<Response, ApiError> {
-    answer(service, Endpoint::Chat, &body, model.as_deref()).await
+    answer(service, Endpoint::Chat, body, model.as_deref()).await
 }
 
 async fn completions(
     State(service): State<Arc<Service>>,
     QueryModel(model): QueryModel,
-    body: Fields,
+    body: Body,
 ) -> Result<Response, ApiError> {
-    answer(service, Endpoint::Completions, &body, model.as_deref()).await
+    answer(service, Endpoint::Completions, body, model.as_deref()).await
 }
 
 async fn health(State(service): State<Arc<Service>>) -> Json<Value> {
@@ -64,7 +62,11 @@ async fn health(State(service): State<Arc<Service>>) -> Json<Value> {
         "running": stats.running,
         "waiting": stats.waiting,
         "prompt_tokens": stats.prompt_tokens,
+        "reused_tokens": stats.reused_tokens,
         "generated_tokens": stats.generated_tokens,
+        "preemptions": stats.preemptions,
+        "cancelled": stats.cancelled,
+        "expired": stats.expired,
     }))
 }
 

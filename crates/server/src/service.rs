@@ -1,11 +1,11 @@
 //! What all requests share: the engine, the variants, the names, and the defaults of fields that a request leaves out.
-use crate::{ApiError, api_error::internal, names::Names};
+use crate::{ApiError, api_error::internal, names::Names, room::Room};
 use bitdelta_engine::{Engine, Registry, Resident};
 use bitdelta_model::chat::{Template, Tokenizer};
 use std::{
     hash::{BuildHasher, Hasher, RandomState},
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 /// What holds for a request that does not say.
@@ -15,12 +15,14 @@ pub struct Defaults {
     pub temperature: f32,
     /// Most tokens of answer.
     pub max_tokens: usize,
+    /// Longest time for an answer, from the request's arrival.
+    pub timeout: Option<Duration>,
 }
 
 impl Default for Defaults {
-    /// Greedy, so that what a variant learnt is what it says; 1024 tokens.
+    /// Greedy, so that what a variant learnt is what it says; 1024 tokens; as long as it takes.
     fn default() -> Self {
-        Self { temperature: 0.0, max_tokens: 1024 }
+        Self { temperature: 0.0, max_tokens: 1024, timeout: None }
     }
 }
 
@@ -34,6 +36,8 @@ pub struct Service {
     pub names: Names,
     /// Defaults.
     pub defaults: Defaults,
+    /// Memory of requests on their way in.
+    pub room: Room,
     /// Unix seconds when the service was made.
     pub created: u64,
 }
@@ -42,7 +46,8 @@ impl Service {
     /// `aliases` are more names for the base.
     pub fn new(engine: Engine, registry: Option<Registry>, aliases: Vec<String>, defaults: Defaults) -> Self {
         let names = Names::new(engine.model().base().name.clone(), aliases, registry.is_some());
-        Self { engine, registry, names, defaults, created: unix_seconds() }
+        let room = Room::new(&engine.model().base().tokenizer);
+        Self { engine, registry, names, defaults, room, created: unix_seconds() }
     }
 
     /// The variants.

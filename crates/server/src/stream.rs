@@ -1,6 +1,6 @@
 //! An answer as server-sent events: `data: {chunk}` lines as text becomes known, then `data: [DONE]`.
 //!
-//! Dropping the response body (the client went away) drops the events' receiver, which ends the generation.
+//! Dropping the response body (the client went away) drops the [`Admitted`], which ends the generation.
 use crate::{ApiError, answer::Admitted, reply::Usage};
 use axum::response::{
     IntoResponse, Response,

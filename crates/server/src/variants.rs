@@ -2,8 +2,7 @@
 //! ([`Operator`]), because loading opens any path that the caller names.
 use crate::{
     ApiError,
-    extract::{Operator, Segment},
-    fields::Fields,
+    extract::{Body, Operator, Segment},
     service::{Service, blocking},
 };
 use axum::{Json, extract::State, http::StatusCode};
@@ -36,8 +35,8 @@ pub async fn list(_: Operator, State(service): State<Arc<Service>>) -> Result<Js
 ///
 /// # Errors
 /// 400, 404 or 422 with the whole cause: the operator named the path, so it is no secret.
-pub async fn load(_: Operator, State(service): State<Arc<Service>>, fields: Fields) -> Result<Json<Value>, ApiError> {
-    let Some(path) = fields.string("path")?.map(PathBuf::from) else {
+pub async fn load(_: Operator, State(service): State<Arc<Service>>, body: Body) -> Result<Json<Value>, ApiError> {
+    let Some(path) = body.fields.string("path")?.map(PathBuf::from) else {
         return Err(ApiError::invalid("path", "path is required: a variant file or a folder that holds one"));
     };
     let loaded = blocking(&service, move |service| {

@@ -14,6 +14,8 @@ use serde_json::{Value, json};
 pub const MAX_CHOICES: i64 = 8;
 /// Most stop texts, as with OpenAI.
 const MAX_STOPS: usize = 4;
+/// Most bytes of a stop text.
+const MAX_STOP_BYTES: usize = bitdelta_engine::MAX_STOP_BYTES;
 
 /// Which endpoint was asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,6 +128,9 @@ fn stops(fields: &Fields) -> Result<Vec<String>, ApiError> {
     }
     let stop = |item: &Value| match item.as_str() {
         Some("") => Err(ApiError::invalid("stop", "a stop text must not be empty")),
+        Some(text) if text.len() > MAX_STOP_BYTES => {
+            Err(ApiError::invalid("stop", format!("a stop text must not be longer than {MAX_STOP_BYTES} bytes")))
+        }
         Some(text) => Ok(text.to_owned()),
         None => Err(wrong_type("stop", "a string or an array of strings", item)),
     };
@@ -218,6 +223,8 @@ mod tests {
         for bad in [r#"["a","b","c","d","e"]"#, r#"[""]"#, "[1]", "7"] {
             assert_eq!(chat(&format!(r#", "stop": {bad}"#)).unwrap_err().param.as_deref(), Some("stop"));
         }
+        let long = format!(r#", "stop": "{}""#, "x".repeat(MAX_STOP_BYTES + 1));
+        assert_eq!(chat(&long).unwrap_err().param.as_deref(), Some("stop"));
     }
 
     #[test]

@@ -31,7 +31,8 @@ pub struct ServeArgs {
     /// Most requests in one step
     #[arg(long, value_name = "N", default_value_t = EngineOptions::default().max_batch)]
     max_batch: usize,
-    /// Most requests that may wait; one more is answered with 429
+    /// Most requests that may wait; of one user as many as places are left, so half of them for one alone. One more is
+    /// answered with 429
     #[arg(long, value_name = "N", default_value_t = EngineOptions::default().max_queue)]
     max_queue: usize,
     /// Longest prompt plus answer in tokens
@@ -40,6 +41,13 @@ pub struct ServeArgs {
     /// Memory for the KV cache, as in 1GB or 512MiB
     #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = parse_bytes)]
     kv_cache_size: u64,
+    /// Longest wait in the queue; a request that has not begun by then is answered with 503 [default: no limit]
+    #[arg(long, value_name = "SECONDS")]
+    max_wait: Option<u64>,
+    /// Longest time for an answer, which ends there with what it has; answered with 504 where that is nothing [default:
+    /// no limit]
+    #[arg(long, value_name = "SECONDS")]
+    request_timeout: Option<u64>,
     /// Sampling temperature of requests that name none; 0 answers with the likeliest token
     #[arg(long, value_name = "T", default_value_t = Defaults::default().temperature)]
     temperature: f32,
@@ -83,6 +91,7 @@ fn load(args: &ServeArgs, variants: bool) -> Result<Service, Error> {
         kv_bytes: args.kv_cache_size,
         max_context: args.max_context,
         max_queue: args.max_queue,
+        max_wait: args.max_wait.map(Duration::from_secs),
         ..EngineOptions::default()
     };
     let engine = Engine::start(Arc::clone(&model), options).context("starting the engine")?;
@@ -90,7 +99,8 @@ fn load(args: &ServeArgs, variants: bool) -> Result<Service, Error> {
     if registry.is_none() {
         tracing::warn!("serving the base alone; --enable-bitdelta --variants-dir DIR serves users' variants");
     }
-    let defaults = Defaults { temperature: args.temperature, max_tokens: args.max_tokens };
+    let timeout = args.request_timeout.map(Duration::from_secs);
+    let defaults = Defaults { temperature: args.temperature, max_tokens: args.max_tokens, timeout };
     Ok(Service::new(engine, registry, args.model_names.clone(), defaults))
 }
 

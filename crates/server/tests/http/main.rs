@@ -2,5 +2,6 @@
 mod chat;
 mod errors;
 mod lifecycle;
+mod load;
 mod node;
 mod variants;

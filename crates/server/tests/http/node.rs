@@ -41,13 +41,18 @@ impl Node {
 
     /// A server that waits this long for running answers once it is asked to stop.
     pub fn stopping_within(limit: Duration, options: EngineOptions, variants: bool) -> Self {
+        Self::new(limit, options, variants, Defaults::default())
+    }
+
+    /// Everything said.
+    pub fn new(limit: Duration, options: EngineOptions, variants: bool, defaults: Defaults) -> Self {
         let variants_dir = tempfile::tempdir().expect("a folder");
         let model = Arc::new(
             Model::load(Arc::new(base(BASE)), ModelOptions { threads: 1, ..ModelOptions::default() }).expect("a model"),
         );
         let engine = Engine::start(Arc::clone(&model), options).expect("an engine");
         let registry = variants.then(|| Registry::new(model, Some(variants_dir.path().to_owned())));
-        let service = Service::new(engine, registry, vec!["qwen3-4b".to_owned()], Defaults::default());
+        let service = Service::new(engine, registry, vec!["qwen3-4b".to_owned()], defaults);
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("threads");
         let listener = runtime.block_on(bitdelta_server::bind("127.0.0.1", 0, false)).expect("a free port");

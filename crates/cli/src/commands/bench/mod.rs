@@ -111,7 +111,14 @@ pub fn run(args: &BenchArgs) -> Result<(), Error> {
     let make = || (0..common.users.min(common.batch)).map(|user| variants::random(&model, common.kind, user)).collect();
     let users: Vec<Arc<Resident>> = bar.during("making variants", || -> Result<_, Error> { make() })?;
 
-    let options = EngineOptions { max_batch: common.batch, prefill_chunk: 512, ..EngineOptions::default() };
+    // Every run computes its prompts: nothing is taken from the run before.
+    let options = EngineOptions {
+        max_batch: common.batch,
+        prefill_chunk: 512,
+        share_prefixes: false,
+        max_queue: 2 * common.batch,
+        ..EngineOptions::default()
+    };
     let engine = Engine::start(Arc::clone(&model), options).context("starting the engine")?;
     let bench = Bench { engine: &engine, users: &users, batch: common.batch, prompt, generate };
     bench.check()?;

@@ -1,7 +1,7 @@
 //! A conversation with a model loaded in this process.
 use super::{ChatArgs, Partner, SamplingArgs};
 use crate::{Context, Error};
-use bitdelta_engine::{Engine, EngineOptions, Event, Registry, Request, Resident, Sampling};
+use bitdelta_engine::{Cancel, Engine, EngineOptions, Event, Registry, Request, Resident, Sampling};
 use bitdelta_model::chat::Message;
 use bitdelta_server::{Defaults, Service};
 use std::{
@@ -48,11 +48,14 @@ impl Partner for Local {
         let (sender, events) = channel();
         let SamplingArgs { temperature, top_p, seed, max_tokens } = self.sampling;
         let request = Request {
+            tenant: "".into(),
             prompt,
             variant: self.variant.clone(),
             sampling: Sampling { temperature, top_p, top_k: 0, seed },
             max_tokens,
             stop: Vec::new(),
+            deadline: None,
+            cancel: Cancel::default(),
             sink: Box::new(move |event| sender.send(event).is_ok()),
         };
         self.service.engine.submit(request).context("answering")?;
