@@ -3,7 +3,11 @@
 //! One bit without offsets is what the pair's bytes limit, so it never writes the difference down: see
 //! [`bitdelta_kernels::survey`]. All else takes [`quantize`] of the difference. Both give the same part, bit for bit.
 
-use crate::{BitDeltaConfig, Error, Part, quantize};
+use crate::{
+    BitDeltaConfig, Error, PackedMatrix, Part,
+    quantize::{Bounds, LARGEST_DELTA, quantize, stored},
+};
+use bitdelta_kernels::{Elements, Pair, Survey, clip_magnitudes, survey};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
@@ -30,6 +34,14 @@ impl Values<'_> {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    fn elements(&self) -> Elements<'_> {
+        match self {
+            Self::F32(values) => Elements::F32(values),
+            Self::F16(bits) => Elements::F16(bits),
+            Self::Bf16(bits) => Elements::Bf16(bits),
+        }
     }
 
     /// Elements from `start` on, widened into `out`.
@@ -61,7 +73,51 @@ pub fn quantize_pair(
             return Err(Error::Shape { tensor: tensor.into(), rows, cols, found });
         }
     }
+    config.validate()?;
+    if config.enable_compression && config.bits == 1 && config.symmetric {
+        let pair = Pair { base: base.elements(), tuned: tuned.elements(), cols };
+        if let Some(matrix) = signs(&pair, rows, config.group().elements(cols), config.clip()) {
+            return Ok(Part::Dense(matrix));
+        }
+    }
     quantize(tensor, &difference(base, tuned, cols), rows, cols, config)
+}
+
+/// One bit a weight. `None` for what is rare and left to [`quantize`]: a value that it refuses, with an error that says
+/// where, or bounds that lie on one side of 0.
+fn signs(pair: &Pair<'_>, rows: usize, group: usize, clip: Option<f32>) -> Option<PackedMatrix> {
+    let cols = pair.cols;
+    let (words, groups) = (cols.div_ceil(64), cols.div_ceil(group));
+    let mut planes = vec![0u64; rows * words];
+    let mut magnitudes = vec![0.0f32; rows * groups];
+    let mut reaches = vec![0.0f32; rows * groups];
+    let buffers = planes.par_chunks_mut(words).zip(magnitudes.par_chunks_mut(groups)).zip(reaches.par_chunks_mut(groups));
+    let rows_in_order = buffers.enumerate().map_init(Vec::new, |scratch, (row, ((signs, magnitudes), reaches))| {
+        let mut out = Survey { signs, magnitudes, reaches, sum: 0.0, squares: 0.0 };
+        survey(pair, row, group, scratch, &mut out);
+        let sound = out.magnitudes.iter().all(|m| m.is_finite()) && out.reaches.iter().all(|r| *r <= LARGEST_DELTA);
+        (out.sum, out.squares, sound)
+    });
+    let surveyed: Vec<(f64, f64, bool)> = rows_in_order.collect();
+    if !surveyed.iter().all(|row| row.2) {
+        return None;
+    }
+    let sums: Vec<(f64, f64)> = surveyed.into_iter().map(|(sum, squares, _)| (sum, squares)).collect();
+    if let (Some(k), true) = (clip, rows * cols > 1) {
+        let bounds = Bounds::around_the_mean(&sums, cols, k);
+        if !bounds.straddle_zero() {
+            return None;
+        }
+        let bound = bounds.high.min(-bounds.low);
+        magnitudes.par_chunks_mut(groups).zip(reaches.par_chunks(groups)).enumerate().for_each(
+            |(row, (magnitudes, reaches))| {
+                clip_magnitudes(pair, row, group, (bounds.low, bounds.high, bound), reaches, magnitudes);
+            },
+        );
+    }
+    let tensor_scale = magnitudes.par_iter().copied().reduce(|| 0.0, f32::max);
+    let scales = magnitudes.par_iter().map(|magnitude| stored(*magnitude, tensor_scale)).collect();
+    Some(PackedMatrix { bits: 1, rows, cols, group, planes, scales, offsets: Vec::new(), tensor_scale })
 }
 
 /// `tuned` − `base`.

@@ -20,6 +20,7 @@ mod matmul;
 pub mod packed;
 mod parallel;
 mod planes;
+mod quantize;
 mod rows;
 pub mod vector;
 
@@ -30,4 +31,5 @@ pub use isa::Isa;
 pub use matmul::{Elements, Weights, matmul, matmul_on};
 pub use packed::Packed;
 pub use planes::{PlaneTiles, add_planes, add_planes_on};
+pub use quantize::{Pair, Survey, clip_magnitudes, survey, survey_on};
 pub use rows::{add, add_bias, rms_norm, rope, silu_mul};
