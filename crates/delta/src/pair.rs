@@ -44,6 +44,17 @@ impl Values<'_> {
         }
     }
 
+    /// `tuned` − these, `out.len()` elements from `start` on, in f32.
+    pub(crate) fn subtract_from(&self, tuned: &Values<'_>, start: usize, out: &mut [f32]) {
+        tuned.widen(start, out);
+        let at = start..start + out.len();
+        match self {
+            Self::F32(values) => out.iter_mut().zip(&values[at]).for_each(|(o, v)| *o -= v),
+            Self::F16(bits) => out.iter_mut().zip(&bits[at]).for_each(|(o, b)| *o -= f16::from_bits(*b).to_f32()),
+            Self::Bf16(bits) => out.iter_mut().zip(&bits[at]).for_each(|(o, b)| *o -= bf16::from_bits(*b).to_f32()),
+        }
+    }
+
     /// Elements from `start` on, widened into `out`.
     fn widen(&self, start: usize, out: &mut [f32]) {
         let at = start..start + out.len();
@@ -123,13 +134,7 @@ fn signs(pair: &Pair<'_>, rows: usize, group: usize, clip: Option<f32>) -> Optio
 /// `tuned` − `base`.
 fn difference(base: Values<'_>, tuned: Values<'_>, cols: usize) -> Vec<f32> {
     let mut difference = vec![0.0; tuned.len()];
-    difference.par_chunks_mut(cols).enumerate().for_each_init(
-        || vec![0.0; cols],
-        |row_of_base, (row, difference)| {
-            tuned.widen(row * cols, difference);
-            base.widen(row * cols, row_of_base);
-            difference.iter_mut().zip(&*row_of_base).for_each(|(value, base)| *value -= base);
-        },
-    );
+    let rows = difference.par_chunks_mut(cols).enumerate();
+    rows.for_each(|(row, difference)| base.subtract_from(&tuned, row * cols, difference));
     difference
 }

@@ -83,7 +83,7 @@ fn run_survey(isa: Isa, pair: &Pair, start: usize, group: usize, row: &mut [f32]
 #[inline(always)]
 unsafe fn survey_row<V: Signs>(pair: &Pair, start: usize, group: usize, row: &mut [f32], out: &mut Survey) {
     // SAFETY: the caller's promise.
-    unsafe { difference::<V>(pair, start, row) };
+    unsafe { difference::<V, true>(pair, start, row) };
     let (whole, rest) = row.as_chunks::<64>();
     for (word, values) in out.signs.iter_mut().zip(whole) {
         // SAFETY: the instruction set is the caller's promise.
@@ -149,7 +149,7 @@ unsafe fn clip_group<V: Vector>(
     magnitude: &mut f32,
 ) {
     // SAFETY: the caller's promise.
-    unsafe { difference::<V>(pair, start, values) };
+    unsafe { difference::<V, false>(pair, start, values) };
     for value in values.iter_mut() {
         *value = value.max(low).min(high);
     }
@@ -170,19 +170,21 @@ impl Pair<'_> {
     }
 }
 
-/// tuned − base from element `start` on, into `out`.
+/// tuned − base from element `start` on, into `out`; with `AHEAD`, asks for as many elements after them.
 ///
 /// # Safety
 /// Both hold `out.len()` elements from there.
 #[inline(always)]
-unsafe fn difference<V: Vector>(pair: &Pair, start: usize, out: &mut [f32]) {
+unsafe fn difference<V: Vector, const AHEAD: bool>(pair: &Pair, start: usize, out: &mut [f32]) {
     // SAFETY: chunks stay inside the slices.
     unsafe {
         match (pair.base, pair.tuned) {
             (Elements::Bf16(base), Elements::Bf16(tuned)) => {
                 let next = start + out.len();
                 let load = |from: &[u16], at, lanes| {
-                    ahead(from.as_ptr().wrapping_add(next + at));
+                    if AHEAD {
+                        ahead(from.as_ptr().wrapping_add(next + at));
+                    }
                     wide(from, (start + at, lanes), |p| V::load_bf16(p))
                 };
                 subtract(out, |at, lanes| load(tuned, at, lanes).sub(load(base, at, lanes)));
@@ -190,7 +192,9 @@ unsafe fn difference<V: Vector>(pair: &Pair, start: usize, out: &mut [f32]) {
             (Elements::F32(base), Elements::F32(tuned)) => {
                 let next = start + out.len();
                 let load = |from: &[f32], at: usize, lanes| {
-                    ahead(from.as_ptr().wrapping_add(next + at));
+                    if AHEAD {
+                        ahead(from.as_ptr().wrapping_add(next + at));
+                    }
                     V::load_partial(from.as_ptr().add(start + at), lanes)
                 };
                 subtract(out, |at, lanes| load(tuned, at, lanes).sub(load(base, at, lanes)));
