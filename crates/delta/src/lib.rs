@@ -14,6 +14,7 @@ pub mod file;
 mod fit;
 pub mod lowrank;
 pub mod metrics;
+mod pair;
 pub mod part;
 pub mod quantize;
 
@@ -22,5 +23,6 @@ pub use dense::PackedMatrix;
 pub use error::Error;
 pub use file::{Extra, Info, LinearDelta, Variant};
 pub use lowrank::factor;
+pub use pair::{Values, quantize_pair};
 pub use part::Part;
 pub use quantize::{Codes, quantize};

@@ -84,7 +84,7 @@ pub fn pack(tensor: &str, values: &[f32], rows: usize, cols: usize, codes: Codes
     });
 
     let tensor_scale = fitted.iter().fold(0.0f32, |most, (scale, offset)| most.max(*scale).max(offset.abs()));
-    let store = |value: f32| if tensor_scale == 0.0 { 0 } else { f16::from_f32(value / tensor_scale).to_bits() };
+    let store = |value: f32| stored(value, tensor_scale);
     let mut matrix = PackedMatrix {
         bits,
         rows,
@@ -119,6 +119,11 @@ pub fn pack(tensor: &str, values: &[f32], rows: usize, cols: usize, codes: Codes
     Ok(matrix)
 }
 
+/// A scale or offset as a matrix stores it: f16 bits, in units of the matrix's own scale.
+pub(crate) fn stored(value: f32, tensor_scale: f32) -> u16 {
+    if tensor_scale == 0.0 { 0 } else { f16::from_f32(value / tensor_scale).to_bits() }
+}
+
 /// Signs of up to 64 values: bit i is 1 where value i is not below 0 (so "+" for both zeros).
 fn sign_word(values: &[f32]) -> u64 {
     let mut word = 0;
@@ -149,17 +154,32 @@ fn pack_codes(planes: &mut [u64], words: usize, start: usize, values: &[f32], gr
 
 /// The interval that values are clipped to; everything when clipping is off.
 #[derive(Debug, Clone, Copy)]
-struct Bounds {
-    low: f32,
-    high: f32,
+pub(crate) struct Bounds {
+    pub(crate) low: f32,
+    pub(crate) high: f32,
 }
 
 impl Bounds {
+    /// Everything.
+    pub(crate) const NONE: Self = Self { low: f32::NEG_INFINITY, high: f32::INFINITY };
+
+    /// Mean ± k·σ of a matrix of more than one element, from each row's (Σ x, Σ (x − row mean)²), rows of `cols`.
+    pub(crate) fn around_the_mean(rows: &[(f64, f64)], cols: usize, k: f32) -> Self {
+        let n = (rows.len() * cols) as f64;
+        let mean = rows.iter().map(|row| row.0).sum::<f64>() / n;
+        // Each row's squares are about its own mean; what the row means add is exact in the second term.
+        let squares: f64 =
+            rows.iter().map(|row| row.1 + cols as f64 * (row.0 / cols as f64 - mean).powi(2)).sum::<f64>();
+        let reach = f64::from(k) * (squares / (n - 1.0)).sqrt();
+        Self { low: (mean - reach) as f32, high: (mean + reach) as f32 }
+    }
+
     fn clip(&self, value: f32) -> f32 {
         value.max(self.low).min(self.high)
     }
 
-    fn straddle_zero(&self) -> bool {
+    /// Clipping moves no value across 0.
+    pub(crate) fn straddle_zero(&self) -> bool {
         self.low < 0.0 && self.high > 0.0
     }
 
@@ -184,14 +204,8 @@ fn bounds(tensor: &str, values: &[f32], rows: usize, cols: usize, clip: Option<f
     if sums.iter().any(|row| row.2.is_nan() || row.2 > LARGEST_DELTA) {
         return Err(worst(tensor, values, cols));
     }
-    let everything = Bounds { low: f32::NEG_INFINITY, high: f32::INFINITY };
-    let (Some(k), true) = (clip, values.len() > 1) else { return Ok(everything) };
-    let n = values.len() as f64;
-    let mean = sums.iter().map(|row| row.0).sum::<f64>() / n;
-    // Each row's squares are about its own mean; what the row means add is exact in the second term.
-    let squares: f64 = sums.iter().map(|row| row.1 + cols as f64 * (row.0 / cols as f64 - mean).powi(2)).sum::<f64>();
-    let reach = f64::from(k) * (squares / (n - 1.0)).sqrt();
-    Ok(Bounds { low: (mean - reach) as f32, high: (mean + reach) as f32 })
+    let (Some(k), true) = (clip, values.len() > 1) else { return Ok(Bounds::NONE) };
+    Ok(Bounds::around_the_mean(&sums.iter().map(|row| (row.0, row.1)).collect::<Vec<_>>(), cols, k))
 }
 
 /// (Σ x, Σ (x − row mean)², max |x|), the last NaN when any value is NaN.

@@ -2,10 +2,11 @@
 #![allow(clippy::unwrap_used)]
 
 use bitdelta_delta::{
-    BitDeltaConfig, Error, GroupSize, PackedMatrix, Part, metrics,
+    BitDeltaConfig, Error, GroupSize, PackedMatrix, Part, Values, metrics,
     part::dequantize,
     quantize,
     quantize::{Codes, pack},
+    quantize_pair,
 };
 use proptest::prelude::*;
 use serde::Deserialize;
@@ -216,4 +217,75 @@ proptest! {
         prop_assert_eq!(&x.planes[..4], &y.planes[4..]);
         prop_assert_eq!(&x.planes[4..], &y.planes[..4]);
     }
+}
+
+/// Pairs of every type, of sizes that leave tails, with outliers and zeros: (name, base, tuned) as f32.
+fn pairs(rows: usize, cols: usize) -> Vec<(&'static str, Vec<f32>, Vec<f32>)> {
+    let mut state = 0x2545_F491_4F6C_DD1Du64 ^ (rows * 1000 + cols) as u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    let base: Vec<f32> = (0..rows * cols).map(|_| next()).collect();
+    let near: Vec<f32> =
+        base.iter().enumerate().map(|(i, b)| b + next() * if i % 37 == 0 { 0.5 } else { 0.01 }).collect();
+    let shifted: Vec<f32> = base.iter().map(|b| b + 4.0 + 0.001 * next()).collect();
+    vec![("near", base.clone(), near), ("equal", base.clone(), base.clone()), ("all on one side", base, shifted)]
+}
+
+#[test]
+fn a_pair_gives_the_part_that_its_difference_gives() {
+    let bf16 = |values: &[f32]| values.iter().map(|v| half::bf16::from_f32(*v).to_bits()).collect::<Vec<u16>>();
+    let f16 = |values: &[f32]| values.iter().map(|v| half::f16::from_f32(*v).to_bits()).collect::<Vec<u16>>();
+    let configs = [
+        BitDeltaConfig::default(),
+        BitDeltaConfig { clip_outliers: false, ..Default::default() },
+        BitDeltaConfig { outlier_threshold: 0.3, group_size: Some(GroupSize::Elements(37)), ..Default::default() },
+        BitDeltaConfig { group_size: Some(GroupSize::Row), ..Default::default() },
+        BitDeltaConfig { bits: 2, symmetric: false, ..Default::default() },
+        BitDeltaConfig { enable_compression: false, ..Default::default() },
+    ];
+    for (rows, cols) in [(1, 1), (2, 1), (3, 15), (5, 64), (4, 77), (7, 300)] {
+        for (name, base, tuned) in pairs(rows, cols) {
+            let (b16, t16, h16) = (bf16(&base), bf16(&tuned), f16(&tuned));
+            let typed = [
+                (Values::F32(&base), Values::F32(&tuned)),
+                (Values::Bf16(&b16), Values::Bf16(&t16)),
+                (Values::Bf16(&b16), Values::F16(&h16)),
+                (Values::F16(&h16), Values::F32(&tuned)),
+            ];
+            for (b, t) in typed {
+                let wide = |values: Values<'_>| -> Vec<f32> {
+                    match values {
+                        Values::F32(v) => v.to_vec(),
+                        Values::Bf16(v) => v.iter().map(|v| half::bf16::from_bits(*v).to_f32()).collect(),
+                        Values::F16(v) => v.iter().map(|v| half::f16::from_bits(*v).to_f32()).collect(),
+                    }
+                };
+                let delta: Vec<f32> = wide(t).iter().zip(wide(b)).map(|(t, b)| t - b).collect();
+                for config in &configs {
+                    let want = quantize("w", &delta, rows, cols, config).unwrap();
+                    let got = quantize_pair("w", b, t, rows, cols, config).unwrap();
+                    assert_eq!(got, want, "{name}, {rows} x {cols}, {config:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_pair_with_a_value_that_is_not_finite_is_refused_with_its_place() {
+    for bad in [f32::NAN, f32::INFINITY, -f32::INFINITY, 1e20] {
+        let (base, mut tuned) = (vec![0.5; 200], vec![0.25; 200]);
+        tuned[130] = bad;
+        let config = BitDeltaConfig::default();
+        let error = quantize_pair("w", Values::F32(&base), Values::F32(&tuned), 2, 100, &config).unwrap_err();
+        let (Error::NonFinite { row, col, .. } | Error::TooLarge { row, col, .. }) = error else { panic!("{error}") };
+        assert_eq!((row, col), (1, 30), "{bad}");
+    }
+    let config = BitDeltaConfig::default();
+    let short = quantize_pair("w", Values::F32(&[1.0; 3]), Values::F32(&[1.0; 4]), 2, 2, &config);
+    assert!(matches!(short, Err(Error::Shape { found: 3, .. })));
 }

@@ -1,15 +1,15 @@
 //! Kernels: every `unsafe` line and every SIMD instruction of bitdelta, each beside its scalar reference.
 //!
 //! It knows nothing of models, variants or requests: slices and shapes go in, slices come out. Start at
-//! [`vector::Vector`], the sixteen lanes that all kernels are written in, then [`matmul()`], the base's product, and
-//! [`packed`], the product of packed deltas.
+//! [`vector::Vector`], the sixteen lanes that all kernels are written in, then [`project()`], the product of the base and of
+//! every user's delta, and below it `int8` and `planes`.
 //!
 //! **The invariant of this crate.** What a row of the result is depends on that row of the input alone. The lanes, the
 //! order of additions and the fused multiplications of one output element are fixed; tiles, threads, the number of
 //! rows in the call and the instruction set only decide when it is computed. A request therefore gets the same
 //! logits, bit for bit, alone or in any company, on any machine of the kind.
 //!
-//! Work is split over the rayon pool that the caller is in.
+//! Work is split over the [`Team`] of threads that the caller has installed.
 
 mod attention;
 mod bandwidth;
@@ -22,6 +22,7 @@ pub mod packed;
 mod parallel;
 mod planes;
 mod project;
+mod quantize;
 mod rounded;
 mod rows;
 pub mod vector;
@@ -35,5 +36,6 @@ pub use packed::Packed;
 pub use parallel::{Team, for_each, for_each_chunk};
 pub use planes::PlaneTiles;
 pub use project::{Matrix, Product, Term, project, project_on};
+pub use quantize::{Pair, Survey, clip_magnitudes, survey, survey_on};
 pub use rounded::Activations;
 pub use rows::{add, add_bias, rms_norm, rope, silu_mul};

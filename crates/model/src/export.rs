@@ -226,13 +226,13 @@ fn encode(values: &[f32], dtype: Dtype) -> Vec<u8> {
     }
 }
 
-fn save(folder: &Path, name: &str, json: &Value) -> Result<(), Error> {
+pub(crate) fn save(folder: &Path, name: &str, json: &Value) -> Result<(), Error> {
     let path = folder.join(name);
     fs::write(&path, format!("{json:#}\n")).map_err(Error::io(path))
 }
 
 /// A temporary folder is its owner's alone; an exported model is as readable as any new folder.
-fn set_default_permissions(folder: &Path) -> Result<(), Error> {
+pub(crate) fn set_default_permissions(folder: &Path) -> Result<(), Error> {
     let probe = folder.join(".probe");
     fs::create_dir(&probe).map_err(Error::io(&probe))?;
     let permissions = fs::metadata(&probe).map_err(Error::io(&probe))?.permissions();
@@ -246,6 +246,13 @@ fn one_or_many(ids: &[u32]) -> Value {
         [one] => value!(one),
         many => value!(many),
     }
+}
+
+/// The whole of `config.json` for a configuration alone.
+pub(crate) fn config_json(config: &ModelConfig, dtype: Dtype) -> Map<String, Value> {
+    let mut object = Map::new();
+    complete_config(&mut object, config, dtype, None, config.bos);
+    object
 }
 
 /// Puts in what a configuration lacks and what this export changes, under the names of transformers 4 and 5 alike.

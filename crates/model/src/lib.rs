@@ -14,6 +14,7 @@ mod gguf;
 pub mod layout;
 pub mod memory;
 mod open;
+mod random;
 pub mod source;
 
 pub use base::Base;
@@ -21,4 +22,5 @@ pub use config::{Architecture, ModelConfig, RopeScaling};
 pub use error::Error;
 pub use export::Rewrite;
 pub use layout::{Linear, LinearKind};
+pub use random::{random_bytes, write_random};
 pub use source::{Dtype, Raw, TensorRef};

@@ -9,11 +9,11 @@
 
 use crate::{Error, progress::Progress};
 use bitdelta_delta::{
-    BitDeltaConfig, Extra, Info, LinearDelta, Part, Variant,
-    metrics::{Distance, distance},
-    quantize,
+    BitDeltaConfig, Extra, Info, LinearDelta, Part, Values, Variant,
+    metrics::{Distance, distance_of_pair},
+    quantize, quantize_pair,
 };
-use bitdelta_model::{Base, TensorRef, chat::Template};
+use bitdelta_model::{Base, Dtype, TensorRef, chat::Template};
 use serde::Serialize;
 use serde_json::json;
 use std::collections::{HashMap, HashSet};
@@ -100,14 +100,11 @@ struct Pair<'a> {
 }
 
 impl Pair<'_> {
-    /// finetuned − base of one tensor.
-    fn difference(&self, tensor: &TensorRef) -> Result<Vec<f32>, Error> {
-        let mut difference = self.finetuned.tensor_f32(&tensor.name)?;
-        let mut block = Vec::new();
-        for (start, difference) in difference.chunks_mut(BLOCK_ROWS * tensor.cols).enumerate() {
-            let base = read_block(self.base, tensor, start * BLOCK_ROWS, &mut block)?;
-            difference.iter_mut().zip(base).for_each(|(value, base)| *value -= base);
-        }
+    /// finetuned − base of one vector.
+    fn difference(&self, vector: &TensorRef) -> Result<Vec<f32>, Error> {
+        let mut difference = self.finetuned.tensor_f32(&vector.name)?;
+        let base = self.base.tensor_f32(&vector.name)?;
+        difference.iter_mut().zip(base).for_each(|(value, base)| *value -= base);
         Ok(difference)
     }
 
@@ -136,11 +133,15 @@ impl Pair<'_> {
         let mut deltas = Vec::new();
         for (index, matrix) in self.base.matrices().take(linears + tables).enumerate() {
             let (name, rows, cols) = (&matrix.name, matrix.rows, matrix.cols);
-            let delta = self.difference(matrix)?;
-            let moved = delta.iter().any(|&x| x != 0.0);
+            let (before, after) = (Matrix::read(self.base, name)?, Matrix::read(self.finetuned, name)?);
             let config = if index < linears { self.config } else { &for_tables };
-            let parts = if moved { vec![quantize(name, &delta, rows, cols, config)?] } else { Vec::new() };
-            let distance = distance(&parts, &delta, cols);
+            let mut parts = vec![quantize_pair(name, before.values(), after.values(), rows, cols, config)?];
+            let mut distance = distance_of_pair(&parts, before.values(), after.values(), cols);
+            let moved = distance.norm > 0.0;
+            if !moved {
+                parts.clear();
+                distance = Distance::default();
+            }
             let error = distance.relative();
             total = total + distance;
             if index < linears {
@@ -206,6 +207,35 @@ impl Pair<'_> {
             self.progress.say(warning);
         }
         self.report
+    }
+}
+
+/// A matrix as it is stored where that is plain floats, in f32 else.
+enum Matrix<'a> {
+    Stored(Values<'a>),
+    Wide(Vec<f32>),
+}
+
+impl<'a> Matrix<'a> {
+    fn read(model: &'a Base, name: &str) -> Result<Self, Error> {
+        let stored = model.raw(name)?.and_then(|raw| match raw.dtype {
+            // A file may lay out its tensors at odd places.
+            Dtype::F32 => bytemuck::try_cast_slice(raw.bytes).ok().map(Values::F32),
+            Dtype::F16 => bytemuck::try_cast_slice(raw.bytes).ok().map(Values::F16),
+            Dtype::Bf16 => bytemuck::try_cast_slice(raw.bytes).ok().map(Values::Bf16),
+            _ => None,
+        });
+        Ok(match stored {
+            Some(stored) => Self::Stored(stored),
+            None => Self::Wide(model.tensor_f32(name)?),
+        })
+    }
+
+    fn values(&self) -> Values<'_> {
+        match self {
+            Self::Stored(values) => *values,
+            Self::Wide(values) => Values::F32(values),
+        }
     }
 }
 

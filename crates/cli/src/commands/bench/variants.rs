@@ -1,8 +1,9 @@
 //! Random variants of the true shapes.
 
-use crate::{Context, Error};
+use crate::{Context, Error, sizes::format_bytes};
 use bitdelta_delta::{BitDeltaConfig, Info, LinearDelta, PackedMatrix, Variant, part::Part};
 use bitdelta_engine::{Model, Resident};
+use bitdelta_model::{Base, memory};
 use std::{path::Path, sync::Arc};
 
 /// What a variant is made of.
@@ -20,24 +21,78 @@ pub enum Kind {
     Lowrank4,
 }
 
+/// Inputs a scale.
+const GROUP: usize = 64;
+
+impl Kind {
+    /// The word in reports.
+    pub fn name(self) -> String {
+        format!("{self:?}").to_lowercase()
+    }
+
+    /// What a linear's delta is made of: (bits, rows, cols) of each packed matrix.
+    fn matrices(self, rows: usize, cols: usize) -> Vec<(u8, usize, usize)> {
+        let low_rank = |rank| vec![(4, rank, cols), (4, rank, rows)];
+        match self {
+            Self::Dense1 => vec![(1, rows, cols)],
+            Self::Dense2 => vec![(2, rows, cols)],
+            Self::Dense4 => vec![(4, rows, cols)],
+            Self::Lowrank16 => low_rank(16),
+            Self::Lowrank4 => low_rank(4),
+        }
+    }
+
+    /// Bytes of a variant of `base`, packed: codes, a scale for each group, and each matrix's own.
+    fn bytes(self, base: &Base) -> u64 {
+        let matrices = base.linears().iter().flat_map(|linear| self.matrices(linear.rows, linear.cols));
+        let row = |bits: u8, cols: usize| usize::from(bits) * cols.div_ceil(64) * 8 + cols.div_ceil(GROUP) * 2;
+        matrices.map(|(bits, rows, cols)| (rows * row(bits, cols) + 4) as u64).sum()
+    }
+}
+
+/// Variants of `users` users, ready to run.
+///
+/// # Errors
+/// [`Error::Failed`] when the memory does not hold as many, before any is made.
+pub fn residents(model: &Model, kind: Kind, users: usize) -> Result<Vec<Arc<Resident>>, Error> {
+    check_memory(kind.bytes(model.base()), users, memory::available())?;
+    (0..users)
+        .map(|user| {
+            let variant = random(model.base(), kind, user);
+            model.prepare(&format!("user-{user}"), Path::new("in memory"), variant).context("making a variant")
+        })
+        .collect()
+}
+
+/// While the last variant is made, it is there three times: as parts, as its file's bytes, and repacked.
+fn check_memory(bytes: u64, users: usize, available: Option<u64>) -> Result<(), Error> {
+    let Some(available) = available else { return Ok(()) };
+    let fit = (available / bytes).saturating_sub(2);
+    if users as u64 <= fit {
+        return Ok(());
+    }
+    Err(Error::Failed(format!(
+        "{users} variants of {} do not fit in the {} of memory that are available: at most {fit} do",
+        format_bytes(bytes),
+        format_bytes(available)
+    )))
+}
+
 /// User `user`'s variant; so small in effect that answers stay language.
-pub fn random(model: &Model, kind: Kind, user: usize) -> Result<Arc<Resident>, Error> {
+pub fn random(base: &Base, kind: Kind, user: usize) -> Variant {
     let mut state = 0x9E37_79B9_7F4A_7C15_u64 ^ (user as u64 + 1).wrapping_mul(0xD1B5_4A32_D192_ED03);
-    let linears = model.base().linears().iter().map(|linear| {
-        let mut packed = |bits, rows, cols| random_matrix(&mut state, bits, rows, cols);
-        let part = match kind {
-            Kind::Dense1 => Part::Dense(packed(1, linear.rows, linear.cols)),
-            Kind::Dense2 => Part::Dense(packed(2, linear.rows, linear.cols)),
-            Kind::Dense4 => Part::Dense(packed(4, linear.rows, linear.cols)),
-            Kind::Lowrank16 => Part::LowRank { a: packed(4, 16, linear.cols), bt: packed(4, 16, linear.rows) },
-            Kind::Lowrank4 => Part::LowRank { a: packed(4, 4, linear.cols), bt: packed(4, 4, linear.rows) },
+    let linears = base.linears().iter().map(|linear| {
+        let shapes = kind.matrices(linear.rows, linear.cols);
+        let mut matrices = shapes.into_iter().map(|(bits, rows, cols)| random_matrix(&mut state, bits, rows, cols));
+        let part = match (matrices.next(), matrices.next()) {
+            (Some(a), Some(bt)) => Some(Part::LowRank { a, bt }),
+            (Some(dense), None) => Some(Part::Dense(dense)),
+            _ => None,
         };
-        LinearDelta { rows: linear.rows, cols: linear.cols, parts: vec![part], relative_error: None }
+        LinearDelta { rows: linear.rows, cols: linear.cols, parts: part.into_iter().collect(), relative_error: None }
     });
     let linears = linears.collect();
-    let base = model.base();
-    let variant = Variant::new(Info::new(base.fingerprint(), &base.name, BitDeltaConfig::default(), "model"), linears);
-    model.prepare(&format!("user-{user}"), Path::new("in memory"), variant).context("making a variant")
+    Variant::new(Info::new(base.fingerprint(), &base.name, BitDeltaConfig::default(), "model"), linears)
 }
 
 fn random_matrix(state: &mut u64, bits: u8, rows: usize, cols: usize) -> PackedMatrix {
@@ -53,6 +108,33 @@ fn random_matrix(state: &mut u64, bits: u8, rows: usize, cols: usize) -> PackedM
         .map(|i| if i % words + 1 == words { next() & last } else { next() })
         .collect();
     // f16 1.0, times a scale like that of a real delta.
-    let scales = vec![0x3C00; rows * cols.div_ceil(64)];
-    PackedMatrix { bits, rows, cols, group: 64, planes, scales, offsets: Vec::new(), tensor_scale: 1e-4 }
+    let scales = vec![0x3C00; rows * cols.div_ceil(GROUP)];
+    PackedMatrix { bits, rows, cols, group: GROUP, planes, scales, offsets: Vec::new(), tensor_scale: 1e-4 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn base() -> Base {
+        Base::open(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/tiny-llama")).expect("the golden model")
+    }
+
+    #[test]
+    fn a_random_variant_has_the_bytes_that_memory_is_planned_for() {
+        let base = base();
+        for kind in [Kind::Dense1, Kind::Dense2, Kind::Dense4, Kind::Lowrank16, Kind::Lowrank4] {
+            let variant = random(&base, kind, 3);
+            assert_eq!(variant.payload_bytes(), kind.bytes(&base), "{kind:?}");
+            assert_ne!(variant.to_bytes().expect("valid"), random(&base, kind, 4).to_bytes().expect("valid"));
+        }
+    }
+
+    #[test]
+    fn more_users_than_memory_holds_are_refused_with_the_number_that_fit() {
+        assert!(check_memory(100, 3, Some(500)).is_ok());
+        let message = check_memory(100, 4, Some(500)).expect_err("too many").to_string();
+        assert!(message.contains("at most 3"), "{message}");
+        assert!(check_memory(100, 4, None).is_ok());
+    }
 }

@@ -1,0 +1,183 @@
+"""`make bench`: bitdelta and its peers, measured one after another on this machine, as one table with ratios.
+
+Everything is taken in this run, on the same base, prompts, lengths and threads. Where two sides do not compute the same
+thing the row's note says what differs. Writes `bench.json` (all figures; `bitdelta bench sweep --peers` reads it),
+`table.md` and `sweep.svg`.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def cpu_name() -> str:
+    """The CPU's name for itself."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def printed_json(command: list[str | Path]) -> dict | list:
+    """Runs a command that prints one JSON value; its stderr is shown."""
+    print("+", *command, file=sys.stderr, flush=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+class Bench:
+    """What is measured with, and what was measured so far."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        self.ours: list[dict] = []
+
+    def our(self, *command: object, dtype: str = "int8", **settings: object) -> dict:
+        """One figure of `bitdelta bench`."""
+        base = [] if command[0] == "compress" else ["--model", self.arguments.model, "--base-dtype", dtype]
+        options = [text for key, value in settings.items() for text in (f"--{key.replace('_', '-')}", value)]
+        words = [*command, *base, "--threads", self.arguments.threads, *options, "--json"]
+        figure = printed_json([self.arguments.bitdelta, "bench", *map(str, words)])
+        self.ours.append(figure)
+        return figure
+
+    def peers(self) -> list[dict]:
+        """What the peers' scripts print."""
+        common = ["--model", self.arguments.model, "--threads", str(self.arguments.threads)]
+        lengths = ["--prompt", self.arguments.prompt, "--generate", self.arguments.generate]
+        common += [*map(str, lengths), "--prefill", str(self.arguments.prefill)]
+        batch = ["--batch", *map(str, sorted({1, *self.arguments.batch}))]
+        folder = ["--folder", self.arguments.output / "files"]
+        scripts = {"llama_cpp_peer.py": [*folder, *batch], "transformers_peer.py": []}
+        found = [printed_json([sys.executable, HERE / name, *common, *more]) for name, more in scripts.items()]
+        for peer in found:
+            if "skipped" in peer:
+                print(f"{peer['peer']} is left out: {peer['skipped']}", file=sys.stderr)
+        return found
+
+
+class Table:
+    """Rows of ours beside theirs."""
+
+    def __init__(self, theirs: list[dict]) -> None:
+        self.theirs = theirs
+        self.lines = ["| what | bitdelta | peer | ratio | not alike |", "| --- | --- | --- | --- | --- |"]
+
+    def add(self, what: str, ours: dict, wanted: dict, note: str = "", key: str = "tokens_per_second") -> None:
+        """A row against the peer's figure that has all of `wanted`; none where the peer was left out."""
+        for figure in self.theirs:
+            if all(figure.get(name) == value for name, value in wanted.items()):
+                unit = (1, "tok/s") if key == "tokens_per_second" else (1e9, "GB/s")
+                ours_text, theirs_text = (
+                    f"{side[key] / unit[0]:.{0 if unit[0] == 1 else 2}f} {unit[1]}" for side in (ours, figure)
+                )
+                described = " ".join(
+                    str(figure[name]) for name in ("peer", "base_dtype", "dtype", "adapter") if figure.get(name)
+                )
+                ratio = ours[key] / figure[key]
+                self.lines.append(f"| {what} | {ours_text} | {theirs_text}: {described} | {ratio:.2f} | {note} |")
+
+
+def measure(bench: Bench, theirs: list[dict]) -> Table:
+    """All our figures, each beside the peers'."""
+    table = Table(theirs)
+    arguments = bench.arguments
+    lengths = {"prompt": arguments.prompt, "generate": arguments.generate, "runs": arguments.runs}
+    blocks = "ours: blocks of int8 with rounded activations; llama.cpp's Q8_0: the same idea, other blocks"
+    single = {"what": "decode", "adapter": "base", "batch": 1}
+    ours = bench.our("decode", batch=1, **lengths)
+    table.add("decode, 1 request, base", ours, {**single, "base_dtype": "q8_0"}, blocks)
+    table.add("decode, 1 request, base", ours, {**single, "peer": "transformers"}, "int8 against f32")
+    ours = bench.our("decode", dtype="bf16", batch=1, **lengths)
+    table.add("decode, 1 request, base in bf16", ours, {**single, "base_dtype": "bf16"})
+    for batch in arguments.batch:
+        many = {"what": "decode", "batch": batch}
+        ours = bench.our("decode", batch=batch, **lengths)
+        table.add(f"decode, {batch} requests, base", ours, {**many, "adapter": "base"}, blocks)
+        for kind, words in (("dense1", "a one-bit variant"), ("lowrank16", "a rank-16 variant")):
+            ours = bench.our("decode", batch=batch, users=batch, kind=kind, **lengths)
+            note = "one bit of every weight against rank 16" if kind == "dense1" else "4-bit factors against f16"
+            what = f"decode, {batch} users, {words} each"
+            table.add(what, ours, {**many, "adapter": "lora_each"}, note)
+            table.add(what, ours, {**many, "adapter": "one_lora"}, "theirs: one LoRA for all")
+            table.add(what, ours, {**many, "adapter": "base"}, "theirs: no adapter at all")
+    prefill = {"what": "prefill", "prompt": arguments.prefill}
+    name = f"prefill, {arguments.prefill} tokens"
+    ours = bench.our("prefill", prompt=arguments.prefill, runs=arguments.runs)
+    table.add(name, ours, {**prefill, "base_dtype": "q8_0"}, blocks)
+    table.add(name, ours, {**prefill, "peer": "transformers"}, "int8 against f32")
+    table.add(name, ours, {**prefill, "peer": "peft"}, "int8 base alone against f32 with one LoRA")
+    ours = bench.our("prefill", dtype="bf16", prompt=arguments.prefill, runs=arguments.runs)
+    table.add(f"{name}, base in bf16", ours, {**prefill, "base_dtype": "bf16"}, "ours: f32 activations")
+    for dtype in ("bf16", "f32"):
+        ours = bench.our("compress", dtype=dtype)
+        wanted = {"what": "compress", "dtype": dtype}
+        table.add(f"compress 9728 x 2560, {dtype}", ours, wanted, "ours: outliers clipped, too", "bytes_per_second")
+    bench.our("load")
+    return table
+
+
+def main() -> None:
+    """Runs everything and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--bitdelta", type=Path, required=True, help="the program")
+    parser.add_argument("--model", type=Path, required=True, help="the base as a GGUF file")
+    parser.add_argument("--output", type=Path, required=True, help="the folder to write to")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--batch", type=int, nargs="*", default=[8, 32])
+    parser.add_argument("--prompt", type=int, default=32)
+    parser.add_argument("--generate", type=int, default=64)
+    parser.add_argument("--prefill", type=int, default=512)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--no-sweep", action="store_true", help="leave the plot out")
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+
+    bench = Bench(arguments)
+    peers = bench.peers()
+    theirs = [figure for peer in peers for figure in peer["figures"]]
+    table = measure(bench, theirs)
+    load = bench.ours[-1]
+    machine = {
+        "date": datetime.date.today().isoformat(),
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": arguments.threads,
+        "isa": load["isa"],
+        "read_bandwidth": bench.ours[0]["read_bandwidth"],
+    }
+    versions = {peer["peer"]: peer.get("version", peer.get("skipped")) for peer in peers}
+    record = {"machine": machine, "versions": versions, "ours": bench.ours, "figures": theirs}
+    (arguments.output / "bench.json").write_text(json.dumps(record, indent=1) + "\n")
+    settings = ", ".join(f"{key} {value}" for key, value in machine.items() if key != "read_bandwidth")
+    used = "; ".join(f"{name}: {version}" for name, version in versions.items())
+    text = [
+        f"{settings}, {machine['read_bandwidth'] / 1e9:.1f} GB/s of read bandwidth",
+        "",
+        f"{arguments.model.stem}, {arguments.prompt} + {arguments.generate} tokens a request, prompts inside the clock; {used}",
+        "",
+        *table.lines,
+        "",
+        f"A {load['file_bytes'] / 1e6:.1f} MB variant is ready {1e3 * load['ready_seconds']:.1f} ms after it is asked for; "
+        f"beside {load['batch']} running requests {1e3 * load['ready_seconds_busy']:.1f} ms. Longest time between two tokens "
+        f"of those: {1e3 * load['longest_gap_seconds']:.1f} ms without and {1e3 * load['longest_gap_seconds_loading']:.1f} ms "
+        "with variants loading.",
+    ]
+    (arguments.output / "table.md").write_text("\n".join(text) + "\n")
+    if not arguments.no_sweep:
+        common = ["--model", arguments.model, "--base-dtype", "int8", "--threads", str(arguments.threads)]
+        plot = ["--plot", arguments.output / "sweep.svg", "--peers", arguments.output / "bench.json"]
+        sweep = printed_json([arguments.bitdelta, "bench", "sweep", *common, *plot, "--json"])
+        (arguments.output / "sweep.json").write_text(json.dumps(sweep, indent=1) + "\n")
+    print("\n".join(text))
+
+
+if __name__ == "__main__":
+    main()
