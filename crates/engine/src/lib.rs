@@ -25,7 +25,7 @@ pub mod weights;
 pub use backend::BaseDtype;
 pub use error::Error;
 pub use model::{Model, ModelOptions};
-pub use registry::Registry;
+pub use registry::{Registry, RegistryOptions, RegistryStats};
 pub use request::{Event, Finish, FinishReason, Request, Sampling};
 pub use resident::{Resident, check_fits};
 pub use scheduler::{Engine, EngineOptions, Stats};
