@@ -41,13 +41,7 @@ pub(crate) struct Body<B: Backend> {
 
 impl<B: Backend> Body<B> {
     /// Checks `variant` against the model and moves it to the device, matrix by matrix.
-    pub fn new(
-        model: &Model<B>,
-        user: &str,
-        path: &Path,
-        variant: Variant,
-        hash: String,
-    ) -> Result<Self, Error> {
+    pub fn new(model: &Model<B>, user: &str, path: &Path, variant: Variant, hash: String) -> Result<Self, Error> {
         let base = model.base();
         check_fits(base, &variant, path)?;
         let Variant { info, linears, extras } = variant;

@@ -21,7 +21,8 @@ fn a_file_or_a_folder_is_found_on_first_use_and_loaded_once() {
     fs::create_dir(dir.path().join("bob")).unwrap();
     variant(&model, 2).write(&dir.path().join("bob/variant.safetensors")).unwrap();
     let registry = Registry::new(model, Some(dir.path().to_owned()));
-    let listed = |registry: &Registry| registry.list().iter().map(|v| (v.user.clone(), v.loaded.is_some())).collect::<Vec<_>>();
+    let listed =
+        |registry: &Registry| registry.list().iter().map(|v| (v.user.clone(), v.loaded.is_some())).collect::<Vec<_>>();
     assert_eq!(listed(&registry), [("ada".into(), false), ("bob".into(), false)]);
 
     let loaded: Vec<_> = thread::scope(|scope| {
