@@ -10,7 +10,10 @@ use crate::{
     registry::{Kept, Lease, Pin},
     weights::{vector_count, vector_place},
 };
-use bitdelta_delta::file::{Extra, Info, Variant};
+use bitdelta_delta::{
+    file::{Extra, Info, LinearDelta, Variant},
+    part::Part,
+};
 use bitdelta_model::{Base, TensorRef};
 use std::{
     path::{Path, PathBuf},
@@ -35,6 +38,7 @@ pub(crate) struct Body<B: Backend> {
     linears: usize,
     vectors: Vec<Option<B::Weights>>,
     bytes: u64,
+    memory_bytes: u64,
     /// Goes last: the budget gets back what is free by then.
     lease: Option<Lease>,
 }
@@ -45,6 +49,7 @@ impl<B: Backend> Body<B> {
         let base = model.base();
         check_fits(base, &variant, path)?;
         let Variant { info, linears, extras } = variant;
+        let frames: u64 = linears.iter().map(frame_bytes::<B>).sum();
         let deltas: Vec<B::Delta> = linears.into_iter().map(|delta| model.backend().delta(&delta)).collect();
         let mut bytes: u64 = deltas.iter().map(|delta| model.backend().delta_bytes(delta)).sum();
         let layers = base.config.layers;
@@ -59,7 +64,8 @@ impl<B: Backend> Body<B> {
             vectors[place] = Some(model.backend().weights(HostTensor::F32(values), 1, cols));
         }
         let (user, path, linears) = (user.to_owned(), path.to_owned(), base.linears().len());
-        Ok(Self { user, path, hash, info, deltas, linears, vectors, bytes, lease: None })
+        let memory_bytes = bytes + frames;
+        Ok(Self { user, path, hash, info, deltas, linears, vectors, bytes, memory_bytes, lease: None })
     }
 
     /// Holds `lease` for as long as it lives.
@@ -75,8 +81,8 @@ impl<B: Backend> Body<B> {
         &self.hash
     }
 
-    pub fn bytes(&self) -> u64 {
-        self.bytes
+    pub fn memory_bytes(&self) -> u64 {
+        self.memory_bytes
     }
 }
 
@@ -115,9 +121,15 @@ impl<B: Backend> Resident<B> {
         &self.body.hash
     }
 
-    /// Bytes in memory.
+    /// Bytes of packed deltas, norms and biases: what a step reads of it.
     pub fn bytes(&self) -> u64 {
         self.body.bytes
+    }
+
+    /// Bytes in memory: [`Self::bytes`] and what describes them, which is as much again in a variant of a tenth of a
+    /// megabyte.
+    pub fn memory_bytes(&self) -> u64 {
+        self.body.memory_bytes
     }
 
     /// What the file says about itself.
@@ -144,6 +156,14 @@ impl<B: Backend> Resident<B> {
     pub(crate) fn vector(&self, place: usize) -> Option<&B::Weights> {
         self.body.vectors.get(place)?.as_ref()
     }
+}
+
+/// What a matrix's delta takes beside its own bytes: its description, those of its parts, and what the allocator adds to
+/// each block (planes, scales and offsets of two factors, the list of parts).
+fn frame_bytes<B: Backend>(delta: &LinearDelta) -> u64 {
+    const BLOCK_BYTES: usize = 16;
+    const BLOCKS: usize = 7;
+    (size_of::<B::Delta>() + delta.parts.len() * (size_of::<Part>() + BLOCKS * BLOCK_BYTES)) as u64
 }
 
 /// Refuses a variant of another base, or one whose shapes are not the base's. `path` is the variant's file.

@@ -52,10 +52,10 @@ fn a_new_version_is_served_from_the_next_request_on() {
     publish(&replacement, dir.path(), "ada");
     let after = registry.resolve("ada").unwrap();
     assert_ne!(before.hash(), after.hash());
-    let both = before.bytes() + after.bytes();
+    let both = before.memory_bytes() + after.memory_bytes();
     assert_eq!(registry.stats().resident_bytes, both, "the old version counts until its last request has ended");
     drop(before);
-    assert_eq!(registry.stats().resident_bytes, after.bytes());
+    assert_eq!(registry.stats().resident_bytes, after.memory_bytes());
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn unloading_frees_the_memory_when_the_last_request_ends() {
     let registry = Registry::new(model, Some(dir.path().to_owned()));
     let used = registry.resolve("ada").unwrap();
     assert!(registry.unload("ada").unwrap());
-    assert_eq!(registry.stats().resident_bytes, used.bytes());
+    assert_eq!(registry.stats().resident_bytes, used.memory_bytes());
     assert!(!registry.unload("ada").unwrap(), "it was not loaded any more");
     assert!(registry.list()[0].loaded.is_none());
     drop(used);

@@ -13,6 +13,7 @@
 
 mod attention;
 mod bandwidth;
+mod heap;
 mod int8;
 mod isa;
 pub mod map;
@@ -25,6 +26,7 @@ pub mod vector;
 
 pub use attention::{KvPages, attend, attend_on};
 pub use bandwidth::read_bandwidth;
+pub use heap::{give_back_free_memory, keep_heap_small};
 pub use int8::{Int8Weights, matmul_int8, matmul_int8_on};
 pub use isa::Isa;
 pub use matmul::{Elements, Weights, matmul, matmul_on};

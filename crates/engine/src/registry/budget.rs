@@ -17,6 +17,8 @@ pub(crate) struct Budget {
     limit: u64,
     accounts: Mutex<Accounts>,
     changed: Condvar,
+    /// Bytes were freed.
+    freed: Condvar,
 }
 
 #[derive(Default)]
@@ -28,6 +30,9 @@ struct Accounts {
     serving: u64,
     /// Counts everything that may make room.
     changes: u64,
+    /// Whether bytes were freed that the system was not given back yet, and whether nobody will want to know any more.
+    freed: bool,
+    closed: bool,
 }
 
 /// What is taken of a budget now.
@@ -51,7 +56,7 @@ pub(crate) struct Pin(Arc<Budget>);
 
 impl Budget {
     pub fn new(limit: u64) -> Arc<Self> {
-        Arc::new(Self { limit, accounts: Mutex::default(), changed: Condvar::new() })
+        Arc::new(Self { limit, accounts: Mutex::default(), changed: Condvar::new(), freed: Condvar::new() })
     }
 
     pub fn limit(&self) -> u64 {
@@ -92,6 +97,21 @@ impl Budget {
             }
             accounts = self.changed.wait(accounts).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// Waits until bytes were freed since the last call. False when the budget is closed.
+    pub fn wait_for_freed(&self) -> bool {
+        let idle = |accounts: &mut Accounts| !accounts.freed && !accounts.closed;
+        let accounts = self.freed.wait_while(lock(&self.accounts), idle);
+        let mut accounts = accounts.unwrap_or_else(PoisonError::into_inner);
+        accounts.freed = false;
+        !accounts.closed
+    }
+
+    /// Ends the wait for freed bytes, for good.
+    pub fn close(&self) {
+        lock(&self.accounts).closed = true;
+        self.freed.notify_all();
     }
 
     fn change(&self, f: impl FnOnce(&mut Accounts)) {
@@ -136,7 +156,9 @@ impl Drop for Lease {
         self.budget.change(|accounts| {
             let account = if self.loading { &mut accounts.loading } else { &mut accounts.resident };
             *account -= self.bytes;
+            accounts.freed = true;
         });
+        self.budget.freed.notify_all();
     }
 }
 

@@ -11,6 +11,7 @@
 //! | `flights` | one load a user at a time |
 //! | `cache` | what is loaded: handed out, evicted least recently used first, pinned while used |
 //! | `budget` | the bytes: promised before they are used, waited for while all are in use |
+//! | `sweeper` | gives the system back what was freed |
 //!
 //! No lock is held while a file is read. Whoever asks for a variant that is loaded never waits for anybody's load.
 
@@ -19,6 +20,7 @@ mod cache;
 mod flights;
 mod folder;
 mod stats;
+mod sweeper;
 
 pub(crate) use budget::{Lease, Pin};
 pub(crate) use cache::Kept;
@@ -46,6 +48,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Instant, SystemTime},
 };
+use sweeper::Sweeper;
 
 /// The budget where the system does not tell what memory it has.
 const UNKNOWN_MEMORY_BYTES: u64 = 1 << 30;
@@ -66,6 +69,7 @@ pub struct Registry<B: Backend = Cpu> {
     flights: Flights,
     cache: Cache<Body<B>>,
     counters: Counters,
+    _sweeper: Sweeper,
 }
 
 /// A file that an operator loaded. It is served until something newer is published in the folder.
@@ -126,9 +130,10 @@ impl<B: Backend> Registry<B> {
     }
 
     fn within(model: Arc<Model<B>>, dir: Option<PathBuf>, budget: u64) -> Self {
-        let cache = Cache::new(Budget::new(budget));
+        let budget = Budget::new(budget);
         let (explicit, flights, counters) = (Mutex::default(), Flights::default(), Counters::default());
-        Self { model, dir, explicit, flights, cache, counters }
+        let (_sweeper, cache) = (Sweeper::start(&budget), Cache::new(budget));
+        Self { model, dir, explicit, flights, cache, counters, _sweeper }
     }
 
     /// The user's variant where its newest version is loaded. Does not load, and waits for nobody.
@@ -217,7 +222,7 @@ impl<B: Backend> Registry<B> {
         }
         for seen in self.cache.list() {
             let (user, path) = (seen.user.to_string(), seen.kept.path().to_owned());
-            let (bytes, hash) = (seen.kept.bytes(), seen.kept.hash().to_owned());
+            let (bytes, hash) = (seen.kept.memory_bytes(), seen.kept.hash().to_owned());
             let loaded = Some(Residency { bytes, hash, in_use: seen.in_use, last_used: seen.last_used });
             listed.insert(user.clone(), Listed { user, path, loaded });
         }
@@ -307,7 +312,7 @@ impl<B: Backend> Registry<B> {
             let mut body = Body::new(&self.model, user, path, variant, hash)?;
             let elapsed = started.elapsed();
             self.counters.load_nanoseconds.add(elapsed.as_nanos() as u64);
-            let bytes = body.bytes();
+            let bytes = body.memory_bytes();
             if bytes > budget {
                 return Err(too_large(bytes));
             }
