@@ -4,6 +4,7 @@
 use crate::{
     ApiError,
     fields::Fields,
+    loads,
     reply::{Choice, Reply, Usage},
     service::{Service, blocking, fresh_number},
     stream,
@@ -13,7 +14,7 @@ use axum::{
     Json,
     response::{IntoResponse, Response},
 };
-use bitdelta_engine::{Error as EngineError, Event, Request, Sampling};
+use bitdelta_engine::{Error as EngineError, Event, Request, Resident, Sampling};
 use std::{sync::Arc, time::Instant};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -54,20 +55,26 @@ pub async fn answer(
     let wanted = Wanted::read(endpoint, fields, query_model)?;
     let user = service.names.resolve(&wanted.model, wanted.user.as_deref())?;
     let streamed = wanted.stream;
-    let admitted = blocking(&service, move |service| admit(service, endpoint, wanted, user)).await?;
+    let variant = match &user {
+        Some(user) => Some(loads::variant(&service, user).await?),
+        None => None,
+    };
+    let admitted = blocking(&service, move |service| admit(service, endpoint, wanted, user, variant)).await?;
     match streamed {
         true => Ok(stream::response(admitted)),
         false => whole(admitted).await,
     }
 }
 
-/// Loads the variant if need be, makes the prompt and queues the generation. Blocks.
-fn admit(service: &Service, endpoint: Endpoint, wanted: Wanted, user: Option<String>) -> Result<Admitted, ApiError> {
+/// Makes the prompt and queues the generation. Blocks.
+fn admit(
+    service: &Service,
+    endpoint: Endpoint,
+    wanted: Wanted,
+    user: Option<String>,
+    variant: Option<Arc<Resident>>,
+) -> Result<Admitted, ApiError> {
     let started = Instant::now();
-    let variant = match &user {
-        Some(user) => Some(service.variants()?.resolve(user)?),
-        None => None,
-    };
     let tokenizer = service.tokenizer();
     let prompt = match &wanted.prompt {
         Prompt::Messages(messages) => {

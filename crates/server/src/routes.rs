@@ -4,7 +4,7 @@ use crate::{
     answer::answer,
     extract::{MAX_BODY_BYTES, QueryModel},
     fields::Fields,
-    models,
+    metrics, models,
     service::Service,
     variants,
     wanted::Endpoint,
@@ -30,6 +30,7 @@ pub fn router(service: Arc<Service>) -> Router {
         .route("/v1/variants", get(variants::list))
         .route("/v1/variants/load", post(variants::load))
         .route("/v1/variants/{user}", delete(variants::unload))
+        .route("/metrics", get(metrics::metrics))
         .route("/health", get(health))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)

@@ -20,9 +20,9 @@ pub struct RegistryStats {
     pub pinned: usize,
     /// Loads that wait for others' bytes.
     pub waiting: u64,
-    /// Requests that found their variant loaded.
+    /// Requests that found their variant loaded, some after a wait for another request's load.
     pub hits: u64,
-    /// Requests that had to load theirs, or to wait for its load.
+    /// Requests that did not.
     pub misses: u64,
     /// Variants loaded so far.
     pub loads: u64,

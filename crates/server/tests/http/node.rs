@@ -4,7 +4,7 @@ use bitdelta_delta::{
     file::{Info, LinearDelta, Variant},
     quantize::quantize,
 };
-use bitdelta_engine::{Engine, EngineOptions, Model, ModelOptions, Registry};
+use bitdelta_engine::{Engine, EngineOptions, Model, ModelOptions, Registry, RegistryOptions};
 use bitdelta_model::Base;
 use bitdelta_server::{Defaults, Service};
 use serde_json::{Value, json};
@@ -41,12 +41,23 @@ impl Node {
 
     /// A server that waits this long for running answers once it is asked to stop.
     pub fn stopping_within(limit: Duration, options: EngineOptions, variants: bool) -> Self {
+        Self::made(limit, options, variants, RegistryOptions::default())
+    }
+
+    /// A server whose loaded variants take this many bytes at most.
+    pub fn within(resident_bytes: u64) -> Self {
+        let options = RegistryOptions { resident_bytes: Some(resident_bytes) };
+        Self::made(Duration::from_secs(20), EngineOptions::default(), true, options)
+    }
+
+    fn made(limit: Duration, options: EngineOptions, variants: bool, cache: RegistryOptions) -> Self {
         let variants_dir = tempfile::tempdir().expect("a folder");
         let model = Arc::new(
             Model::load(Arc::new(base(BASE)), ModelOptions { threads: 1, ..ModelOptions::default() }).expect("a model"),
         );
         let engine = Engine::start(Arc::clone(&model), options).expect("an engine");
-        let registry = variants.then(|| Registry::new(model, Some(variants_dir.path().to_owned())));
+        let dir = Some(variants_dir.path().to_owned());
+        let registry = variants.then(|| Registry::with_options(model, dir, cache).expect("a registry"));
         let service = Service::new(engine, registry, vec!["qwen3-4b".to_owned()], Defaults::default());
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("threads");
@@ -85,6 +96,14 @@ impl Node {
 
     pub fn get(&self, path: &str) -> (u16, Value) {
         answer(agent().get(format!("{}{path}", self.url)).call())
+    }
+
+    /// The value of a series of `/metrics`.
+    pub fn metric(&self, name: &str) -> f64 {
+        let text = agent().get(format!("{}/metrics", self.url)).call().expect("an answer").body_mut().read_to_string();
+        let text = text.expect("text");
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name} in {text}"))
     }
 
     pub fn delete(&self, path: &str) -> (u16, Value) {
