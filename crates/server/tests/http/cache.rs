@@ -35,6 +35,34 @@ fn more_users_at_once_than_fit_are_all_answered_from_their_own_variants() {
 }
 
 #[test]
+fn cold_loads_that_wait_leave_threads_and_room_for_everybody_else() {
+    // More than the runtime has threads for what blocks.
+    const COLD: u64 = 30;
+    let node = Node::within(2 * weight());
+    node.publish("here", 1);
+    (0..COLD).for_each(|i| drop(node.publish(&format!("cold_{i}"), 2 * i + 3)));
+    let registry = node.service.registry.as_ref().expect("variants");
+    let held = registry.resolve("here").expect("a variant");
+    let (alone, base) = (node.said(json!({"user_id": "here"})), node.said(json!({})));
+    std::thread::scope(|scope| {
+        let node = &node;
+        let asked: Vec<_> =
+            (0..COLD).map(|i| scope.spawn(move || node.said(json!({"user_id": format!("cold_{i}")})))).collect();
+        // Eight of them hold a place; what the budget has is in use, so that none can end.
+        while node.metric("bitdelta_variants_loads_waiting") < 8.0 {
+            std::thread::yield_now();
+        }
+        assert_eq!(node.said(json!({"user_id": "here"})), alone);
+        assert_eq!(node.said(json!({})), base);
+        assert_eq!(node.chat(json!({"user_id": "nobody"})).0, 404);
+        assert!(asked.iter().all(|thread| !thread.is_finished()));
+        drop(held);
+        let answers: Vec<String> = asked.into_iter().map(|thread| thread.join().expect("answered")).collect();
+        assert!(answers.iter().all(|answer| *answer != base && *answer != alone), "{answers:?}");
+    });
+}
+
+#[test]
 fn residency_shows_in_the_listing_and_in_the_metrics_and_names_nobody_there() {
     let node = Node::start();
     node.publish("ann", 1);

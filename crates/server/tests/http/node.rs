@@ -25,6 +25,7 @@ pub const BASE: &str = "tiny-llama";
 pub struct Node {
     pub url: String,
     pub variants_dir: tempfile::TempDir,
+    pub service: Arc<Service>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -59,17 +60,20 @@ impl Node {
         let dir = Some(variants_dir.path().to_owned());
         let registry = variants.then(|| Registry::with_options(model, dir, cache).expect("a registry"));
         let service = Service::new(engine, registry, vec!["qwen3-4b".to_owned()], Defaults::default());
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("threads");
+        let service = Arc::new(service);
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        // Few threads for what blocks, so that a test sees when it uses them up.
+        let runtime = runtime.worker_threads(2).max_blocking_threads(12).enable_all().build().expect("threads");
         let listener = runtime.block_on(bitdelta_server::bind("127.0.0.1", 0, false)).expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
         let (stop, stopped) = oneshot::channel();
+        let serving = Arc::clone(&service);
         let thread = std::thread::spawn(move || {
             let stopped = async move { stopped.await.unwrap_or_default() };
-            let served = bitdelta_server::serve(listener, Arc::new(service), stopped, limit);
+            let served = bitdelta_server::serve(listener, serving, stopped, limit);
             runtime.block_on(served).expect("served");
         });
-        Self { url, variants_dir, stop: Some(stop), thread: Some(thread) }
+        Self { url, variants_dir, service, stop: Some(stop), thread: Some(thread) }
     }
 
     /// Asks the server to stop, as a signal does.
