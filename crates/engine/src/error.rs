@@ -45,6 +45,18 @@ pub enum Error {
         /// What does not fit.
         what: String,
     },
+    /// A variant that is larger than the budget for all of them.
+    #[error(
+        "the variant of user {user:?} needs {needed} bytes of memory and the budget for variants is {budget}; raise the budget (`--variant-memory`)"
+    )]
+    VariantTooLarge {
+        /// Whose.
+        user: String,
+        /// Bytes needed.
+        needed: u64,
+        /// The budget.
+        budget: u64,
+    },
     /// A damaged or foreign variant file.
     #[error(transparent)]
     Variant(#[from] bitdelta_delta::file::Error),

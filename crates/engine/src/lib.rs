@@ -30,7 +30,7 @@ mod worker;
 pub use backend::{BaseDtype, KvDtype};
 pub use error::Error;
 pub use model::{Model, ModelOptions};
-pub use registry::Registry;
+pub use registry::{Registry, RegistryOptions, RegistryStats};
 pub use request::{Cancel, Event, Finish, FinishReason, MAX_STOP_BYTES, MAX_STOPS, Request, Sampling};
 pub use resident::{Resident, check_fits};
 pub use scheduler::{Engine, EngineOptions, Stats};

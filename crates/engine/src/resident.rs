@@ -1,17 +1,34 @@
 //! A variant in memory, in the layout that the kernels read.
+//!
+//! [`Body`] is the memory, which the registry's cache keeps; [`Resident`] is what requests hold of it. While one lives, the
+//! variant is in use and is not evicted.
 
 use crate::{
     Error, Model,
     backend::{Backend, HostTensor},
     cpu::Cpu,
+    registry::{Kept, Lease, Pin},
     weights::{vector_count, vector_place},
 };
-use bitdelta_delta::file::{Extra, Info, Variant};
+use bitdelta_delta::{
+    file::{Extra, Info, LinearDelta, Variant},
+    part::Part,
+};
 use bitdelta_model::{Base, TensorRef};
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// A variant that was checked against its base and can run on it.
 pub struct Resident<B: Backend = Cpu> {
+    body: Arc<Body<B>>,
+    /// Goes after the body, so that whoever it wakes finds the body free. `None` outside a registry.
+    _pin: Option<Pin>,
+}
+
+/// What a variant holds in memory.
+pub(crate) struct Body<B: Backend> {
     user: String,
     path: PathBuf,
     hash: String,
@@ -21,24 +38,23 @@ pub struct Resident<B: Backend = Cpu> {
     linears: usize,
     vectors: Vec<Option<B::Weights>>,
     bytes: u64,
+    memory_bytes: u64,
+    /// Goes last: the budget gets back what is free by then.
+    lease: Option<Lease>,
 }
 
-impl<B: Backend> Resident<B> {
-    /// Checks `variant` against the model and moves it to the device.
-    pub(crate) fn new(
-        model: &Model<B>,
-        user: &str,
-        path: &Path,
-        variant: Variant,
-        hash: String,
-    ) -> Result<Self, Error> {
+impl<B: Backend> Body<B> {
+    /// Checks `variant` against the model and moves it to the device, matrix by matrix.
+    pub fn new(model: &Model<B>, user: &str, path: &Path, variant: Variant, hash: String) -> Result<Self, Error> {
         let base = model.base();
         check_fits(base, &variant, path)?;
-        let deltas: Vec<B::Delta> = variant.linears.iter().map(|delta| model.backend().delta(delta)).collect();
+        let Variant { info, linears, extras } = variant;
+        let frames: u64 = linears.iter().map(frame_bytes::<B>).sum();
+        let deltas: Vec<B::Delta> = linears.into_iter().map(|delta| model.backend().delta(&delta)).collect();
         let mut bytes: u64 = deltas.iter().map(|delta| model.backend().delta_bytes(delta)).sum();
         let layers = base.config.layers;
         let mut vectors: Vec<Option<B::Weights>> = Vec::new();
-        for extra in &variant.extras {
+        for extra in &extras {
             let (place, tensor) = changed_vector(base, extra, path)?;
             let mut values = base.tensor_f32(&tensor.name)?;
             extra.add_to(&mut values);
@@ -48,53 +64,106 @@ impl<B: Backend> Resident<B> {
             vectors[place] = Some(model.backend().weights(HostTensor::F32(values), 1, cols));
         }
         let (user, path, linears) = (user.to_owned(), path.to_owned(), base.linears().len());
-        Ok(Self { user, path, hash, info: variant.info, deltas, linears, vectors, bytes })
+        let memory_bytes = bytes + frames;
+        Ok(Self { user, path, hash, info, deltas, linears, vectors, bytes, memory_bytes, lease: None })
     }
 
-    /// The user's id.
-    pub fn user(&self) -> &str {
-        &self.user
+    /// Holds `lease` for as long as it lives.
+    pub fn keep(&mut self, lease: Lease) {
+        self.lease = Some(lease);
     }
 
-    /// The file it came from.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Content hash of the variant (hex): the same bytes have the same hash.
     pub fn hash(&self) -> &str {
         &self.hash
     }
 
-    /// Bytes in memory.
+    pub fn memory_bytes(&self) -> u64 {
+        self.memory_bytes
+    }
+}
+
+impl<B: Backend> Kept for Body<B> {
+    type Handle = Resident<B>;
+
+    fn handle(self: Arc<Self>, pin: Pin) -> Resident<B> {
+        Resident { body: self, _pin: Some(pin) }
+    }
+}
+
+impl<B: Backend> Resident<B> {
+    /// Checks `variant` against the model and moves it to the device, outside any registry.
+    pub(crate) fn new(
+        model: &Model<B>,
+        user: &str,
+        path: &Path,
+        variant: Variant,
+        hash: String,
+    ) -> Result<Self, Error> {
+        Ok(Self { body: Arc::new(Body::new(model, user, path, variant, hash)?), _pin: None })
+    }
+
+    /// The user's id.
+    pub fn user(&self) -> &str {
+        &self.body.user
+    }
+
+    /// The file it came from.
+    pub fn path(&self) -> &Path {
+        &self.body.path
+    }
+
+    /// Content hash of the variant (hex): the same bytes have the same hash.
+    pub fn hash(&self) -> &str {
+        &self.body.hash
+    }
+
+    /// Bytes of packed deltas, norms and biases: what a step reads of it.
     pub fn bytes(&self) -> u64 {
-        self.bytes
+        self.body.bytes
+    }
+
+    /// Bytes in memory: [`Self::bytes`] and what describes them, which is as much again in a variant of a tenth of a
+    /// megabyte.
+    pub fn memory_bytes(&self) -> u64 {
+        self.body.memory_bytes
     }
 
     /// What the file says about itself.
     pub fn info(&self) -> &Info {
-        &self.info
+        &self.body.info
     }
 
     /// The delta of the linear at `index` in the base's order.
     pub(crate) fn delta(&self, index: usize) -> &B::Delta {
-        &self.deltas[index]
+        &self.body.deltas[index]
     }
 
     /// The delta of the embedding, in a variant that has tables.
     pub(crate) fn embedding(&self) -> Option<&B::Delta> {
-        self.deltas[self.linears..].first()
+        self.body.deltas[self.body.linears..].first()
     }
 
     /// The delta of the head, in a variant that has tables; where the head is tied, that of the embedding.
     pub(crate) fn head(&self) -> Option<&B::Delta> {
-        self.deltas[self.linears..].last()
+        self.body.deltas[self.body.linears..].last()
     }
 
     /// The variant's own norm weight or bias at `place`, where it has one.
     pub(crate) fn vector(&self, place: usize) -> Option<&B::Weights> {
-        self.vectors.get(place)?.as_ref()
+        self.body.vectors.get(place)?.as_ref()
     }
+}
+
+/// What a matrix's delta takes beside its own bytes: its description, those of its parts, and what the allocator adds to
+/// each block (planes, scales and offsets of two factors, the list of parts).
+fn frame_bytes<B: Backend>(delta: &LinearDelta) -> u64 {
+    const BLOCK_BYTES: usize = 16;
+    const BLOCKS: usize = 7;
+    (size_of::<B::Delta>() + delta.parts.len() * (size_of::<Part>() + BLOCKS * BLOCK_BYTES)) as u64
 }
 
 /// Refuses a variant of another base, or one whose shapes are not the base's. `path` is the variant's file.

@@ -21,7 +21,8 @@ fn a_file_or_a_folder_is_found_on_first_use_and_loaded_once() {
     fs::create_dir(dir.path().join("bob")).unwrap();
     variant(&model, 2).write(&dir.path().join("bob/variant.safetensors")).unwrap();
     let registry = Registry::new(model, Some(dir.path().to_owned()));
-    let listed = |registry: &Registry| registry.list().iter().map(|v| (v.user.clone(), v.loaded)).collect::<Vec<_>>();
+    let listed =
+        |registry: &Registry| registry.list().iter().map(|v| (v.user.clone(), v.loaded.is_some())).collect::<Vec<_>>();
     assert_eq!(listed(&registry), [("ada".into(), false), ("bob".into(), false)]);
 
     let loaded: Vec<_> = thread::scope(|scope| {
@@ -31,7 +32,12 @@ fn a_file_or_a_folder_is_found_on_first_use_and_loaded_once() {
     assert!(loaded.iter().all(|resident| Arc::ptr_eq(resident, &loaded[0])), "loaded more than once");
     assert_ne!(loaded[0].hash(), registry.resolve("bob").unwrap().hash());
     assert_eq!(listed(&registry), [("ada".into(), true), ("bob".into(), true)]);
-    assert!(registry.list()[0].resident_bytes > 0);
+    let ada = registry.list()[0].loaded.clone().unwrap();
+    assert!(ada.bytes > 0 && ada.in_use && ada.hash == loaded[0].hash());
+    let stats = registry.stats();
+    assert_eq!((stats.hits + stats.misses, stats.loads, stats.resident), (9, 2, 2));
+    drop(loaded);
+    assert_eq!(registry.stats().pinned, 0);
 }
 
 #[test]
@@ -46,7 +52,10 @@ fn a_new_version_is_served_from_the_next_request_on() {
     publish(&replacement, dir.path(), "ada");
     let after = registry.resolve("ada").unwrap();
     assert_ne!(before.hash(), after.hash());
-    assert_eq!(Arc::strong_count(&before), 1, "the old version is kept only by its last request");
+    let both = before.memory_bytes() + after.memory_bytes();
+    assert_eq!(registry.stats().resident_bytes, both, "the old version counts until its last request has ended");
+    drop(before);
+    assert_eq!(registry.stats().resident_bytes, after.memory_bytes());
 }
 
 #[test]
@@ -56,9 +65,11 @@ fn unloading_frees_the_memory_when_the_last_request_ends() {
     let registry = Registry::new(model, Some(dir.path().to_owned()));
     let used = registry.resolve("ada").unwrap();
     assert!(registry.unload("ada").unwrap());
-    assert_eq!(Arc::strong_count(&used), 1);
+    assert_eq!(registry.stats().resident_bytes, used.memory_bytes());
     assert!(!registry.unload("ada").unwrap(), "it was not loaded any more");
-    assert!(!registry.list()[0].loaded);
+    assert!(registry.list()[0].loaded.is_none());
+    drop(used);
+    assert_eq!(registry.stats().resident_bytes, 0);
 }
 
 #[test]

@@ -13,6 +13,7 @@
 
 mod attention;
 mod bandwidth;
+mod heap;
 mod int8;
 mod isa;
 mod lowrank;
@@ -29,6 +30,7 @@ pub mod vector;
 
 pub use attention::{KvElements, KvPages, PAGE, attend, attend_on};
 pub use bandwidth::read_bandwidth;
+pub use heap::{give_back_free_memory, keep_heap_small};
 pub use int8::Int8Weights;
 pub use isa::Isa;
 pub use matmul::{Elements, Weights};

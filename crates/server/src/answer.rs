@@ -4,6 +4,7 @@
 use crate::{
     ApiError,
     extract::Body,
+    loads,
     reply::{Choice, Reply, Usage},
     service::{Service, blocking, fresh_number},
     stream,
@@ -70,9 +71,9 @@ pub async fn answer(
     }
     let user = service.names.resolve(&wanted.model, wanted.user.as_deref())?;
     let streamed = wanted.stream;
-    let variant = match user.clone() {
+    let variant = match &user {
         // Loading takes no turn from those who only need a prompt.
-        Some(user) => Some(blocking(&service, move |service| Ok(service.variants()?.resolve(&user)?)).await?),
+        Some(user) => Some(loads::variant(&service, user).await?),
         None => None,
     };
     let turn = service.room.turn().await?;

@@ -94,6 +94,10 @@ impl From<EngineError> for ApiError {
                 ),
             )
             .about("user_id"),
+            // Not 5xx, which clients repeat: it never fits this server.
+            EngineError::VariantTooLarge { .. } => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "variant_too_large", message).about("user_id")
+            }
             EngineError::PromptTooLong { .. } => {
                 Self::new(StatusCode::BAD_REQUEST, "context_length_exceeded", message).about("messages")
             }

@@ -1,5 +1,6 @@
 //! OpenAI-compatible HTTP over the engine: who asks ([`names`]), what they ask for ([`wanted`]), the answer
-//! ([`answer`]) whole or as server-sent events ([`stream`]), and the operator's variant endpoints ([`variants`]).
+//! ([`answer`]) whole or as server-sent events ([`stream`]), how their variant is loaded without holding up others
+//! ([`loads`]), and the operator's endpoints ([`variants`], [`metrics`]).
 //!
 //! This crate is the only one that knows HTTP and JSON bodies. It has no authentication yet: [`bind`] refuses addresses
 //! beyond loopback unless told, and the operator's endpoints answer loopback peers only. It never answers for a user
@@ -10,7 +11,9 @@ pub mod api_error;
 pub mod error;
 pub mod extract;
 pub mod fields;
+pub mod loads;
 pub mod messages;
+pub mod metrics;
 pub mod models;
 pub mod names;
 pub mod reply;

@@ -28,9 +28,7 @@ pub async fn list(State(service): State<Arc<Service>>) -> Result<Json<Value>, Ap
 /// 404 for a name that [`list`] would not show.
 pub async fn get(State(service): State<Arc<Service>>, Segment(id): Segment) -> Result<Json<Value>, ApiError> {
     let found = blocking(&service, move |service| match service.names.resolve(&id, None)? {
-        Some(user) if !service.variants()?.list().iter().any(|variant| variant.user == user) => {
-            Err(service.names.unknown(&id))
-        }
+        Some(user) if !service.variants()?.has(&user) => Err(service.names.unknown(&id)),
         _ => Ok(model(service, &id)),
     });
     Ok(Json(found.await?))

@@ -3,7 +3,7 @@ use crate::{
     ApiError,
     answer::answer,
     extract::{Body, QueryModel},
-    models,
+    metrics, models,
     service::Service,
     variants,
     wanted::Endpoint,
@@ -29,6 +29,7 @@ pub fn router(service: Arc<Service>) -> Router {
         .route("/v1/variants", get(variants::list))
         .route("/v1/variants/load", post(variants::load))
         .route("/v1/variants/{user}", delete(variants::unload))
+        .route("/metrics", get(metrics::metrics))
         .route("/health", get(health))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)

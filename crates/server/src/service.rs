@@ -1,5 +1,5 @@
 //! What all requests share: the engine, the variants, the names, and the defaults of fields that a request leaves out.
-use crate::{ApiError, api_error::internal, names::Names, room::Room};
+use crate::{ApiError, api_error::internal, loads::Loads, names::Names, room::Room};
 use bitdelta_engine::{Engine, Registry, Resident};
 use bitdelta_model::chat::{Template, Tokenizer};
 use std::{
@@ -40,6 +40,8 @@ pub struct Service {
     pub room: Room,
     /// Unix seconds when the service was made.
     pub created: u64,
+    /// Loads of variants under way.
+    pub loads: Loads,
 }
 
 impl Service {
@@ -47,7 +49,7 @@ impl Service {
     pub fn new(engine: Engine, registry: Option<Registry>, aliases: Vec<String>, defaults: Defaults) -> Self {
         let names = Names::new(engine.model().base().name.clone(), aliases, registry.is_some());
         let room = Room::new(&engine.model().base().tokenizer);
-        Self { engine, registry, names, defaults, room, created: unix_seconds() }
+        Self { engine, registry, names, defaults, room, created: unix_seconds(), loads: Loads::default() }
     }
 
     /// The variants.
@@ -99,9 +101,14 @@ pub async fn blocking<T: Send + 'static>(
     }
 }
 
-/// Seconds since 1970.
+/// Seconds from 1970 to now.
 pub fn unix_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    unix_seconds_of(SystemTime::now())
+}
+
+/// Seconds from 1970 to `time`.
+pub fn unix_seconds_of(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// A number nobody has seen before, for ids and for seeds that a request leaves open. Not for secrets.

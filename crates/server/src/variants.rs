@@ -3,26 +3,31 @@
 use crate::{
     ApiError,
     extract::{Body, Operator, Segment},
-    service::{Service, blocking},
+    service::{Service, blocking, unix_seconds_of},
 };
 use axum::{Json, extract::State, http::StatusCode};
-use bitdelta_engine::Error as EngineError;
+use bitdelta_engine::{Error as EngineError, registry::Listed};
 use serde_json::{Value, json};
 use std::{error::Error as _, path::PathBuf, sync::Arc};
 
-/// `GET /v1/variants`: every variant loaded or in the folder, by user id.
+/// `GET /v1/variants`: every variant loaded or in the folder, by user id; of those in memory also their bytes, their hash,
+/// whether a request uses them now and when one last asked for them (Unix seconds).
 ///
 /// # Errors
 /// 400 when variants are not served, 403 for others than the operator.
 pub async fn list(_: Operator, State(service): State<Arc<Service>>) -> Result<Json<Value>, ApiError> {
     let data = blocking(&service, |service| {
-        let line = |variant: bitdelta_engine::registry::Listed| {
+        let line = |variant: Listed| {
+            let loaded = variant.loaded.as_ref();
             json!({
                 "object": "variant",
                 "user_id": variant.user,
                 "path": variant.path,
-                "loaded": variant.loaded,
-                "resident_bytes": variant.resident_bytes,
+                "loaded": loaded.is_some(),
+                "resident_bytes": loaded.map_or(0, |loaded| loaded.bytes),
+                "in_use": loaded.is_some_and(|loaded| loaded.in_use),
+                "last_used": loaded.map(|loaded| unix_seconds_of(loaded.last_used)),
+                "hash": loaded.map(|loaded| &loaded.hash),
             })
         };
         Ok(service.variants()?.list().into_iter().map(line).collect::<Vec<_>>())
@@ -39,16 +44,17 @@ pub async fn load(_: Operator, State(service): State<Arc<Service>>, body: Body) 
     let Some(path) = body.fields.string("path")?.map(PathBuf::from) else {
         return Err(ApiError::invalid("path", "path is required: a variant file or a folder that holds one"));
     };
+    let _place = service.loads.place().await?;
     let loaded = blocking(&service, move |service| {
         let variant = service.variants()?.load(&path).map_err(in_full)?;
-        tracing::info!(user = variant.user(), bytes = variant.bytes(), "loaded a variant");
+        tracing::info!(user = variant.user(), bytes = variant.memory_bytes(), "loaded a variant");
         Ok(json!({
             "object": "variant",
             "user_id": variant.user(),
             "path": variant.path(),
             "hash": variant.hash(),
             "loaded": true,
-            "resident_bytes": variant.bytes(),
+            "resident_bytes": variant.memory_bytes(),
         }))
     });
     Ok(Json(loaded.await?))

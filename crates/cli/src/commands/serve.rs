@@ -1,6 +1,6 @@
 //! `bitdelta serve` and `hanzo-node start`: one base, users' variants, OpenAI-compatible HTTP.
 use crate::{Context, Error, commands::base::BaseArgs, output, sizes::parse_bytes};
-use bitdelta_engine::{Engine, EngineOptions, Registry};
+use bitdelta_engine::{Engine, EngineOptions, Registry, RegistryOptions};
 use bitdelta_server::{Defaults, Service};
 use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
@@ -48,6 +48,10 @@ pub struct ServeArgs {
     /// no limit]
     #[arg(long, value_name = "SECONDS")]
     request_timeout: Option<u64>,
+    /// Memory for loaded variants, as in 2GB or 512MiB; the least recently used give way [default: a quarter of what is
+    /// available]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    variant_memory: Option<u64>,
     /// Sampling temperature of requests that name none; 0 answers with the likeliest token
     #[arg(long, value_name = "T", default_value_t = Defaults::default().temperature)]
     temperature: f32,
@@ -95,10 +99,15 @@ fn load(args: &ServeArgs, variants: bool) -> Result<Service, Error> {
         ..EngineOptions::default()
     };
     let engine = Engine::start(Arc::clone(&model), options).context("starting the engine")?;
-    let registry = variants.then(|| Registry::new(model, Some(dir.clone())));
-    if registry.is_none() {
+    let registry = if variants {
+        let options = RegistryOptions { resident_bytes: args.variant_memory };
+        let registry = Registry::with_options(model, Some(dir.clone()), options).context("--variant-memory")?;
+        tracing::info!(variant_memory = registry.stats().budget_bytes, "serving variants");
+        Some(registry)
+    } else {
         tracing::warn!("serving the base alone; --enable-bitdelta --variants-dir DIR serves users' variants");
-    }
+        None
+    };
     let timeout = args.request_timeout.map(Duration::from_secs);
     let defaults = Defaults { temperature: args.temperature, max_tokens: args.max_tokens, timeout };
     Ok(Service::new(engine, registry, args.model_names.clone(), defaults))

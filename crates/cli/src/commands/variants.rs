@@ -84,7 +84,9 @@ fn list(node: &Node, as_json: bool) -> Result<(), Error> {
             Some(true) => format_bytes(variant["resident_bytes"].as_u64().unwrap_or_default()),
             _ => "not loaded".to_owned(),
         };
-        output::line(&format!("{:width$}  {state:>10}  {}", text(&variant["user_id"]), text(&variant["path"])))?;
+        let use_now = if variant["in_use"].as_bool() == Some(true) { "in use" } else { "" };
+        let (user, path) = (text(&variant["user_id"]), text(&variant["path"]));
+        output::line(&format!("{user:width$}  {state:>10}  {use_now:6}  {path}"))?;
     }
     Ok(())
 }

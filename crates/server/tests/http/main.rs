@@ -1,4 +1,5 @@
 //! The server over real HTTP on a free port, on the tiny random model of `tests/golden`.
+mod cache;
 mod chat;
 mod errors;
 mod lifecycle;

@@ -4,7 +4,7 @@ use bitdelta_delta::{
     file::{Info, LinearDelta, Variant},
     quantize::quantize,
 };
-use bitdelta_engine::{Engine, EngineOptions, Model, ModelOptions, Registry};
+use bitdelta_engine::{Engine, EngineOptions, Model, ModelOptions, Registry, RegistryOptions};
 use bitdelta_model::Base;
 use bitdelta_server::{Defaults, Service};
 use serde_json::{Value, json};
@@ -25,6 +25,7 @@ pub const BASE: &str = "tiny-llama";
 pub struct Node {
     pub url: String,
     pub variants_dir: tempfile::TempDir,
+    pub service: Arc<Service>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -44,26 +45,45 @@ impl Node {
         Self::new(limit, options, variants, Defaults::default())
     }
 
-    /// Everything said.
+    /// A server whose loaded variants take this many bytes at most.
+    pub fn within(resident_bytes: u64) -> Self {
+        let options = RegistryOptions { resident_bytes: Some(resident_bytes) };
+        Self::made(Duration::from_secs(20), EngineOptions::default(), true, options, Defaults::default())
+    }
+
+    /// Everything said but the memory for variants.
     pub fn new(limit: Duration, options: EngineOptions, variants: bool, defaults: Defaults) -> Self {
+        Self::made(limit, options, variants, RegistryOptions::default(), defaults)
+    }
+
+    fn made(
+        limit: Duration,
+        options: EngineOptions,
+        variants: bool,
+        cache: RegistryOptions,
+        defaults: Defaults,
+    ) -> Self {
         let variants_dir = tempfile::tempdir().expect("a folder");
         let model = Arc::new(
             Model::load(Arc::new(base(BASE)), ModelOptions { threads: 1, ..ModelOptions::default() }).expect("a model"),
         );
         let engine = Engine::start(Arc::clone(&model), options).expect("an engine");
-        let registry = variants.then(|| Registry::new(model, Some(variants_dir.path().to_owned())));
+        let dir = Some(variants_dir.path().to_owned());
+        let registry = variants.then(|| Registry::with_options(model, dir, cache).expect("a registry"));
         let service = Service::new(engine, registry, vec!["qwen3-4b".to_owned()], defaults);
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("threads");
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        // Few threads for what blocks, so that a test sees when it uses them up.
+        let runtime = runtime.worker_threads(2).max_blocking_threads(12).enable_all().build().expect("threads");
         let listener = runtime.block_on(bitdelta_server::bind("127.0.0.1", 0, false)).expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
         let (stop, stopped) = oneshot::channel();
+        let serving = Arc::clone(&service);
         let thread = std::thread::spawn(move || {
             let stopped = async move { stopped.await.unwrap_or_default() };
-            let served = bitdelta_server::serve(listener, Arc::new(service), stopped, limit);
+            let served = bitdelta_server::serve(listener, serving, stopped, limit);
             runtime.block_on(served).expect("served");
         });
-        Self { url, variants_dir, stop: Some(stop), thread: Some(thread) }
+        Self { url, variants_dir, service, stop: Some(stop), thread: Some(thread) }
     }
 
     /// Asks the server to stop, as a signal does.
@@ -90,6 +110,14 @@ impl Node {
 
     pub fn get(&self, path: &str) -> (u16, Value) {
         answer(agent().get(format!("{}{path}", self.url)).call())
+    }
+
+    /// The value of a series of `/metrics`.
+    pub fn metric(&self, name: &str) -> f64 {
+        let text = agent().get(format!("{}/metrics", self.url)).call().expect("an answer").body_mut().read_to_string();
+        let text = text.expect("text");
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name} in {text}"))
     }
 
     pub fn delete(&self, path: &str) -> (u16, Value) {

@@ -1,0 +1,333 @@
+//! Variants by user: found in the variants folder on first use, loaded once, shared while used, evicted when others need
+//! their bytes.
+//!
+//! A user id is data, never a path: it must be a single plain name, and only `DIR/ID.safetensors` and
+//! `DIR/ID/variant.safetensors` are looked at. Every request looks at its user's file again, so a newer version is served
+//! from the next request on, and never inside one: a request keeps what it was given.
+//!
+//! | file | holds |
+//! | --- | --- |
+//! | `folder` | where a user's file lies, and which version of it is there |
+//! | `flights` | one load a user at a time |
+//! | `cache` | what is loaded: handed out, evicted least recently used first, pinned while used |
+//! | `budget` | the bytes: promised before they are used, waited for while all are in use |
+//! | `sweeper` | gives the system back what was freed |
+//!
+//! No lock is held while a file is read. Whoever asks for a variant that is loaded never waits for anybody's load.
+
+mod budget;
+mod cache;
+mod flights;
+mod folder;
+mod stats;
+mod sweeper;
+
+pub(crate) use budget::{Lease, Pin};
+pub(crate) use cache::Kept;
+pub use folder::place;
+pub use stats::RegistryStats;
+
+use crate::{
+    Error, Model, Resident,
+    backend::Backend,
+    cpu::Cpu,
+    resident::Body,
+    user::{check_user, user_of},
+};
+use bitdelta_delta::file::{self, Variant, locate};
+use budget::Budget;
+use cache::Cache;
+use flights::Flights;
+use folder::{Version, find};
+use stats::Counters;
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::File,
+    io::{Read, Seek},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Instant, SystemTime},
+};
+use sweeper::Sweeper;
+
+/// The budget where the system does not tell what memory it has.
+const UNKNOWN_MEMORY_BYTES: u64 = 1 << 30;
+
+/// Limits of a registry.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RegistryOptions {
+    /// Most bytes that variants may take, those of loads under way included; `None` is a quarter of what the machine has
+    /// available.
+    pub resident_bytes: Option<u64>,
+}
+
+/// The variants that a server can answer with.
+pub struct Registry<B: Backend = Cpu> {
+    model: Arc<Model<B>>,
+    dir: Option<PathBuf>,
+    explicit: Mutex<HashMap<String, Explicit>>,
+    flights: Flights,
+    cache: Cache<Body<B>>,
+    counters: Counters,
+    _sweeper: Sweeper,
+}
+
+/// A file that an operator loaded. It is served until something newer is published in the folder.
+#[derive(Clone)]
+struct Explicit {
+    path: PathBuf,
+    /// What the folder held for the user then.
+    folder_then: Option<Version>,
+}
+
+/// One line of [`Registry::list`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// User id.
+    pub user: String,
+    /// File.
+    pub path: PathBuf,
+    /// What is in memory of it; `None` when it is not loaded.
+    pub loaded: Option<Residency>,
+}
+
+/// A loaded variant, as it is listed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Residency {
+    /// Bytes in memory.
+    pub bytes: u64,
+    /// Content hash.
+    pub hash: String,
+    /// Whether a request uses it now, so that it is not evicted.
+    pub in_use: bool,
+    /// When a request last asked for it.
+    pub last_used: SystemTime,
+}
+
+impl<B: Backend> Registry<B> {
+    /// Serves the variants of `dir`, and those that [`Self::load`] brings from elsewhere, within the default budget.
+    pub fn new(model: Arc<Model<B>>, dir: Option<PathBuf>) -> Self {
+        let available = bitdelta_model::memory::available();
+        Self::within(model, dir, available.map_or(UNKNOWN_MEMORY_BYTES, |bytes| bytes / 4))
+    }
+
+    /// [`Self::new`] with limits of one's own.
+    ///
+    /// # Errors
+    /// [`Error::InvalidParameter`] for a budget of 0, [`Error::Memory`] for one that the machine does not have.
+    pub fn with_options(model: Arc<Model<B>>, dir: Option<PathBuf>, options: RegistryOptions) -> Result<Self, Error> {
+        let Some(needed) = options.resident_bytes else { return Ok(Self::new(model, dir)) };
+        if needed == 0 {
+            let (name, value, expected) = ("resident_bytes", "0".to_owned(), "1 or more");
+            return Err(Error::InvalidParameter { name, value, expected });
+        }
+        match bitdelta_model::memory::available() {
+            Some(available) if available < needed => {
+                Err(Error::Memory { what: "the budget for variants".to_owned(), needed, available })
+            }
+            _ => Ok(Self::within(model, dir, needed)),
+        }
+    }
+
+    fn within(model: Arc<Model<B>>, dir: Option<PathBuf>, budget: u64) -> Self {
+        let budget = Budget::new(budget);
+        let (explicit, flights, counters) = (Mutex::default(), Flights::default(), Counters::default());
+        let (_sweeper, cache) = (Sweeper::start(&budget), Cache::new(budget));
+        Self { model, dir, explicit, flights, cache, counters, _sweeper }
+    }
+
+    /// The user's variant where its newest version is loaded. Does not load, and waits for nobody.
+    ///
+    /// # Errors
+    /// [`Error::InvalidUser`], [`Error::UnknownUser`].
+    pub fn loaded(&self, user: &str) -> Result<Option<Arc<Resident<B>>>, Error> {
+        check_user(user)?;
+        let found = self.cache.get(user, &self.current(user)?);
+        self.counters.hits.add(u64::from(found.is_some()));
+        Ok(found)
+    }
+
+    /// The user's variant, loaded on first use and again after its file changed. Blocks while it loads, and while
+    /// requests use all of the budget: a thread that holds one variant must not ask for a second one.
+    ///
+    /// # Errors
+    /// [`Error::InvalidUser`], [`Error::UnknownUser`], [`Error::WrongBase`], [`Error::Shape`], [`Error::VariantTooLarge`],
+    /// or [`Error::Variant`] for a file that cannot be read or is damaged: never another answer in its place.
+    pub fn resolve(&self, user: &str) -> Result<Arc<Resident<B>>, Error> {
+        if let Some(resident) = self.loaded(user)? {
+            return Ok(resident);
+        }
+        self.counters.misses.add(1);
+        self.flights.alone(user, || {
+            let version = self.current(user)?;
+            // Whoever was here first may have loaded it.
+            if let Some(resident) = self.cache.get(user, &version) {
+                return Ok(resident);
+            }
+            // What there is is out of date: it makes room, and must not be served should the new version be bad.
+            self.cache.remove(user);
+            self.read(user, &version.path)
+        })
+    }
+
+    /// Loads a variant file, or a folder that holds one, under the user id that its name gives.
+    ///
+    /// # Errors
+    /// As [`Self::resolve`]; what was served for that user before stays.
+    pub fn load(&self, path: &Path) -> Result<Arc<Resident<B>>, Error> {
+        let user = user_of(path)?;
+        let path = locate(path);
+        self.flights.alone(&user, || {
+            let resident = self.read(&user, &path)?;
+            let folder_then = self.dir.as_deref().and_then(|dir| find(dir, &user));
+            let mut explicit = lock(&self.explicit);
+            match &folder_then {
+                // It was published since.
+                Some(published) if published.path == path => explicit.remove(&user),
+                _ => explicit.insert(user.clone(), Explicit { path, folder_then }),
+            };
+            Ok(resident)
+        })
+    }
+
+    /// Forgets a user's variant: its memory is freed at once, or when the last request that uses it ends. Returns whether
+    /// it was loaded, or known by an operator's load alone. A variant of the folder is found again when it is asked for.
+    ///
+    /// # Errors
+    /// [`Error::InvalidUser`].
+    pub fn unload(&self, user: &str) -> Result<bool, Error> {
+        check_user(user)?;
+        let known = lock(&self.explicit).remove(user).is_some();
+        Ok(self.cache.remove(user) || known)
+    }
+
+    /// Whether the user has a variant. It is not opened.
+    pub fn has(&self, user: &str) -> bool {
+        check_user(user).is_ok() && self.current(user).is_ok()
+    }
+
+    /// All variants, loaded or waiting in the folder, by user id. Reads the whole folder.
+    pub fn list(&self) -> Vec<Listed> {
+        let on_disk = self.dir.iter().filter_map(|dir| std::fs::read_dir(dir).ok()).flatten().flatten();
+        let mut listed: BTreeMap<String, Listed> = on_disk
+            .filter_map(|entry| {
+                let user = user_of(&entry.path()).ok()?;
+                let Version { path, .. } = find(self.dir.as_deref()?, &user)?;
+                Some((user.clone(), Listed { user, path, loaded: None }))
+            })
+            .collect();
+        for (user, Explicit { path, .. }) in lock(&self.explicit).iter() {
+            let line = Listed { user: user.clone(), path: path.clone(), loaded: None };
+            listed.insert(user.clone(), line);
+        }
+        for seen in self.cache.list() {
+            let (user, path) = (seen.user.to_string(), seen.kept.path().to_owned());
+            let (bytes, hash) = (seen.kept.memory_bytes(), seen.kept.hash().to_owned());
+            let loaded = Some(Residency { bytes, hash, in_use: seen.in_use, last_used: seen.last_used });
+            listed.insert(user.clone(), Listed { user, path, loaded });
+        }
+        listed.into_values().collect()
+    }
+
+    /// Figures.
+    pub fn stats(&self) -> RegistryStats {
+        let (taken, (resident, pinned)) = (self.cache.budget().taken(), self.cache.count());
+        RegistryStats {
+            budget_bytes: self.cache.budget().limit(),
+            resident_bytes: taken.resident,
+            loading_bytes: taken.loading,
+            resident,
+            pinned,
+            waiting: taken.waiting,
+            hits: self.counters.hits.get(),
+            misses: self.counters.misses.get(),
+            loads: self.counters.loads.get(),
+            failed_loads: self.counters.failed_loads.get(),
+            evictions: self.cache.evictions(),
+            load_time: std::time::Duration::from_nanos(self.counters.load_nanoseconds.get()),
+        }
+    }
+
+    /// The version that is to be served now.
+    fn current(&self, user: &str) -> Result<Version, Error> {
+        let in_folder = || self.dir.as_deref().and_then(|dir| find(dir, user));
+        let explicit = lock(&self.explicit).get(user).cloned();
+        let version = match explicit {
+            None => in_folder(),
+            Some(explicit) if explicit.folder_then == in_folder() => Version::of(&explicit.path),
+            // A publication after an operator's load is the newer word, unless the load was made just now.
+            Some(explicit) => {
+                let mut all = lock(&self.explicit);
+                if all.get(user).is_some_and(|now| now.folder_then == explicit.folder_then) {
+                    all.remove(user);
+                }
+                in_folder()
+            }
+        };
+        version.ok_or_else(|| {
+            // What was withdrawn takes no memory.
+            self.cache.remove(user);
+            Error::UnknownUser { user: user.to_owned(), dir: self.dir.clone() }
+        })
+    }
+
+    /// Reads a file into the cache as the user's variant.
+    fn read(&self, user: &str, path: &Path) -> Result<Arc<Resident<B>>, Error> {
+        let read = self.read_within_budget(user, path);
+        match &read {
+            Ok(_) => self.counters.loads.add(1),
+            Err(_) => self.counters.failed_loads.add(1),
+        }
+        let (version, body) = read?;
+        Ok(self.cache.insert(user, version, body))
+    }
+
+    /// A load needs the file's bytes and as many again for what they are decoded to; that is freed as it is moved to the
+    /// device. A device's layout that takes more than both shows when it is made: the load then gives everything back and
+    /// asks for that much, so that loads never wait for each other with their hands full.
+    fn read_within_budget(&self, user: &str, path: &Path) -> Result<(Version, Body<B>), Error> {
+        let io = |source| Error::Variant(file::Error::Io { path: path.to_owned(), source });
+        // Asked before it is opened: opening a pipe would wait for its writer.
+        if !std::fs::metadata(path).map_err(io)?.is_file() {
+            let reason = "no regular file".to_owned();
+            return Err(Error::Variant(file::Error::NotAVariant { path: path.to_owned(), reason }));
+        }
+        // From here on it is this file that counts, whatever takes its place while the load waits.
+        let mut file = File::open(path).map_err(io)?;
+        let meta = file.metadata().map_err(io)?;
+        let file_bytes = meta.len();
+        let budget = self.cache.budget().limit();
+        let too_large = |needed| Error::VariantTooLarge { user: user.to_owned(), needed, budget };
+        if file_bytes > budget {
+            return Err(too_large(file_bytes));
+        }
+        let mut planned = file_bytes.saturating_mul(2);
+        loop {
+            let lease = self.cache.promise(planned);
+            let started = Instant::now();
+            let mut bytes = Vec::with_capacity(file_bytes as usize);
+            file.rewind().and_then(|()| (&file).take(file_bytes).read_to_end(&mut bytes)).map_err(io)?;
+            let (variant, hash) = Variant::from_bytes(&bytes, path)?;
+            drop(bytes);
+            let mut body = Body::new(&self.model, user, path, variant, hash)?;
+            let elapsed = started.elapsed();
+            self.counters.load_nanoseconds.add(elapsed.as_nanos() as u64);
+            let bytes = body.memory_bytes();
+            if bytes > budget {
+                return Err(too_large(bytes));
+            }
+            if let Some(lease) = self.cache.settle(lease, bytes) {
+                body.keep(lease);
+                tracing::info!(user, bytes, milliseconds = elapsed.as_millis() as u64, "variant loaded");
+                return Ok((Version::with(path, &meta), body));
+            }
+            planned = file_bytes.saturating_add(bytes);
+        }
+    }
+}
+
+/// A lock whose data stays valid when a holder panicked: nothing that can panic runs between two changes that belong
+/// together.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
