@@ -70,7 +70,7 @@ impl Node {
         let engine = Engine::start(Arc::clone(&model), options).expect("an engine");
         let dir = Some(variants_dir.path().to_owned());
         let registry = variants.then(|| Registry::with_options(model, dir, cache).expect("a registry"));
-        let service = Service::new(engine, registry, vec!["qwen3-4b".to_owned()], defaults);
+        let service = Arc::new(Service::new(engine, registry, vec!["qwen3-4b".to_owned()], defaults));
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
         // Few threads for what blocks, so that a test sees when it uses them up.
         let runtime = runtime.worker_threads(2).max_blocking_threads(12).enable_all().build().expect("threads");
