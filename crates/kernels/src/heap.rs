@@ -13,10 +13,13 @@ pub fn keep_heap_small() {
         const M_TRIM_THRESHOLD: (std::ffi::c_int, std::ffi::c_int) = (-1, 1 << 20);
         /// From here on a block is mapped by itself. More than what a step allocates and frees over and over.
         const M_MMAP_THRESHOLD: (std::ffi::c_int, std::ffi::c_int) = (-3, 4 << 20);
+        /// No list of small free blocks that are not joined with their neighbours: a trim joins them, and what it thereby
+        /// makes the end of an arena it leaves there, however large. (Threads' own lists of small blocks stay.)
+        const M_MXFAST: (std::ffi::c_int, std::ffi::c_int) = (1, 0);
         unsafe extern "C" {
             fn mallopt(parameter: std::ffi::c_int, value: std::ffi::c_int) -> std::ffi::c_int;
         }
-        for (parameter, bytes) in [M_TRIM_THRESHOLD, M_MMAP_THRESHOLD] {
+        for (parameter, bytes) in [M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MXFAST] {
             // SAFETY: mallopt(3) is safe to call from any thread and checks its arguments; refused ones change nothing.
             unsafe { mallopt(parameter, bytes) };
         }
