@@ -102,7 +102,8 @@ fn signs(pair: &Pair<'_>, rows: usize, group: usize, clip: Option<f32>) -> Optio
     let mut planes = vec![0u64; rows * words];
     let mut magnitudes = vec![0.0f32; rows * groups];
     let mut reaches = vec![0.0f32; rows * groups];
-    let buffers = planes.par_chunks_mut(words).zip(magnitudes.par_chunks_mut(groups)).zip(reaches.par_chunks_mut(groups));
+    let buffers =
+        planes.par_chunks_mut(words).zip(magnitudes.par_chunks_mut(groups)).zip(reaches.par_chunks_mut(groups));
     let rows_in_order = buffers.enumerate().map_init(Vec::new, |scratch, (row, ((signs, magnitudes), reaches))| {
         let mut out = Survey { signs, magnitudes, reaches, sum: 0.0, squares: 0.0 };
         survey(pair, row, group, scratch, &mut out);

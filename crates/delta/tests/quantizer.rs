@@ -4,8 +4,9 @@
 use bitdelta_delta::{
     BitDeltaConfig, Error, GroupSize, PackedMatrix, Part, Values, metrics,
     part::dequantize,
-    quantize, quantize_pair,
+    quantize,
     quantize::{Codes, pack},
+    quantize_pair,
 };
 use proptest::prelude::*;
 use serde::Deserialize;

@@ -11,13 +11,13 @@
 //!
 //! The order of additions is that of the plain quantizer: eight lanes for a group in f32, eight for a row in f64.
 
+#[cfg(target_arch = "x86_64")]
+use crate::vector::{avx2::Avx2, avx512::Avx512};
 use crate::{
     isa::{Isa, dispatch},
     matmul::Elements,
     vector::{LANES, Vector, scalar::Scalar},
 };
-#[cfg(target_arch = "x86_64")]
-use crate::vector::{avx2::Avx2, avx512::Avx512};
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
@@ -305,7 +305,8 @@ unsafe impl Signs for Avx512 {
         let (parts, _) = values.as_chunks::<16>();
         parts.iter().enumerate().fold(0, |word, (part, values)| {
             // SAFETY: see the impl.
-            let plus = unsafe { _mm512_cmp_ps_mask::<_CMP_GE_OQ>(_mm512_loadu_ps(values.as_ptr()), _mm512_setzero_ps()) };
+            let plus =
+                unsafe { _mm512_cmp_ps_mask::<_CMP_GE_OQ>(_mm512_loadu_ps(values.as_ptr()), _mm512_setzero_ps()) };
             word | u64::from(plus) << (16 * part)
         })
     }
@@ -374,13 +375,8 @@ mod tests {
         let groups = pair.cols.div_ceil(group);
         let (mut signs, mut magnitudes) = (vec![7; pair.cols.div_ceil(64)], vec![7.0; groups]);
         let (mut reaches, mut scratch) = (vec![7.0; groups], Vec::new());
-        let mut out = Survey {
-            signs: &mut signs,
-            magnitudes: &mut magnitudes,
-            reaches: &mut reaches,
-            sum: 0.0,
-            squares: 0.0,
-        };
+        let mut out =
+            Survey { signs: &mut signs, magnitudes: &mut magnitudes, reaches: &mut reaches, sum: 0.0, squares: 0.0 };
         survey_on(isa, pair, row, group, &mut scratch, &mut out);
         let sums = (out.sum, out.squares);
         Found { signs, magnitudes, reaches, sums }
@@ -389,7 +385,9 @@ mod tests {
     fn values(count: usize, seed: u32) -> Vec<f32> {
         let mix = |i: u32| (i ^ seed).wrapping_mul(0x9E37_79B9).rotate_left(11).wrapping_mul(0x85EB_CA6B);
         // Every fifth is 0, so that equal elements meet.
-        (0..count as u32).map(|i| if i % 5 == 0 { 0.0 } else { (mix(i) >> 8) as f32 / (1 << 23) as f32 - 1.0 }).collect()
+        (0..count as u32)
+            .map(|i| if i % 5 == 0 { 0.0 } else { (mix(i) >> 8) as f32 / (1 << 23) as f32 - 1.0 })
+            .collect()
     }
 
     #[test]

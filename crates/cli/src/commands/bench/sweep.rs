@@ -183,11 +183,11 @@ mod tests {
     fn figures_of_one_peer_and_adapter_are_one_series() {
         let keep = tempfile::tempdir().expect("a folder");
         let path = keep.path().join("peers.json");
-        let figure = |what: &str, adapter: &str, batch: usize| {
-            serde_json::json!({ "peer": "p", "what": what, "adapter": adapter, "batch": batch, "tokens_per_second": 10 })
-        };
-        let figures = [figure("decode", "base", 1), figure("decode", "base", 8), figure("decode", "lora_each", 8)];
-        let all = serde_json::json!({ "figures": [&figures[..], &[figure("prefill", "base", 1)]].concat() });
+        let figure = |what: &str, adapter: &str, batch: usize| serde_json::json!({ "peer": "p", "what": what, "adapter": adapter, "batch": batch, "tokens_per_second": 10 });
+        let decode =
+            [("base", 1), ("base", 8), ("lora_each", 8)].map(|(adapter, batch)| figure("decode", adapter, batch));
+        let figures = [&decode[..], &[figure("prefill", "base", 1)]].concat();
+        let all = serde_json::json!({ "figures": figures });
         fs::write(&path, all.to_string()).expect("written");
         let series = peers(&path, What::Decode).expect("read");
         let points: Vec<_> = series.iter().map(|series| series.points.len()).collect();
