@@ -32,6 +32,13 @@ def printed_json(command: list[str | Path]) -> dict | list:
     return json.loads(done.stdout)
 
 
+def busy() -> str | None:
+    """A sentence, where the machine does other work: llama.cpp's threads wait for each other in busy loops."""
+    load = os.getloadavg()[0]
+    message = f"THE MACHINE WAS BUSY WITH OTHER WORK (load {load:.1f} before the start): these figures are noise."
+    return message if load > 0.5 else None
+
+
 class Bench:
     """What is measured with, and what was measured so far."""
 
@@ -39,11 +46,13 @@ class Bench:
         self.arguments = arguments
         self.ours: list[dict] = []
 
-    def our(self, *command: object, dtype: str = "int8", **settings: object) -> dict:
-        """One figure of `bitdelta bench`."""
-        base = [] if command[0] == "compress" else ["--model", self.arguments.model, "--base-dtype", dtype]
+    def our(self, command: str, **settings: object) -> dict:
+        """One figure of `bitdelta bench`; the base in int8 unless the settings say otherwise."""
+        base = [] if command == "compress" else ["--model", self.arguments.model]
+        if base and "base_dtype" not in settings:
+            base += ["--base-dtype", "int8"]
         options = [text for key, value in settings.items() for text in (f"--{key.replace('_', '-')}", value)]
-        words = [*command, *base, "--threads", self.arguments.threads, *options, "--json"]
+        words = [command, *base, "--threads", self.arguments.threads, *options, "--json"]
         figure = printed_json([self.arguments.bitdelta, "bench", *map(str, words)])
         self.ours.append(figure)
         return figure
@@ -95,7 +104,7 @@ def measure(bench: Bench, theirs: list[dict]) -> Table:
     ours = bench.our("decode", batch=1, **lengths)
     table.add("decode, 1 request, base", ours, {**single, "base_dtype": "q8_0"}, blocks)
     table.add("decode, 1 request, base", ours, {**single, "peer": "transformers"}, "int8 against f32")
-    ours = bench.our("decode", dtype="bf16", batch=1, **lengths)
+    ours = bench.our("decode", base_dtype="bf16", batch=1, **lengths)
     table.add("decode, 1 request, base in bf16", ours, {**single, "base_dtype": "bf16"})
     for batch in arguments.batch:
         many = {"what": "decode", "batch": batch}
@@ -114,7 +123,7 @@ def measure(bench: Bench, theirs: list[dict]) -> Table:
     table.add(name, ours, {**prefill, "base_dtype": "q8_0"}, blocks)
     table.add(name, ours, {**prefill, "peer": "transformers"}, "int8 against f32")
     table.add(name, ours, {**prefill, "peer": "peft"}, "int8 base alone against f32 with one LoRA")
-    ours = bench.our("prefill", dtype="bf16", prompt=arguments.prefill, runs=arguments.runs)
+    ours = bench.our("prefill", base_dtype="bf16", prompt=arguments.prefill, runs=arguments.runs)
     table.add(f"{name}, base in bf16", ours, {**prefill, "base_dtype": "bf16"}, "ours: f32 activations")
     for dtype in ("bf16", "f32"):
         ours = bench.our("compress", dtype=dtype)
@@ -139,6 +148,9 @@ def main() -> None:
     parser.add_argument("--no-sweep", action="store_true", help="leave the plot out")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
+    noise = busy()
+    if noise:
+        print(noise, file=sys.stderr)
 
     bench = Bench(arguments)
     peers = bench.peers()
@@ -170,6 +182,8 @@ def main() -> None:
         f"of those: {1e3 * load['longest_gap_seconds']:.1f} ms without and {1e3 * load['longest_gap_seconds_loading']:.1f} ms "
         "with variants loading.",
     ]
+    if noise:
+        text += ["", noise]
     (arguments.output / "table.md").write_text("\n".join(text) + "\n")
     if not arguments.no_sweep:
         common = ["--model", arguments.model, "--base-dtype", "int8", "--threads", str(arguments.threads)]

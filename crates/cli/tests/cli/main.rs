@@ -1,4 +1,5 @@
 //! The binaries as a shell sees them: help, exit codes, what goes to stdout and what to stderr.
+mod bench;
 mod help;
 mod node;
 mod usage;

@@ -240,21 +240,32 @@ impl<'a> Running<'a> {
             };
             engine.submit(request).context("keeping the engine busy")?;
         }
-        let running = Self { engine, rows, prompt };
+        let (running, begun) = (Self { engine, rows, prompt }, Instant::now());
         while engine.stats().generated_tokens < 2 * rows as u64 {
-            running.step()?;
+            running.wait(begun)?;
         }
         Ok(running)
+    }
+
+    /// A short sleep, unless the time since `begun` is beyond all patience.
+    fn wait(&self, begun: Instant) -> Result<(), Error> {
+        if begun.elapsed() > PATIENCE {
+            return Err(Error::Failed(format!("no step ended within {} s", PATIENCE.as_secs())));
+        }
+        std::thread::sleep(LOOK_EVERY);
+        Ok(())
     }
 
     /// Waits for the end of the step that runs now.
     fn step(&self) -> Result<(), Error> {
         let (before, begun) = (self.engine.stats().generated_tokens, Instant::now());
         while self.engine.stats().generated_tokens == before {
-            if begun.elapsed() > PATIENCE {
-                return Err(Error::Failed(format!("no step ended within {} s", PATIENCE.as_secs())));
+            if self.engine.stats().running < self.rows {
+                let message =
+                    "the running rows ended before the measurement did: take fewer --runs or a smaller --batch";
+                return Err(Error::Failed(message.to_owned()));
             }
-            std::thread::sleep(LOOK_EVERY);
+            self.wait(begun)?;
         }
         Ok(())
     }
@@ -313,10 +324,6 @@ impl<'a> Running<'a> {
             self.first_token(|| Ok(Arc::clone(&resident)))
         });
         let first_loaded = first_loaded.collect::<Result<_, Error>>()?;
-        if self.engine.stats().running < self.rows {
-            let message = "the running rows ended before the measurement did: take fewer --runs or a smaller --batch";
-            return Err(Error::Failed(message.to_owned()));
-        }
         Ok(Busy { quiet, loading, ready, first, first_loaded })
     }
 }
