@@ -78,7 +78,7 @@ pub fn quantize_pair(
     cols: usize,
     config: &BitDeltaConfig,
 ) -> Result<Part, Error> {
-    let elements = rows.checked_mul(cols).unwrap_or(usize::MAX);
+    let elements = rows.saturating_mul(cols);
     for found in [base.len(), tuned.len()] {
         if found != elements || elements == 0 {
             return Err(Error::Shape { tensor: tensor.into(), rows, cols, found });
