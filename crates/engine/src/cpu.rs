@@ -176,6 +176,8 @@ impl Backend for Cpu {
                 None => rest.parts.push(part.clone()),
             }
         }
+        tiles.shrink_to_fit();
+        rest.parts.shrink_to_fit();
         CpuDelta { tiles, rest }
     }
 

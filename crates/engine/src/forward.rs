@@ -13,7 +13,10 @@ use crate::{
     weights::VectorId,
 };
 use bitdelta_model::LinearKind;
-use std::ops::Range;
+use std::{
+    ops::Range,
+    time::{Duration, Instant},
+};
 
 /// Consecutive tokens of one sequence to run in this step.
 pub(crate) struct Chunk<'a, B: Backend> {
@@ -38,9 +41,38 @@ struct Segment<'a, B: Backend> {
 /// Rows of logits computed at a time: bounds the memory of a long evaluation.
 const LOGIT_ROWS: usize = 32;
 
+/// Where the time of steps went.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Phases {
+    /// Embeddings, norms, the gate: what is done to each row alone.
+    pub rows: Duration,
+    /// The layers' projections, base and deltas together.
+    pub projections: Duration,
+    /// Rotation, storing keys and values, attention.
+    pub attention: Duration,
+    /// The head's projection.
+    pub head: Duration,
+    /// Choosing tokens from logits.
+    pub choice: Duration,
+}
+
+/// Measures one phase after another.
+struct Clock(Instant);
+
+impl Clock {
+    /// Adds the time since the last call.
+    fn lap(&mut self, phase: &mut Duration) {
+        let now = Instant::now();
+        *phase += now - self.0;
+        self.0 = now;
+    }
+}
+
 /// Activations, kept from step to step.
 pub(crate) struct Workspace<B: Backend> {
     rows: usize,
+    /// Of all steps so far.
+    pub phases: Phases,
     residual: B::Buffer,
     normed: B::Buffer,
     q: B::Buffer,
@@ -60,6 +92,7 @@ impl<B: Backend> Workspace<B> {
         let buffer = |width: usize| model.backend().buffer(rows * width);
         Self {
             rows,
+            phases: Phases::default(),
             residual: buffer(config.hidden),
             normed: buffer(config.hidden),
             q: buffer(config.heads * config.head_dim),
@@ -100,7 +133,8 @@ pub(crate) fn forward<B: Backend>(
         .flat_map(|c| (0..c.tokens.len()).map(|i| RowPlace { pages: c.pages, position: c.start + i }))
         .collect();
     debug_assert!(places.iter().all(|place| place.position / PAGE < place.pages.len()));
-    let mut pass = Pass { model, segments: segments(chunks), rows: tokens.len(), space };
+    let clock = Clock(Instant::now());
+    let mut pass = Pass { model, segments: segments(chunks), rows: tokens.len(), space, clock };
     let angles = model.angles(places.iter().map(|place| place.position));
     pass.embed(&tokens);
     for layer in 0..model.base().config.layers {
@@ -134,6 +168,7 @@ struct Pass<'a, B: Backend> {
     segments: Vec<Segment<'a, B>>,
     rows: usize,
     space: &'a mut Workspace<B>,
+    clock: Clock,
 }
 
 impl<B: Backend> Pass<'_, B> {
@@ -146,6 +181,7 @@ impl<B: Backend> Pass<'_, B> {
                 backend.add_embedding_delta(delta, tokens, segment.rows.clone(), residual);
             }
         }
+        self.clock.lap(&mut self.space.phases.rows);
     }
 
     /// residual += attention(norm(residual)).
@@ -155,15 +191,19 @@ impl<B: Backend> Pass<'_, B> {
         let (heads, kv_heads, width) = (config.heads, config.kv_heads, config.head_dim);
         let s = &mut *self.space;
         norm(model, segments, VectorId::INPUT_NORM.at(layer), &s.residual, &mut s.normed);
+        self.clock.lap(&mut s.phases.rows);
         let to = [(LinearKind::Q, &mut s.q), (LinearKind::K, &mut s.k), (LinearKind::V, &mut s.v)];
         project(model, segments, rows, layer, &s.normed, to, false);
+        self.clock.lap(&mut s.phases.projections);
         head_norm(model, segments, VectorId::Q_NORM.at(layer), heads, &mut s.q);
         head_norm(model, segments, VectorId::K_NORM.at(layer), kv_heads, &mut s.k);
         backend.rope(&angles.cos, &angles.sin, rows, heads, width, &mut s.q);
         backend.rope(&angles.cos, &angles.sin, rows, kv_heads, width, &mut s.k);
         backend.store_kv(kv, layer, &s.k, &s.v, places);
         backend.attend(kv, layer, &s.q, heads, places, &mut s.attended);
+        self.clock.lap(&mut s.phases.attention);
         project(model, segments, rows, layer, &s.attended, [(LinearKind::O, &mut s.residual)], true);
+        self.clock.lap(&mut s.phases.projections);
     }
 
     /// residual += down(silu(gate) · up) of norm(residual).
@@ -172,10 +212,14 @@ impl<B: Backend> Pass<'_, B> {
         let (backend, config) = (model.backend(), &model.base().config);
         let s = &mut *self.space;
         norm(model, segments, VectorId::MLP_NORM.at(layer), &s.residual, &mut s.normed);
+        self.clock.lap(&mut s.phases.rows);
         let to = [(LinearKind::Gate, &mut s.gate), (LinearKind::Up, &mut s.up)];
         project(model, segments, rows, layer, &s.normed, to, false);
+        self.clock.lap(&mut s.phases.projections);
         backend.silu_mul(&s.gate, rows * config.intermediate, &mut s.up);
+        self.clock.lap(&mut s.phases.rows);
         project(model, segments, rows, layer, &s.up, [(LinearKind::Down, &mut s.residual)], true);
+        self.clock.lap(&mut s.phases.projections);
     }
 
     fn logits(&mut self, chunks: &[Chunk<B>], each: &mut dyn FnMut(usize, usize, &[f32])) {
@@ -203,10 +247,12 @@ impl<B: Backend> Pass<'_, B> {
             }
             let head = Projection { weights: head, deltas, y: &mut s.logits, add: false };
             backend.project(&s.picked, rows.len(), vec![head]);
+            self.clock.lap(&mut s.phases.head);
             for (i, (chunk, row, _)) in wanted.iter().enumerate() {
                 let at = i * config.vocab..(i + 1) * config.vocab;
                 backend.read(&s.logits, at, &mut |logits| each(*chunk, *row, logits));
             }
+            self.clock.lap(&mut s.phases.choice);
         }
     }
 }

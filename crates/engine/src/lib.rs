@@ -29,6 +29,7 @@ mod worker;
 
 pub use backend::{BaseDtype, KvDtype};
 pub use error::Error;
+pub use forward::Phases;
 pub use model::{Model, ModelOptions};
 pub use registry::{Registry, RegistryOptions, RegistryStats};
 pub use request::{Cancel, Event, Finish, FinishReason, MAX_STOP_BYTES, MAX_STOPS, Request, Sampling};

@@ -10,7 +10,7 @@ use crate::{
     Cancel, Error, Event, Finish, Model, Request, Resident, Sampling,
     backend::{Backend, PAGE},
     cpu::Cpu,
-    forward::Workspace,
+    forward::{Phases, Workspace},
     gate::{Gate, Pace},
     pages::Pages,
     request::{MAX_STOP_BYTES, MAX_STOPS},
@@ -19,7 +19,7 @@ use crate::{
 };
 use std::{
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
         mpsc::{Sender, channel},
     },
@@ -82,6 +82,8 @@ pub struct Stats {
     pub cancelled: u64,
     /// Requests that a deadline ended.
     pub expired: u64,
+    /// Where the time of all steps went.
+    pub phases: Phases,
 }
 
 /// A running engine. Dropping it ends its thread and with it every request.
@@ -115,9 +117,15 @@ pub(crate) struct Shared {
     pub preemptions: AtomicU64,
     pub cancelled: AtomicU64,
     pub expired: AtomicU64,
+    phases: Mutex<Phases>,
 }
 
 impl Shared {
+    /// Publishes where the time of all steps so far went.
+    pub fn note_phases(&self, phases: Phases) {
+        *self.phases.lock().unwrap_or_else(PoisonError::into_inner) = phases;
+    }
+
     fn new(max_queue: usize) -> Self {
         Self {
             closed: AtomicBool::new(false),
@@ -130,6 +138,7 @@ impl Shared {
             preemptions: AtomicU64::new(0),
             cancelled: AtomicU64::new(0),
             expired: AtomicU64::new(0),
+            phases: Mutex::default(),
         }
     }
 }
@@ -269,6 +278,7 @@ impl<B: Backend> Engine<B> {
             preemptions: shared.preemptions.load(Ordering::Relaxed),
             cancelled: shared.cancelled.load(Ordering::Relaxed),
             expired: shared.expired.load(Ordering::Relaxed),
+            phases: *shared.phases.lock().unwrap_or_else(PoisonError::into_inner),
         }
     }
 
@@ -286,7 +296,7 @@ impl<B: Backend> Engine<B> {
 impl<B: Backend> Drop for Engine<B> {
     fn drop(&mut self) {
         let _ = self.commands.send(Command::Stop);
-        let thread = self.thread.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        let thread = self.thread.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
             // A panic of the thread was reported when it happened.
             let _ = thread.join();

@@ -114,6 +114,7 @@ impl<B: Backend> Worker<'_, B> {
                 next[order[chunk]] = Some(samplers[chunk].choose(logits));
             });
         });
+        self.shared.note_phases(self.space.phases);
         let rows: usize = take.iter().sum();
         let generated = next.iter().flatten().count();
         self.shared.generated_tokens.fetch_add(generated as u64, Ordering::Relaxed);

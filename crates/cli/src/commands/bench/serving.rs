@@ -5,10 +5,13 @@
 
 use super::variants::Kind;
 use crate::{Context, Error, output, sizes::format_bytes};
-use bitdelta_engine::{Engine, EngineOptions, Model, Resident, Sampling, backend::PAGE};
+use bitdelta_engine::{Engine, EngineOptions, Model, Phases, Resident, Sampling, backend::PAGE};
 use bitdelta_model::ModelConfig;
 use serde::Serialize;
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// What is timed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -94,8 +97,33 @@ pub struct Measured {
     bytes_per_step: u64,
     /// Read bandwidth of this machine with as many threads, in bytes a second.
     read_bandwidth: f64,
+    /// Seconds of the fastest run by phase.
+    phases: PhaseSeconds,
     /// `bytes_per_step` · steps a second ÷ `read_bandwidth`; only of `decode`.
     bandwidth_share: Option<f64>,
+}
+
+/// Where the time went; what is missing to the whole is the scheduler and the texts.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct PhaseSeconds {
+    rows: f64,
+    projections: f64,
+    attention: f64,
+    head: f64,
+    choice: f64,
+}
+
+impl PhaseSeconds {
+    fn between(before: Phases, after: Phases) -> Self {
+        let part = |of: fn(&Phases) -> Duration| (of(&after) - of(&before)).as_secs_f64();
+        Self {
+            rows: part(|p| p.rows),
+            projections: part(|p| p.projections),
+            attention: part(|p| p.attention),
+            head: part(|p| p.head),
+            choice: part(|p| p.choice),
+        }
+    }
 }
 
 /// Times `setting` with these users' variants, the request at index i asking variant i modulo their number.
@@ -109,8 +137,13 @@ pub fn measure(machine: &Machine, users: &[Arc<Resident>], setting: Setting) -> 
     let bench = Bench { engine: &engine, users, batch, prompt, generate };
     bench.check()?;
     let mut seconds = f64::INFINITY;
+    let mut phases = PhaseSeconds::between(Phases::default(), Phases::default());
     for _ in 0..runs {
-        seconds = seconds.min(bench.seconds()?);
+        let before = engine.stats().phases;
+        let took = bench.seconds()?;
+        if took < seconds {
+            (seconds, phases) = (took, PhaseSeconds::between(before, engine.stats().phases));
+        }
     }
 
     let read_bandwidth = machine.read_bandwidth;
@@ -137,6 +170,7 @@ pub fn measure(machine: &Machine, users: &[Arc<Resident>], setting: Setting) -> 
         variant_bytes,
         bytes_per_step,
         read_bandwidth,
+        phases,
         bandwidth_share: (what == What::Decode).then_some(share),
     })
 }
