@@ -32,13 +32,26 @@ pub enum BaseDtype {
 /// How keys and values are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum KvDtype {
-    /// f32: exact.
+    /// As exact as the base: bf16 beside a base in bf16 or int8, else f32.
     #[default]
+    Auto,
+    /// f32: exact.
     F32,
     /// bf16: half the memory.
     Bf16,
     /// int8, a scale for each position and head: a quarter.
     Int8,
+}
+
+impl KvDtype {
+    /// What `Auto` means beside such a base.
+    pub fn beside(self, base: BaseDtype) -> Self {
+        match (self, base) {
+            (Self::Auto, BaseDtype::Bf16 | BaseDtype::Int8) => Self::Bf16,
+            (Self::Auto, _) => Self::F32,
+            _ => self,
+        }
+    }
 }
 
 /// A matrix on its way to the device, as its file stores it.
@@ -67,7 +80,7 @@ impl KvShape {
     /// Bytes of one page: keys and values of all layers and heads.
     pub fn page_bytes(&self, dtype: KvDtype) -> u64 {
         let position = match dtype {
-            KvDtype::F32 => 4 * self.head_dim,
+            KvDtype::Auto | KvDtype::F32 => 4 * self.head_dim,
             KvDtype::Bf16 => 2 * self.head_dim,
             KvDtype::Int8 => self.head_dim + size_of::<f32>(),
         };

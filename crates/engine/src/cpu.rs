@@ -34,7 +34,7 @@ impl Cpu {
     /// [`Error::Threads`] when the system gives no threads.
     pub fn new(threads: usize, base_dtype: BaseDtype, kv_dtype: KvDtype) -> Result<Self, Error> {
         let team = Team::new(threads).map_err(|e| Error::Threads { reason: e.to_string() })?;
-        Ok(Self { team, base_dtype, kv_dtype })
+        Ok(Self { team, base_dtype, kv_dtype: kv_dtype.beside(base_dtype) })
     }
 }
 

@@ -21,6 +21,8 @@ use crate::{
 pub const PAGE: usize = 32;
 /// Vectors that hold a page's scores.
 const PARTS: usize = PAGE / LANES;
+/// Vectors of a head's values that are added to side by side.
+const WIDE: usize = 4;
 /// Query heads that share the loads of a page.
 const TOGETHER: usize = 4;
 
@@ -248,6 +250,33 @@ unsafe fn add<V: Vector, E: Element, const H: usize>(
             }
         }
         let mut at = 0;
+        while at + WIDE * LANES <= width {
+            // Enough sums that an addition does not wait for the one before.
+            let mut sums = [[V::splat(0.0); WIDE]; H];
+            for h in 0..H {
+                for c in 0..WIDE {
+                    sums[h][c] = V::load(out.as_ptr().add(h * width + at + c * LANES)).mul(corrections[h]);
+                }
+            }
+            for j in 0..here {
+                let mut v = [V::splat(0.0); WIDE];
+                for c in 0..WIDE {
+                    v[c] = E::load(values.add(j * width + at + c * LANES));
+                }
+                for h in 0..H {
+                    let weight = V::splat(weights[h][j]);
+                    for c in 0..WIDE {
+                        sums[h][c] = sums[h][c].fma(weight, v[c]);
+                    }
+                }
+            }
+            for h in 0..H {
+                for c in 0..WIDE {
+                    sums[h][c].store(out.as_mut_ptr().add(h * width + at + c * LANES));
+                }
+            }
+            at += WIDE * LANES;
+        }
         while at < width {
             let lanes = LANES.min(width - at);
             let mut sums = [V::splat(0.0); H];

@@ -23,7 +23,7 @@ use crate::{
     parallel::{Output, for_each_chunk},
     project::Job,
     rounded::BLOCK,
-    vector::{LANES, Vector, int8::Int8Vector},
+    vector::{LANES, Vector, int8::Int8Vector, prefetch},
 };
 use half::f16;
 
@@ -319,16 +319,4 @@ unsafe fn block_rows<V: Int8Vector, W: Tiles<V>, const R: usize, const C: usize>
             }
         }
     }
-}
-
-/// Asks for the cache line at an address, which may be any.
-#[inline(always)]
-fn prefetch(at: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: SSE is part of x86-64, and a prefetch does not fault.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = at;
 }

@@ -39,7 +39,7 @@ pub(crate) fn run_first(isa: Isa, job: Job, a: &Packed) {
 
 /// `y[job.rows] += t · b` for the job's outputs, t being (job.rows, b.rows).
 pub(crate) fn run_second(isa: Isa, job: Job, t: &[f32], b: &Packed) {
-    if !fits(b) || !job.first.is_multiple_of(BLOCK) {
+    if !fits(b) || !job.first.is_multiple_of(LANES) {
         return packed::run_transposed(isa, job, t, b);
     }
     match b.bits {
@@ -116,13 +116,14 @@ unsafe fn dots<V: Int8Vector, D: Factor, const R: usize>(job: &Job, a: D, row: u
 
 /// # Safety
 /// The matrix and the job were checked, `t` has a row of rank values for each of the job's rows, and the job's outputs
-/// are columns of the matrix that start at a block.
+/// are columns of the matrix that start at a multiple of sixteen.
 #[inline(always)]
 unsafe fn second<V: Int8Vector, D: Factor>(job: Job, t: &[f32], b: D) {
     let d = b.packed();
     for block in job.first / BLOCK..job.last.div_ceil(BLOCK) {
         let group = block * BLOCK / d.group;
-        let count = (job.last - block * BLOCK).min(BLOCK);
+        // The block's outputs that are the job's.
+        let (begin, count) = (job.first.saturating_sub(block * BLOCK), (job.last - block * BLOCK).min(BLOCK));
         for (i, row) in job.rows.clone().enumerate() {
             // SAFETY: the block's columns and the job's rows lie in y; the last sixteen may be partial.
             unsafe {
@@ -137,7 +138,7 @@ unsafe fn second<V: Int8Vector, D: Factor>(job: Job, t: &[f32], b: D) {
                 }
                 for part in 0..BLOCK / LANES {
                     let at = part * LANES;
-                    if at < count {
+                    if at >= begin && at < count {
                         let (y, lanes) = (y.add(at), LANES.min(count - at));
                         V::Floats::load_partial(y, lanes).add(sums[part]).store_partial(y, lanes);
                     }

@@ -12,7 +12,7 @@
 use crate::{
     isa::{Isa, dispatch},
     project::Job,
-    vector::{LANES, Vector},
+    vector::{LANES, Vector, prefetch},
 };
 
 /// The elements of a weight matrix as they are stored.
@@ -233,6 +233,10 @@ unsafe fn tile<V: Vector, E: Element, const MR: usize, const NR: usize>(
             let mut weights = [V::splat(0.0); NR];
             for n in 0..NR {
                 weights[n] = E::load(w.add(n * k + i));
+                if MR == 1 {
+                    // One row is bound by the memory: the same place of the rows that come two tiles later.
+                    prefetch(w.wrapping_add((n + 2 * NR) * k + i).cast());
+                }
             }
             for m in 0..MR {
                 let x = V::load(x.add(m * k + i));

@@ -6,7 +6,7 @@
 //! and then adds every delta to the same outputs while they are in cache.
 
 use crate::{
-    int8::{Int8Weights, run_int8},
+    int8::{Int8Weights, TILE, run_int8},
     isa::Isa,
     lowrank,
     matmul::{Weights, run_floats},
@@ -17,10 +17,10 @@ use crate::{
 };
 use std::ops::Range;
 
-/// Outputs of a task are a multiple of this: of a tile, and of the groups of a low-rank delta's second factor.
-const UNIT: usize = 64;
+/// Outputs of a task are a multiple of this.
+const UNIT: usize = TILE;
 /// Tasks for each thread: a few, so that one slow core does not hold up the others.
-const TASKS: usize = 6;
+const TASKS: usize = 8;
 /// Multiply-adds below which a second thread costs more than it brings.
 const WORTH_SPLITTING: usize = 1 << 16;
 /// Bytes of activations that stay in a core's second cache beside the weights that pass through.

@@ -17,8 +17,8 @@ pub struct BaseArgs {
     /// bytes, and faster; activations are rounded too)
     #[arg(long, value_name = "TYPE", default_value = "auto")]
     pub base_dtype: Dtype,
-    /// How keys and values of running requests are kept; f32 is exact
-    #[arg(long, value_name = "TYPE", default_value = "f32")]
+    /// How keys and values of running requests are kept
+    #[arg(long, value_name = "TYPE", default_value = "auto")]
     pub kv_dtype: KvType,
 
     /// Threads that compute; 0 is one per core
@@ -53,6 +53,8 @@ impl From<Dtype> for BaseDtype {
 /// The values of `--kv-dtype`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum KvType {
+    /// bf16 beside a base in bf16 or int8, else f32.
+    Auto,
     /// 32-bit floats.
     F32,
     /// bfloat16: half the memory.
@@ -64,6 +66,7 @@ pub enum KvType {
 impl From<KvType> for KvDtype {
     fn from(dtype: KvType) -> Self {
         match dtype {
+            KvType::Auto => Self::Auto,
             KvType::F32 => Self::F32,
             KvType::Bf16 => Self::Bf16,
             KvType::Int8 => Self::Int8,

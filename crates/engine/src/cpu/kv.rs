@@ -49,7 +49,7 @@ impl CpuKv {
     /// At most `pages` pages; memory is taken when a page is first written.
     pub(super) fn new(shape: KvShape, dtype: KvDtype, pages: usize) -> Self {
         let empty = || match dtype {
-            KvDtype::F32 => Page::F32(Vec::new()),
+            KvDtype::Auto | KvDtype::F32 => Page::F32(Vec::new()),
             KvDtype::Bf16 => Page::Bf16(Vec::new()),
             KvDtype::Int8 => Page::Int8 { codes: Vec::new(), scales: Vec::new() },
         };
