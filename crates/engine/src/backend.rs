@@ -119,13 +119,17 @@ pub trait Backend: Sized + Send + Sync + 'static {
     type Delta: Send + Sync;
     /// The pages of the KV cache.
     type Kv: Send;
+    /// Memory that a base or a variant is moved into.
+    type Arena;
 
     /// Threads, or whatever the device has of them.
     fn threads(&self) -> usize;
+    /// Room on the device for a base or a variant of about `bytes` bytes.
+    fn arena(&self, bytes: u64) -> Self::Arena;
     /// Moves a (rows, cols) base tensor to the device.
-    fn weights(&self, tensor: HostTensor, rows: usize, cols: usize) -> Self::Weights;
+    fn weights(&self, tensor: HostTensor, rows: usize, cols: usize, arena: &mut Self::Arena) -> Self::Weights;
     /// Moves a matrix's delta to the device, still packed.
-    fn delta(&self, delta: &LinearDelta) -> Self::Delta;
+    fn delta(&self, delta: LinearDelta, arena: &mut Self::Arena) -> Self::Delta;
     /// Bytes that a delta holds on the device.
     fn delta_bytes(&self, delta: &Self::Delta) -> u64;
     /// A buffer of `len` values.

@@ -13,7 +13,7 @@ use bitdelta_delta::{
 };
 use bitdelta_kernels as kernels;
 use bitdelta_kernels::{
-    Activations, Elements, Int8Weights, Matrix, Packed, PlaneTiles, Product, Team, Term, Weights, for_each_chunk,
+    Activations, Arena, Elements, Int8Weights, Matrix, Packed, PlaneTiles, Product, Team, Term, Weights, for_each_chunk,
 };
 use half::{bf16, f16};
 pub use kv::CpuKv;
@@ -144,12 +144,17 @@ impl Backend for Cpu {
     type Weights = CpuWeights;
     type Delta = CpuDelta;
     type Kv = CpuKv;
+    type Arena = Arena;
 
     fn threads(&self) -> usize {
         self.team.threads()
     }
 
-    fn weights(&self, tensor: HostTensor, rows: usize, cols: usize) -> CpuWeights {
+    fn arena(&self, bytes: u64) -> Arena {
+        Arena::new(bytes as usize)
+    }
+
+    fn weights(&self, tensor: HostTensor, rows: usize, cols: usize, arena: &mut Arena) -> CpuWeights {
         let tensor = match self.base_dtype {
             _ if rows == 1 => HostTensor::F32(widen(tensor)),
             BaseDtype::Stored => tensor,
@@ -158,27 +163,29 @@ impl Backend for Cpu {
                 HostTensor::Bf16(bits) => HostTensor::Bf16(bits),
                 other => HostTensor::Bf16(widen(other).into_iter().map(|w| bf16::from_f32(w).to_bits()).collect()),
             },
-            BaseDtype::Int8 => return CpuWeights::Int8(Int8Weights::quantize(&widen(tensor), rows, cols)),
+            BaseDtype::Int8 => return CpuWeights::Int8(Int8Weights::quantize(&widen(tensor), rows, cols, arena)),
         };
         CpuWeights::Floats { tensor, rows, cols }
     }
 
-    fn delta(&self, delta: &LinearDelta) -> CpuDelta {
+    fn delta(&self, delta: LinearDelta, arena: &mut Arena) -> CpuDelta {
         let mut tiles = Vec::new();
-        let mut rest = LinearDelta { parts: Vec::new(), ..*delta };
-        for part in &delta.parts {
-            let tiled = match part {
-                Part::Dense(matrix) if self.base_dtype == BaseDtype::Int8 => PlaneTiles::new(&packed_view(matrix)),
+        let mut parts = Vec::new();
+        for part in delta.parts {
+            let tiled = match &part {
+                Part::Dense(matrix) if self.base_dtype == BaseDtype::Int8 => {
+                    PlaneTiles::new(&packed_view(matrix), arena)
+                }
                 _ => None,
             };
             match tiled {
                 Some(tiled) => tiles.push(tiled),
-                None => rest.parts.push(part.clone()),
+                None => parts.push(part),
             }
         }
         tiles.shrink_to_fit();
-        rest.parts.shrink_to_fit();
-        CpuDelta { tiles, rest }
+        parts.shrink_to_fit();
+        CpuDelta { tiles, rest: LinearDelta { parts, ..delta } }
     }
 
     fn delta_bytes(&self, delta: &CpuDelta) -> u64 {

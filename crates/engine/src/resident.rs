@@ -11,7 +11,7 @@ use crate::{
     weights::{vector_count, vector_place},
 };
 use bitdelta_delta::{
-    file::{Extra, Info, LinearDelta, Variant},
+    file::{Extra, Info, LinearDelta, Stored, Variant},
     part::Part,
 };
 use bitdelta_model::{Base, TensorRef};
@@ -43,15 +43,54 @@ pub(crate) struct Body<B: Backend> {
     lease: Option<Lease>,
 }
 
+/// What is known of a variant before its matrices.
+struct About<'a> {
+    user: &'a str,
+    path: &'a Path,
+    hash: String,
+    info: Info,
+    /// Its matrices take about as much.
+    bytes: u64,
+}
+
 impl<B: Backend> Body<B> {
     /// Checks `variant` against the model and moves it to the device, matrix by matrix.
     pub fn new(model: &Model<B>, user: &str, path: &Path, variant: Variant, hash: String) -> Result<Self, Error> {
-        let base = model.base();
-        check_fits(base, &variant, path)?;
+        check_fits(model.base(), &variant, path)?;
+        let bytes = variant.payload_bytes();
         let Variant { info, linears, extras } = variant;
-        let frames: u64 = linears.iter().map(frame_bytes::<B>).sum();
-        let deltas: Vec<B::Delta> = linears.into_iter().map(|delta| model.backend().delta(&delta)).collect();
-        let mut bytes: u64 = deltas.iter().map(|delta| model.backend().delta_bytes(delta)).sum();
+        let about = About { user, path, hash, info, bytes };
+        Self::made(model, about, |each| {
+            linears.into_iter().for_each(each);
+            Ok(extras)
+        })
+    }
+
+    /// Checks a file against the model and moves it to the device, matrix by matrix: decoded, only one of them is in
+    /// memory at a time.
+    pub fn read(model: &Model<B>, user: &str, path: &Path, file: &[u8]) -> Result<Self, Error> {
+        let mut stored = Stored::open(file, path)?;
+        check_base_and_shapes(model.base(), &stored.info, stored.shapes(), path)?;
+        let (hash, info) = (std::mem::take(&mut stored.hash), stored.info.clone());
+        let about = About { user, path, hash, info, bytes: file.len() as u64 };
+        Self::made(model, about, |each| Ok(stored.decode(each)?))
+    }
+
+    /// `feed` hands over the matrices, whose shapes were checked, and returns the extras.
+    fn made(
+        model: &Model<B>,
+        about: About,
+        feed: impl FnOnce(&mut dyn FnMut(LinearDelta)) -> Result<Vec<Extra>, Error>,
+    ) -> Result<Self, Error> {
+        let (base, backend) = (model.base(), model.backend());
+        let About { user, path, hash, info, bytes } = about;
+        let mut arena = backend.arena(bytes);
+        let (mut frames, mut deltas) = (0, Vec::with_capacity(base.linears().len()));
+        let extras = feed(&mut |delta| {
+            frames += frame_bytes::<B>(&delta);
+            deltas.push(backend.delta(delta, &mut arena));
+        })?;
+        let mut bytes: u64 = deltas.iter().map(|delta| backend.delta_bytes(delta)).sum();
         let layers = base.config.layers;
         let mut vectors: Vec<Option<B::Weights>> = Vec::new();
         for extra in &extras {
@@ -61,7 +100,7 @@ impl<B: Backend> Body<B> {
             bytes += 4 * values.len() as u64;
             vectors.resize_with(vector_count(layers), || None);
             let cols = values.len();
-            vectors[place] = Some(model.backend().weights(HostTensor::F32(values), 1, cols));
+            vectors[place] = Some(backend.weights(HostTensor::F32(values), 1, cols, &mut arena));
         }
         let (user, path, linears) = (user.to_owned(), path.to_owned(), base.linears().len());
         let memory_bytes = bytes + frames;
@@ -171,28 +210,39 @@ fn frame_bytes<B: Backend>(delta: &LinearDelta) -> u64 {
 /// # Errors
 /// [`Error::WrongBase`] or [`Error::Shape`].
 pub fn check_fits(base: &Base, variant: &Variant, path: &Path) -> Result<(), Error> {
-    if variant.info.base != base.fingerprint() {
+    let shapes = variant.linears.iter().map(|delta| (delta.rows, delta.cols));
+    check_base_and_shapes(base, &variant.info, shapes, path)?;
+    variant.extras.iter().try_for_each(|extra| changed_vector(base, extra, path).map(|_| ()))
+}
+
+fn check_base_and_shapes(
+    base: &Base,
+    info: &Info,
+    shapes: impl ExactSizeIterator<Item = (usize, usize)>,
+    path: &Path,
+) -> Result<(), Error> {
+    if info.base != base.fingerprint() {
         return Err(Error::WrongBase {
             path: path.to_owned(),
-            made_on: variant.info.base.clone(),
-            made_on_name: variant.info.base_name.clone(),
+            made_on: info.base.clone(),
+            made_on_name: info.base_name.clone(),
             serving: base.fingerprint().to_owned(),
             serving_name: base.name.clone(),
         });
     }
     let shape_error = |what: String| Error::Shape { path: path.to_owned(), what };
-    let (found, linears, tables) = (variant.linears.len(), base.linears().len(), base.tables().count());
+    let (found, linears, tables) = (shapes.len(), base.linears().len(), base.tables().count());
     if found != linears && found != linears + tables {
         let expected = format!("the base has {linears} linears ({} with its embedding and head)", linears + tables);
         return Err(shape_error(format!("it covers {found} matrices, {expected}")));
     }
-    for (delta, matrix) in variant.linears.iter().zip(base.matrices()) {
-        let (has, needs) = ((delta.rows, delta.cols), (matrix.rows, matrix.cols));
+    for (has, matrix) in shapes.zip(base.matrices()) {
+        let needs = (matrix.rows, matrix.cols);
         if has != needs {
             return Err(shape_error(format!("{} has shape {has:?}, the base's {needs:?}", matrix.name)));
         }
     }
-    variant.extras.iter().try_for_each(|extra| changed_vector(base, extra, path).map(|_| ()))
+    Ok(())
 }
 
 /// The place and the tensor of the norm or bias that `extra` changes.

@@ -87,9 +87,10 @@ impl<B: Backend> BaseWeights<B> {
         if let Some(available) = bitdelta_model::memory::available().filter(|available| *available < needed) {
             return Err(Error::Memory { what: format!("the base model {}", base.name), needed, available });
         }
-        let load = |name: &str| -> Result<B::Weights, Error> {
+        let mut arena = backend.arena(needed);
+        let mut load = |name: &str| -> Result<B::Weights, Error> {
             let (tensor, rows, cols) = read(base, name)?;
-            Ok(backend.weights(tensor, rows, cols))
+            Ok(backend.weights(tensor, rows, cols, &mut arena))
         };
         let vectors = vector_names(base.config.layers)
             .map(|name| if base.has(&name) { load(&name).map(Some) } else { Ok(None) })

@@ -4,7 +4,7 @@
 //! what counts, so that other processes on the machine disturb less.
 
 use bitdelta_kernels::{
-    Activations, Elements, Int8Weights, Isa, Matrix, Packed, PlaneTiles, Product, Term, Weights, project,
+    Activations, Arena, Elements, Int8Weights, Isa, Matrix, Packed, PlaneTiles, Product, Term, Weights, project,
 };
 use std::{hint::black_box, time::Duration};
 
@@ -19,7 +19,7 @@ fn main() {
     for (n, k) in [(576, 576), (1536, 576), (576, 1536), (9728, 2560)] {
         let values: Vec<f32> = (0..n * k).map(|i| ((i * 7919 % 1009) as f32 - 504.0) / 504.0).collect();
         let x: Vec<f32> = (0..256 * k).map(|i| ((i * 104_729 % 997) as f32 - 498.0) / 498.0).collect();
-        let int8 = Int8Weights::quantize(&values, n, k);
+        let int8 = Int8Weights::quantize(&values, n, k, &mut Arena::default());
         for m in [1, 2, 4, 8, 32, 256] {
             let mut y = vec![0.0; m * n];
             measure("int8", &int8, int8.bytes(), (n, k, m), |w| {
@@ -61,7 +61,7 @@ fn planes(n: usize, k: usize, bits: usize) -> PlaneTiles {
     let scales = vec![half::f16::from_f32(0.01).to_bits(); n * k.div_ceil(64)];
     let packed =
         Packed { bits, rows: n, cols: k, group: 64, planes: &words, scales: &scales, offsets: &[], tensor_scale: 1.0 };
-    PlaneTiles::new(&packed).expect("64 inputs to a group")
+    PlaneTiles::new(&packed, &mut Arena::default()).expect("64 inputs to a group")
 }
 
 /// Prints the speed of `run` on one matrix, which stays in cache where it fits, and on copies of it in turn.

@@ -19,6 +19,7 @@
 #![allow(clippy::needless_range_loop)]
 
 use crate::{
+    arena::{Arena, Slab},
     isa::{Isa, dispatch_int8},
     parallel::{Output, for_each_chunk},
     project::Job,
@@ -44,23 +45,25 @@ pub struct Int8Weights {
     rows: usize,
     cols: usize,
     /// tile → block → quad of inputs → output → input: w + 128, and 128 where there is no weight.
-    codes: Vec<u8>,
+    codes: Slab<u8>,
     /// tile → block → output: f16 bits.
-    scales: Vec<u16>,
+    scales: Slab<u16>,
 }
 
 impl Int8Weights {
-    /// Rounds a (rows, cols) matrix, row-major, to int8: the scale of a block is its greatest magnitude over 127.
+    /// Rounds a (rows, cols) matrix, row-major, to int8: the scale of a block is its greatest magnitude over 127. The
+    /// result lies in `arena`.
     ///
     /// # Panics
     /// When `weights` is not as long as the shape says.
-    pub fn quantize(weights: &[f32], rows: usize, cols: usize) -> Self {
+    pub fn quantize(weights: &[f32], rows: usize, cols: usize, arena: &mut Arena) -> Self {
         assert_eq!(weights.len(), rows * cols, "weights of shape ({rows}, {cols})");
         let (tiles, blocks) = (rows.div_ceil(TILE), cols.div_ceil(BLOCK));
-        let mut codes = vec![128; tiles * blocks * TILE_BLOCK];
-        let mut scales = vec![0; tiles * blocks * TILE];
+        let mut codes = arena.take::<u8>(tiles * blocks * TILE_BLOCK);
+        let mut scales = arena.take::<u16>(tiles * blocks * TILE);
         let tile_scales = Output::new(&mut scales);
         for_each_chunk(&mut codes, (blocks * TILE_BLOCK).max(1), |tile, codes| {
+            codes.fill(128);
             // SAFETY: every tile has `blocks · TILE` scales of its own.
             let scales = unsafe {
                 std::slice::from_raw_parts_mut(tile_scales.pointer().add(tile * blocks * TILE), blocks * TILE)

@@ -11,6 +11,7 @@
 //!
 //! Work is split over the [`Team`] of threads that the caller has installed.
 
+mod arena;
 mod attention;
 mod bandwidth;
 mod heap;
@@ -28,6 +29,7 @@ mod rounded;
 mod rows;
 pub mod vector;
 
+pub use arena::{Arena, Plain, Slab};
 pub use attention::{KvElements, KvPages, PAGE, attend, attend_on};
 pub use bandwidth::read_bandwidth;
 pub use heap::{give_back_free_memory, keep_heap_small};

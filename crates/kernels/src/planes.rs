@@ -5,6 +5,7 @@
 //! the same.
 
 use crate::{
+    arena::{Arena, Slab},
     int8::{HALVES, TILE, Tiles, tiles},
     isa::{Isa, dispatch_int8},
     packed::Packed,
@@ -22,24 +23,24 @@ pub struct PlaneTiles {
     /// Blocks of 64 inputs that share a scale.
     blocks_per_group: usize,
     /// tile → quad of inputs → half → plane.
-    words: Vec<u64>,
+    words: Slab<u64>,
     /// tile → group → output: f16 bits.
-    scales: Vec<u16>,
+    scales: Slab<u16>,
     tensor_scale: f32,
 }
 
 impl PlaneTiles {
-    /// Lays `d` out in tiles. `None` for what this product cannot do: widths other than 1, 2 and 4 bits, offsets, and
+    /// Lays `d` out in tiles that lie in `arena`. `None` for what this product cannot do: widths other than 1, 2 and 4 bits, offsets, and
     /// groups that are neither a multiple of 64 inputs nor the whole row.
-    pub fn new(d: &Packed) -> Option<Self> {
+    pub fn new(d: &Packed, arena: &mut Arena) -> Option<Self> {
         if !matches!(d.bits, 1 | 2 | 4) || !d.offsets.is_empty() || !d.has_whole_blocks() {
             return None;
         }
         d.check();
         let (tiles, blocks, groups) = (d.rows.div_ceil(TILE), d.cols.div_ceil(BLOCK), d.cols.div_ceil(d.group));
         let quads = blocks * BLOCK / 4;
-        let mut words = vec![0; tiles * quads * HALVES * d.bits];
-        let mut scales = vec![0; tiles * groups * TILE];
+        let mut words = arena.take::<u64>(tiles * quads * HALVES * d.bits);
+        let mut scales = arena.take::<u16>(tiles * groups * TILE);
         for half in 0..d.rows.div_ceil(LANES) {
             let (tile, first) = (half / HALVES, half * LANES);
             let lanes = LANES.min(d.rows - first);

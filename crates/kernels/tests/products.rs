@@ -2,8 +2,8 @@
 //! scalar reference and against itself with other rows in the call.
 
 use bitdelta_kernels::{
-    Activations, Elements, Int8Weights, Isa, KvElements, KvPages, Matrix, PAGE, Packed, PlaneTiles, Product, Team,
-    Term, Weights, attend_on, project, project_on,
+    Activations, Arena, Elements, Int8Weights, Isa, KvElements, KvPages, Matrix, PAGE, Packed, PlaneTiles, Product,
+    Team, Term, Weights, attend_on, project, project_on,
 };
 use half::{bf16, f16};
 
@@ -123,7 +123,7 @@ fn the_int8_product_is_that_of_the_rounded_matrices() {
     let mut values = Values(23);
     for (m, n, k) in SHAPES {
         let (x, w) = (values.vec(m * k), values.vec(n * k));
-        let weights = Int8Weights::quantize(&w, n, k);
+        let weights = Int8Weights::quantize(&w, n, k, &mut Arena::default());
         let mut rounded = vec![0.0; n * k];
         rounded.chunks_mut(k).enumerate().for_each(|(row, out)| weights.copy_row(row, out));
         for (w, rounded) in w.iter().zip(&rounded) {
@@ -241,7 +241,10 @@ fn a_projection_adds_each_term_to_its_own_rows() {
     let dense = Planes::random(&mut values, 1, n, k, 64, false);
     let a = Planes::random(&mut values, 4, 5, k, 64, false);
     let b = Planes::random(&mut values, 4, 5, n, 64, false);
-    let (tiles, int8) = (PlaneTiles::new(&dense.packed()).expect("a layout"), Int8Weights::quantize(&w, n, k));
+    let (tiles, int8) = (
+        PlaneTiles::new(&dense.packed(), &mut Arena::default()).expect("a layout"),
+        Int8Weights::quantize(&w, n, k, &mut Arena::default()),
+    );
     let base = Term { matrix: Matrix::Int8(&int8), rows: 0..m };
     let first = Term { matrix: Matrix::Planes(&tiles), rows: 0..4 };
     let second = Term { matrix: Matrix::LowRank(a.packed(), b.packed()), rows: 3..9 };
@@ -268,7 +271,7 @@ fn plane_tiles_multiply_as_the_packed_matrix_does() {
     for (m, rows, cols) in SHAPES {
         for (bits, group) in [(1, 64), (1, 128), (1, cols), (2, 64), (2, cols), (4, 64), (4, 192)] {
             let d = Planes::random(&mut values, bits, rows, cols, group, false);
-            let tiles = PlaneTiles::new(&d.packed()).expect("a layout for this group");
+            let tiles = PlaneTiles::new(&d.packed(), &mut Arena::default()).expect("a layout for this group");
             let exact = d.expanded();
             for (row, want) in exact.chunks(cols).enumerate() {
                 let mut found = vec![0.0; cols];
@@ -286,7 +289,11 @@ fn plane_tiles_multiply_as_the_packed_matrix_does() {
     let no_layout = [(3, 64, false), (1, 32, false), (1, 100, false), (1, 64, true)];
     for (bits, group, offset) in no_layout {
         let d = Planes::random(&mut values, bits, 5, 130, group, offset);
-        assert_eq!(PlaneTiles::new(&d.packed()), None, "{bits} bits, group {group}, offsets: {offset}");
+        assert_eq!(
+            PlaneTiles::new(&d.packed(), &mut Arena::default()),
+            None,
+            "{bits} bits, group {group}, offsets: {offset}"
+        );
     }
 }
 
@@ -296,7 +303,10 @@ fn a_product_split_over_threads_has_the_same_bits() {
     let (m, n, k) = (5, 513, 320);
     let (x, w) = (values.vec(m * k), values.vec(n * k));
     let d = Planes::random(&mut values, 1, n, k, 64, false);
-    let (int8, tiles) = (Int8Weights::quantize(&w, n, k), PlaneTiles::new(&d.packed()).expect("a layout"));
+    let (int8, tiles) = (
+        Int8Weights::quantize(&w, n, k, &mut Arena::default()),
+        PlaneTiles::new(&d.packed(), &mut Arena::default()).expect("a layout"),
+    );
     let run = |threads| {
         let (mut floats, mut integers) = (vec![0.0; m * n], vec![0.0; m * n]);
         let rows = 0..m;

@@ -108,6 +108,50 @@ impl Extra {
     }
 }
 
+/// A file whose hash and header were verified, and whose matrices are not decoded yet.
+#[derive(Debug)]
+pub struct Stored<'a> {
+    /// Figures and provenance.
+    pub info: Info,
+    /// BLAKE3 content hash (hex).
+    pub hash: String,
+    plan: manifest::Plan,
+    payload: &'a [u8],
+    path: &'a Path,
+}
+
+impl<'a> Stored<'a> {
+    /// Verifies a file's bytes; `path` is for error messages.
+    ///
+    /// # Errors
+    /// As [`Variant::read`], but for what is wrong with the payload.
+    pub fn open(bytes: &'a [u8], path: &'a Path) -> Result<Self, Error> {
+        let (arrays, hash) = container::open(bytes, path)?;
+        let malformed = |section| move |reason| Error::Malformed { path: path.to_owned(), section, reason };
+        let info = decode_info(arrays.info).map_err(malformed("info"))?;
+        check_version(&info).map_err(malformed("payload"))?;
+        let plan = manifest::decode(arrays.manifest).map_err(malformed("manifest"))?;
+        Ok(Self { info, hash, plan, payload: arrays.payload, path })
+    }
+
+    /// (rows, cols) of each matrix.
+    pub fn shapes(&self) -> impl ExactSizeIterator<Item = (usize, usize)> + '_ {
+        self.plan.linears.iter().map(|(class, _)| (self.plan.classes[*class].rows, self.plan.classes[*class].cols))
+    }
+
+    /// Decodes and checks one matrix after another, so that only one lies in memory beside what `each` makes of it, and
+    /// then returns the extras.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`], by when `each` may have had some matrices.
+    pub fn decode(&self, each: &mut dyn FnMut(LinearDelta)) -> Result<Vec<Extra>, Error> {
+        let malformed = |reason| Error::Malformed { path: self.path.to_owned(), section: "payload", reason };
+        let extras = payload::decode(&self.plan, self.payload, each).map_err(malformed)?;
+        check_extras(&extras).map_err(malformed)?;
+        Ok(extras)
+    }
+}
+
 /// The file behind a path that names a variant: the path itself, or `variant.safetensors` in it when it is a folder.
 pub fn locate(path: &Path) -> PathBuf {
     if path.is_dir() { path.join(FILE_NAME) } else { path.to_owned() }
@@ -146,14 +190,11 @@ impl Variant {
     /// # Errors
     /// As [`Variant::read`].
     pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<(Self, String), Error> {
-        let (arrays, hash) = container::open(bytes, path)?;
-        let malformed = |section| move |reason| Error::Malformed { path: path.to_owned(), section, reason };
-        let info = decode_info(arrays.info).map_err(malformed("info"))?;
-        let plan = manifest::decode(arrays.manifest).map_err(malformed("manifest"))?;
-        let (linears, extras) = payload::decode(&plan, arrays.payload).map_err(malformed("payload"))?;
-        let variant = Self { info, linears, extras };
-        variant.check().map_err(malformed("payload"))?;
-        Ok((variant, hash))
+        let stored = Stored::open(bytes, path)?;
+        let mut linears = Vec::with_capacity(stored.plan.linears.len());
+        let extras = stored.decode(&mut |linear| linears.push(linear))?;
+        let variant = Self { info: stored.info, linears, extras };
+        Ok((variant, stored.hash))
     }
 
     /// Writes atomically: a temporary file in the same folder, synced, then renamed over `path`. Returns the file's bytes.
@@ -209,22 +250,35 @@ impl Variant {
 
     /// What must hold of every variant, read or about to be written. The reason names the linear by index.
     fn check(&self) -> Result<(), String> {
-        if self.info.version != VERSION {
-            return Err(format!("info states version {}, expected {VERSION}", self.info.version));
-        }
+        check_version(&self.info)?;
         for (index, linear) in self.linears.iter().enumerate() {
-            let shape = (linear.rows, linear.cols);
-            for part in &linear.parts {
-                payload::check(part, shape).map_err(|reason| format!("linear {index}: {reason}"))?;
-            }
+            linear.check().map_err(|reason| format!("linear {index}: {reason}"))?;
         }
-        if let Some(pair) = self.extras.windows(2).find(|pair| pair[0].tensor >= pair[1].tensor) {
-            return Err(format!("extra tensor {} after {}", pair[1].tensor, pair[0].tensor));
-        }
-        match self.extras.iter().find(|extra| extra.values.is_empty() || !payload::finite(&extra.values)) {
-            Some(extra) => Err(format!("extra tensor {} is empty or not finite", extra.tensor)),
-            None => Ok(()),
-        }
+        check_extras(&self.extras)
+    }
+}
+
+impl LinearDelta {
+    /// What must hold of every matrix's delta, read or about to be written.
+    fn check(&self) -> Result<(), String> {
+        self.parts.iter().try_for_each(|part| payload::check(part, (self.rows, self.cols)))
+    }
+}
+
+fn check_version(info: &Info) -> Result<(), String> {
+    if info.version == VERSION {
+        return Ok(());
+    }
+    Err(format!("info states version {}, expected {VERSION}", info.version))
+}
+
+fn check_extras(extras: &[Extra]) -> Result<(), String> {
+    if let Some(pair) = extras.windows(2).find(|pair| pair[0].tensor >= pair[1].tensor) {
+        return Err(format!("extra tensor {} after {}", pair[1].tensor, pair[0].tensor));
+    }
+    match extras.iter().find(|extra| extra.values.is_empty() || !payload::finite(&extra.values)) {
+        Some(extra) => Err(format!("extra tensor {} is empty or not finite", extra.tensor)),
+        None => Ok(()),
     }
 }
 

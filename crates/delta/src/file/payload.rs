@@ -118,11 +118,11 @@ fn put_halves(out: &mut Vec<u8>, halves: &[u16]) {
     out.extend(halves.iter().flat_map(|half| half.to_le_bytes()));
 }
 
-/// Cuts a payload into the plan's parts. Nothing is allocated before the plan's sizes are known to equal the payload's.
-pub(super) fn decode(plan: &Plan, payload: &[u8]) -> Result<(Vec<LinearDelta>, Vec<Extra>), String> {
+/// Cuts a payload into the plan's parts, which go to `each` matrix by matrix, checked. Nothing is allocated before the
+/// plan's sizes are known to equal the payload's.
+pub(super) fn decode(plan: &Plan, payload: &[u8], each: &mut dyn FnMut(LinearDelta)) -> Result<Vec<Extra>, String> {
     let mut sections = Sections::split(plan, payload)?;
-    let mut linears = Vec::with_capacity(plan.linears.len());
-    for &(class, error) in &plan.linears {
+    for (index, &(class, error)) in plan.linears.iter().enumerate() {
         let Class { rows, cols, ref parts } = plan.classes[class];
         let parts = parts.iter().map(|part| match part {
             Kind::Dense(coding) => Part::Dense(sections.matrix(coding, rows, cols)),
@@ -131,11 +131,13 @@ pub(super) fn decode(plan: &Plan, payload: &[u8]) -> Result<(Vec<LinearDelta>, V
             }
             Kind::Full => Part::Full { rows, cols, values: halves(&mut sections.full, rows * cols) },
         });
-        linears.push(LinearDelta { rows, cols, parts: parts.collect(), relative_error: decode_error(error) });
+        let linear = LinearDelta { rows, cols, parts: parts.collect(), relative_error: decode_error(error) };
+        linear.check().map_err(|reason| format!("linear {index}: {reason}"))?;
+        each(linear);
     }
     let extras = plan.extras.iter();
     let extras = extras.map(|&(tensor, elements)| Extra { tensor, values: halves(&mut sections.full, elements) });
-    Ok((linears, extras.collect()))
+    Ok(extras.collect())
 }
 
 /// What is left of each section.

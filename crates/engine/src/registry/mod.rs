@@ -34,7 +34,8 @@ use crate::{
     resident::Body,
     user::{check_user, user_of},
 };
-use bitdelta_delta::file::{self, Variant, locate};
+use bitdelta_delta::file::{self, locate};
+use bitdelta_kernels::Arena;
 use budget::Budget;
 use cache::Cache;
 use flights::Flights;
@@ -305,11 +306,10 @@ impl<B: Backend> Registry<B> {
         loop {
             let lease = self.cache.promise(planned);
             let started = Instant::now();
-            let mut bytes = Vec::with_capacity(file_bytes as usize);
-            file.rewind().and_then(|()| (&file).take(file_bytes).read_to_end(&mut bytes)).map_err(io)?;
-            let (variant, hash) = Variant::from_bytes(&bytes, path)?;
+            let mut bytes = Arena::new(file_bytes as usize).take::<u8>(file_bytes as usize);
+            file.rewind().and_then(|()| file.read_exact(&mut bytes)).map_err(io)?;
+            let mut body = Body::read(&self.model, user, path, &bytes)?;
             drop(bytes);
-            let mut body = Body::new(&self.model, user, path, variant, hash)?;
             let elapsed = started.elapsed();
             self.counters.load_nanoseconds.add(elapsed.as_nanos() as u64);
             let bytes = body.memory_bytes();
