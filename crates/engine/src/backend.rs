@@ -8,6 +8,7 @@
 
 use crate::Error;
 use bitdelta_delta::file::LinearDelta;
+use bitdelta_model::base::MappedTensor;
 use std::ops::Range;
 
 /// Positions in a page of the KV cache. A page lies at a fixed place of its sequence: page i holds positions
@@ -60,9 +61,37 @@ pub enum HostTensor {
     /// 32-bit floats.
     F32(Vec<f32>),
     /// IEEE half precision, as bits.
-    F16(Vec<u16>),
+    F16(Halves),
     /// bfloat16, as bits.
-    Bf16(Vec<u16>),
+    Bf16(Halves),
+}
+
+/// 16-bit floats, as bits.
+#[derive(Debug)]
+pub enum Halves {
+    /// In memory.
+    Owned(Vec<u16>),
+    /// In the base's file, which is shared with whoever else has it mapped. See [`Halves::mapped`].
+    Mapped(MappedTensor),
+}
+
+impl Halves {
+    /// The file's own bytes where the machine can read them as they lie: in its byte order, at even addresses.
+    pub fn mapped(tensor: MappedTensor) -> Option<Self> {
+        let fits = cfg!(target_endian = "little") && bytemuck::try_cast_slice::<u8, u16>(&tensor).is_ok();
+        fits.then_some(Self::Mapped(tensor))
+    }
+}
+
+impl std::ops::Deref for Halves {
+    type Target = [u16];
+
+    fn deref(&self) -> &[u16] {
+        match self {
+            Self::Owned(bits) => bits,
+            Self::Mapped(tensor) => bytemuck::cast_slice(tensor),
+        }
+    }
 }
 
 /// Shapes of the KV cache.

@@ -4,7 +4,7 @@ mod kv;
 
 use crate::{
     Error,
-    backend::{Backend, BaseDtype, HostTensor, KvDtype, KvShape, Projection, RowPlace},
+    backend::{Backend, BaseDtype, Halves, HostTensor, KvDtype, KvShape, Projection, RowPlace},
 };
 use bitdelta_delta::{
     dense::PackedMatrix,
@@ -101,8 +101,8 @@ impl CpuWeights {
 fn widen(tensor: HostTensor) -> Vec<f32> {
     match tensor {
         HostTensor::F32(values) => values,
-        HostTensor::F16(bits) => bits.into_iter().map(|b| f16::from_bits(b).to_f32()).collect(),
-        HostTensor::Bf16(bits) => bits.into_iter().map(|b| bf16::from_bits(b).to_f32()).collect(),
+        HostTensor::F16(bits) => bits.iter().map(|b| f16::from_bits(*b).to_f32()).collect(),
+        HostTensor::Bf16(bits) => bits.iter().map(|b| bf16::from_bits(*b).to_f32()).collect(),
     }
 }
 
@@ -161,7 +161,10 @@ impl Backend for Cpu {
             BaseDtype::F32 => HostTensor::F32(widen(tensor)),
             BaseDtype::Bf16 => match tensor {
                 HostTensor::Bf16(bits) => HostTensor::Bf16(bits),
-                other => HostTensor::Bf16(widen(other).into_iter().map(|w| bf16::from_f32(w).to_bits()).collect()),
+                other => {
+                    let bits = widen(other).into_iter().map(|w| bf16::from_f32(w).to_bits()).collect();
+                    HostTensor::Bf16(Halves::Owned(bits))
+                }
             },
             BaseDtype::Int8 => return CpuWeights::Int8(Int8Weights::quantize(&widen(tensor), rows, cols, arena)),
         };

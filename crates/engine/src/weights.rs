@@ -2,7 +2,7 @@
 
 use crate::{
     Error,
-    backend::{Backend, BaseDtype, HostTensor},
+    backend::{Backend, BaseDtype, Halves, HostTensor},
 };
 use bitdelta_kernels::Int8Weights;
 use bitdelta_model::{Base, Dtype, LinearKind, TensorRef};
@@ -120,11 +120,14 @@ pub(crate) fn bytes(base: &Base, dtype: BaseDtype) -> u64 {
 }
 
 fn read(base: &Base, name: &str) -> Result<(HostTensor, usize, usize), Error> {
-    let halves = |bytes: &[u8]| bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect();
     if let Some(raw) = base.raw(name)? {
+        let halves = || -> Result<Halves, Error> {
+            let copied = || raw.bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect();
+            Ok(base.mapped(name)?.and_then(Halves::mapped).unwrap_or_else(|| Halves::Owned(copied())))
+        };
         match raw.dtype {
-            Dtype::F16 => return Ok((HostTensor::F16(halves(raw.bytes)), raw.rows, raw.cols)),
-            Dtype::Bf16 => return Ok((HostTensor::Bf16(halves(raw.bytes)), raw.rows, raw.cols)),
+            Dtype::F16 => return Ok((HostTensor::F16(halves()?), raw.rows, raw.cols)),
+            Dtype::Bf16 => return Ok((HostTensor::Bf16(halves()?), raw.rows, raw.cols)),
             _ => {}
         }
     }

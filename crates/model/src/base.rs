@@ -11,7 +11,7 @@ use bitdelta_kernels::map::MappedFile;
 use rayon::prelude::*;
 use std::{
     collections::HashMap,
-    ops::Range,
+    ops::{Deref, Range},
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
 };
@@ -33,7 +33,7 @@ pub struct Base {
     /// Display name (folder or file stem).
     pub name: String,
     pub(crate) origin: Origin,
-    files: Vec<MappedFile>,
+    files: Vec<Arc<MappedFile>>,
     tensors: Vec<TensorRef>,
     stored: Vec<Stored>,
     positions: HashMap<String, usize>,
@@ -73,7 +73,7 @@ impl Base {
             path: opened.path,
             name,
             origin: opened.origin,
-            files: opened.files,
+            files: opened.files.into_iter().map(Arc::new).collect(),
             tensors,
             stored,
             positions,
@@ -170,6 +170,17 @@ impl Base {
         Ok(plain.then(|| Raw { dtype, rows, cols, bytes: self.bytes(stored) }))
     }
 
+    /// [`Self::raw`]'s bytes in the mapped file, for as long as whoever asked keeps them.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchTensor`].
+    pub fn mapped(&self, name: &str) -> Result<Option<MappedTensor>, Error> {
+        let (tensor, stored) = self.find(name)?;
+        let plain = tensor.dtype.is_plain() && stored.interleaved_head_dim.is_none();
+        let file = &self.files[stored.file];
+        Ok(plain.then(|| MappedTensor { file: Arc::clone(file), range: stored.range.clone() }))
+    }
+
     /// BLAKE3 over names, shapes, types and bytes of all tensors (hex); computed once and remembered.
     ///
     /// It names what is stored: the HF folder and a GGUF of one model differ, and so do two quantisations.
@@ -208,5 +219,20 @@ impl Base {
 
     fn bytes(&self, stored: &Stored) -> &[u8] {
         &self.files[stored.file][stored.range.clone()]
+    }
+}
+
+/// A tensor's bytes in its file, which stays mapped while this lives.
+#[derive(Debug, Clone)]
+pub struct MappedTensor {
+    file: Arc<MappedFile>,
+    range: Range<usize>,
+}
+
+impl Deref for MappedTensor {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.file[self.range.clone()]
     }
 }
