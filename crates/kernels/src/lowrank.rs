@@ -103,7 +103,7 @@ unsafe fn dots<V: Int8Vector, D: Factor, const R: usize>(job: &Job, a: D, row: u
             let begin = V::begin_neighbours(D::ZERO, x);
             for i in 0..R {
                 let sums = begin.add_neighbours(a.codes::<V>(r + i, block), x);
-                let scale = V::Floats::splat(d.scale(r + i, group) * x_scale);
+                let scale = V::Floats::splat(d.scale::<V::Floats>(r + i, group) * x_scale);
                 totals[i] = totals[i].fma(sums.to_floats(), scale);
             }
         }
@@ -130,7 +130,7 @@ unsafe fn second<V: Int8Vector, D: Factor>(job: Job, t: &[f32], b: D) {
                 let y = job.y.add((row - job.y_row) * job.outputs + block * BLOCK);
                 let mut sums = [V::Floats::splat(0.0); BLOCK / LANES];
                 for r in 0..d.rows {
-                    let scaled = V::Floats::splat(*t.get_unchecked(i * d.rows + r) * d.scale(r, group));
+                    let scaled = V::Floats::splat(*t.get_unchecked(i * d.rows + r) * d.scale::<V::Floats>(r, group));
                     let values = V::codes_to_floats(b.codes::<V>(r, block), D::ZERO);
                     for part in 0..BLOCK / LANES {
                         sums[part] = sums[part].fma(values[part], scaled);

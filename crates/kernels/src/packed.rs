@@ -63,9 +63,12 @@ impl Packed<'_> {
         self.cols.div_ceil(self.group)
     }
 
+    /// # Safety
+    /// The CPU has V's instruction set.
     #[inline(always)]
-    pub(crate) fn scale(&self, row: usize, group: usize) -> f32 {
-        f16::from_bits(self.scales[row * self.groups() + group]).to_f32() * self.tensor_scale
+    pub(crate) unsafe fn scale<V: Vector>(&self, row: usize, group: usize) -> f32 {
+        // SAFETY: the caller's promise.
+        unsafe { V::widen_f16(self.scales[row * self.groups() + group]) * self.tensor_scale }
     }
 
     #[inline(always)]
@@ -153,7 +156,7 @@ unsafe fn dots<V: Vector, const MR: usize>(job: &Job, d: &Packed, row: usize, ou
                 }
                 col += lanes;
             }
-            let scale = V::splat(d.scale(output, group));
+            let scale = V::splat(d.scale::<V>(output, group));
             for ((total, signed), plain) in totals.iter_mut().zip(signed).zip(plain) {
                 *total = total.fma(signed, scale);
                 if let Some(offset) = offset {
@@ -187,7 +190,7 @@ unsafe fn transposed<V: Vector>(job: Job, t: &[f32], d: &Packed) {
                     for plane in 0..d.bits {
                         odd = odd.add(V::splat((1u32 << plane) as f32).signed(d.signs(r, plane, col)));
                     }
-                    let value = V::splat(d.offset(r, group).unwrap_or(0.0)).fma(odd, V::splat(d.scale(r, group)));
+                    let value = V::splat(d.offset(r, group).unwrap_or(0.0)).fma(odd, V::splat(d.scale::<V>(r, group)));
                     sum = sum.fma(V::splat(*t.as_ptr().add(i * d.rows + r)), value);
                 }
                 sum.store_partial(at, lanes);

@@ -110,7 +110,7 @@ pub fn project_on(isa: Isa, x: &Activations, products: &mut [Product]) {
     for product in &*products {
         check(x, product);
     }
-    let factors = first_factors(isa, x, products);
+    let factors = Factors::new(isa, x, products);
     let mut tasks = Vec::new();
     let total: usize = products.iter().map(|product| work(x, product)).sum();
     let pieces = if total < WORTH_SPLITTING { 1 } else { threads() * TASKS };
@@ -125,7 +125,7 @@ pub fn project_on(isa: Isa, x: &Activations, products: &mut [Product]) {
     let products = &*products;
     let each = |i: usize| {
         let (index, range): &(usize, Range<usize>) = &tasks[i];
-        run_terms(isa, x, &products[*index], &factors[*index], range.clone(), out[*index].pointer());
+        run_terms(isa, x, &products[*index], factors.of(*index), range.clone(), out[*index].pointer());
     };
     if pieces == 1 { (0..tasks.len()).for_each(each) } else { for_each(tasks.len(), each) }
 }
@@ -153,40 +153,76 @@ fn work(x: &Activations, product: &Product) -> usize {
     product.terms.iter().map(|term| term.rows.len() * each(term)).sum()
 }
 
-/// `A · x` of every low-rank term of every product: (rows of the term, rank).
-fn first_factors(isa: Isa, x: &Activations, products: &[Product]) -> Vec<Vec<Vec<f32>>> {
-    let size = |term: &Term| match term.matrix {
-        Matrix::LowRank(a, _) => term.rows.len() * a.rows,
-        _ => 0,
-    };
-    let mut factors: Vec<Vec<Vec<f32>>> =
-        products.iter().map(|product| product.terms.iter().map(|term| vec![0.0; size(term)]).collect()).collect();
-    let mut tasks = Vec::new();
-    for (product, factors) in products.iter().zip(&mut factors) {
-        for (term, factor) in product.terms.iter().zip(factors) {
-            let Matrix::LowRank(a, _) = term.matrix else { continue };
-            for (i, t) in factor.chunks_mut((FACTOR_ROWS * a.rows).max(1)).enumerate() {
-                let first = term.rows.start + i * FACTOR_ROWS;
-                tasks.push((a, first..term.rows.end.min(first + FACTOR_ROWS), Output::new(t)));
-            }
-        }
-    }
-    // Each is a matter of a microsecond: several to a piece, and none given away where there are few.
-    let together = if tasks.len() < 4 { tasks.len() } else { tasks.len().div_ceil(threads() * TASKS) }.max(1);
-    for_each(tasks.len().div_ceil(together), |piece| {
-        for (a, rows, t) in tasks.iter().skip(piece * together).take(together) {
-            let (y_row, y) = (rows.start, t.pointer());
-            let job = Job { x, rows: rows.clone(), outputs: a.rows, first: 0, last: a.rows, y, y_row, add: false };
-            lowrank::run_first(isa, job, a);
-        }
-    });
-    factors
+/// `A · x` of every low-rank term of every product.
+struct Factors {
+    /// (rows of the term, rank), one term after another.
+    values: Vec<f32>,
+    /// Where each term's begin, product by product.
+    begins: Vec<usize>,
+    /// The first term of each product.
+    products: Vec<usize>,
 }
 
-fn run_terms(isa: Isa, x: &Activations, product: &Product, factors: &[Vec<f32>], range: Range<usize>, y: *mut f32) {
+impl Factors {
+    fn new(isa: Isa, x: &Activations, products: &[Product]) -> Self {
+        let (mut begins, mut firsts, mut length) = (Vec::new(), Vec::with_capacity(products.len()), 0);
+        for product in products {
+            firsts.push(begins.len());
+            for term in &product.terms {
+                begins.push(length);
+                if let Matrix::LowRank(a, _) = term.matrix {
+                    length += term.rows.len() * a.rows;
+                }
+            }
+        }
+        let mut factors = Self { values: vec![0.0; length], begins, products: firsts };
+        if length > 0 {
+            factors.compute(isa, x, products);
+        }
+        factors
+    }
+
+    fn compute(&mut self, isa: Isa, x: &Activations, products: &[Product]) {
+        let mut tasks = Vec::new();
+        let terms = products.iter().flat_map(|product| &product.terms);
+        for (term, begin) in terms.zip(&self.begins) {
+            let Matrix::LowRank(a, _) = &term.matrix else { continue };
+            for first in term.rows.clone().step_by(FACTOR_ROWS) {
+                let at = begin + (first - term.rows.start) * a.rows;
+                tasks.push((a, first..term.rows.end.min(first + FACTOR_ROWS), at));
+            }
+        }
+        let values = Output::new(&mut self.values);
+        // Each is a matter of a microsecond: several to a piece.
+        let together = tasks.len().div_ceil(threads() * TASKS).max(1);
+        for_each(tasks.len().div_ceil(together), |piece| {
+            for (a, rows, at) in tasks.iter().skip(piece * together).take(together) {
+                // SAFETY: the task's part of the values lies at `at`.
+                let y = unsafe { values.pointer().add(*at) };
+                let (rows, y_row) = (rows.clone(), rows.start);
+                let job = Job { x, rows, outputs: a.rows, first: 0, last: a.rows, y, y_row, add: false };
+                lowrank::run_first(isa, job, a);
+            }
+        });
+    }
+
+    /// For each term of a product where its values begin.
+    fn of(&self, product: usize) -> impl Iterator<Item = &[f32]> {
+        self.begins[self.products[product]..].iter().map(|begin| &self.values[*begin..])
+    }
+}
+
+fn run_terms<'f>(
+    isa: Isa,
+    x: &Activations,
+    product: &Product,
+    factors: impl Iterator<Item = &'f [f32]>,
+    range: Range<usize>,
+    y: *mut f32,
+) {
     let mut add = product.add;
+    let outputs = product.y.len() / x.rows;
     for (term, t) in product.terms.iter().zip(factors) {
-        let outputs = product.y.len() / x.rows;
         let rows = term.rows.clone();
         let job = Job { x, rows, outputs, first: range.start, last: range.end, y, y_row: 0, add };
         match &term.matrix {

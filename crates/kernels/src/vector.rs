@@ -32,6 +32,8 @@ pub unsafe trait Vector: Copy {
     unsafe fn load_partial(from: *const f32, lanes: usize) -> Self;
     /// 16 bf16 values, widened.
     unsafe fn load_bf16(from: *const u16) -> Self;
+    /// One f16 value, widened. (The library's function asks for the CPU's features at each call.)
+    unsafe fn widen_f16(bits: u16) -> f32;
     /// 16 f16 values, widened.
     unsafe fn load_f16(from: *const u16) -> Self;
     /// 16 i8 values, widened.

@@ -98,6 +98,11 @@ unsafe impl Vector for Avx2 {
         unsafe { Self(widen_bf16(from), widen_bf16(from.add(8))) }
     }
     #[inline(always)]
+    unsafe fn widen_f16(bits: u16) -> f32 {
+        // SAFETY: see the impl.
+        unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))) }
+    }
+    #[inline(always)]
     unsafe fn load_f16(from: *const u16) -> Self {
         // SAFETY: see the impl.
         unsafe {

@@ -21,7 +21,7 @@ fn first(lanes: usize) -> __mmask16 {
     ((1u32 << lanes) - 1) as __mmask16
 }
 
-// SAFETY: every method only uses AVX-512 F and DQ, which `Isa::Avx512` asks the CPU for, and touches exactly the lanes
+// SAFETY: every method only uses AVX-512 F and DQ and F16C, which `Isa::Avx512` asks the CPU for, and touches exactly the lanes
 // it names (the masked forms do not fault on the lanes they leave out).
 unsafe impl Vector for Avx512 {
     const TILE_ROWS: usize = 4;
@@ -48,6 +48,11 @@ unsafe impl Vector for Avx512 {
             let narrow = _mm256_loadu_si256(from.cast());
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(narrow)))
         })
+    }
+    #[inline(always)]
+    unsafe fn widen_f16(bits: u16) -> f32 {
+        // SAFETY: see the impl.
+        unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))) }
     }
     #[inline(always)]
     unsafe fn load_f16(from: *const u16) -> Self {

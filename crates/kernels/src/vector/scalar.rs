@@ -32,6 +32,9 @@ unsafe impl Vector for Scalar {
         // SAFETY: the caller promises 16 readable values.
         Self(std::array::from_fn(|i| f32::from_bits(u32::from(unsafe { from.add(i).read() }) << 16)))
     }
+    unsafe fn widen_f16(bits: u16) -> f32 {
+        half::f16::from_bits(bits).to_f32_const()
+    }
     unsafe fn load_f16(from: *const u16) -> Self {
         // SAFETY: the caller promises 16 readable values.
         Self(std::array::from_fn(|i| half::f16::from_bits(unsafe { from.add(i).read() }).to_f32_const()))
