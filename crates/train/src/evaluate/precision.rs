@@ -10,8 +10,9 @@ use bitdelta_model::chat::ChatTokens;
 use serde::Serialize;
 use std::{ops::Range, sync::Arc};
 
-/// Positions whose logits are held at a time: (512, vocabulary) in f32 at most.
-const WINDOW: usize = 512;
+/// Positions whose logits are held at a time: (256, vocabulary) in f32 at most. A longer conversation is run once more up to
+/// the end of each further window, so that the need for memory does not grow with its length.
+const WINDOW: usize = 256;
 
 /// A loaded base, alone or with a variant that was prepared on it.
 #[derive(Clone, Copy)]
