@@ -3,6 +3,9 @@
 //! Every figure is over the tokens of answers, teacher-forced through the engine, so it is what a server would compute.
 //! With L the mean of −ln p(token): `retention` = (L_base − L_variant) / (L_base − L_finetuned); `kl` is the mean over
 //! those tokens of KL(fine-tuned ‖ variant) in nats; `exact` is the share of answers whose every token is the likeliest.
+//! [`precision`] compares two loadings of one base instead.
+
+pub mod precision;
 
 use crate::{Error, data::Conversation, progress::Progress};
 use bitdelta_delta::{Variant, metrics::bits_per_weight};

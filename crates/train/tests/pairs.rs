@@ -12,7 +12,11 @@ use bitdelta_train::{
     Error,
     compress::compress_pair,
     data::Conversation,
-    evaluate::{Report, Subject, evaluate, recorded_template, samples},
+    evaluate::{
+        Report, Subject, evaluate,
+        precision::{Side, compare},
+        recorded_template, samples,
+    },
     merge::export_hf,
     progress::Silent,
 };
@@ -174,4 +178,37 @@ fn a_variant_close_to_its_fine_tune_scores_like_it() {
     assert!(signs.kl.unwrap() > 10.0 * whole.kl.unwrap(), "{signs:?}");
     assert_eq!(signs.loss_base, whole.loss_base);
     assert_eq!(recorded_template(&compress(&config(1)), tokenizer), Some(Template::Model));
+}
+
+#[test]
+fn two_sides_are_compared_by_the_figures_that_evaluation_gives_whatever_the_length() {
+    let turn = |role: &str, content: String| Message { role: role.into(), content };
+    let talk = |times: usize| Conversation {
+        messages: vec![turn("user", "hello there".into()), turn("assistant", "good day to you ".repeat(times))],
+    };
+    let (base, tuned) = (load(&golden("tiny-llama")), load(&golden("tiny-llama-ft")));
+    let (variant, _) = compress_pair(base.base(), tuned.base(), &config(1), &Silent).unwrap();
+    let samples = samples(&base.base().tokenizer, &Template::ChatMl, &[talk(1), talk(24)]).unwrap();
+    assert!(samples[1].ids.len() > 257, "more than one window of positions: {}", samples[1].ids.len());
+    let resident = base.prepare("v", Path::new("v"), variant.clone()).unwrap();
+    let (exact, rounded) = (Side { model: &tuned, variant: None }, Side { model: &base, variant: Some(&resident) });
+    let found = compare(exact, rounded, &samples, &Silent).unwrap();
+
+    let subject = Subject { base: &base, variant, path: Path::new("v"), bytes: 1, finetuned: Some(&tuned) };
+    let wanted = evaluate(subject, &samples, &Silent).unwrap();
+    // The sums have another order.
+    let same = |found: f64, wanted: f64| assert!((found - wanted).abs() < 1e-9, "{found} {wanted}");
+    assert_eq!(found.positions as u64, wanted.tokens);
+    assert_eq!(found.positions_all, samples.iter().map(|sample| sample.ids.len() - 1).sum::<usize>());
+    same(found.loss_exact, wanted.loss_finetuned.unwrap());
+    same(found.loss, wanted.loss_variant);
+    same(found.loss_change, wanted.loss_variant / wanted.loss_finetuned.unwrap() - 1.0);
+    same(found.kl, wanted.kl.unwrap());
+    assert!(found.agreement > 0.0 && found.agreement < 1.0, "{found:?}");
+    assert_eq!(compare(exact, exact, &samples, &Silent).unwrap().agreement_all, 1.0);
+
+    let mut unanswered = samples;
+    unanswered.iter_mut().for_each(|sample| sample.is_answer.fill(false));
+    let error = compare(exact, rounded, &unanswered, &Silent).unwrap_err().to_string();
+    assert!(error.contains("no conversation has an answer"), "{error}");
 }

@@ -7,7 +7,10 @@ use crate::{
 };
 use bitdelta_delta::{Variant, file};
 use bitdelta_engine::{Model, ModelOptions};
-use bitdelta_model::{Base, chat::Template};
+use bitdelta_model::{
+    Base,
+    chat::{Template, Tokenizer},
+};
 use bitdelta_train::{
     data,
     evaluate::{Report, Subject, evaluate, recorded_template, samples},
@@ -54,7 +57,7 @@ pub fn run(args: &EvalArgs) -> Result<(), Error> {
     let base = args.base.load()?;
     let finetuned = args.finetuned.as_deref().map(|name| load(name, &base, args.base.threads)).transpose()?;
     let tokenizer = &base.base().tokenizer;
-    let template = template(args.template.as_deref(), &variant, &base, &bar)?;
+    let template = template(args.template.as_deref(), Some(&variant), tokenizer, &bar)?;
     let samples = samples(tokenizer, &template, &conversations).context("making prompts of the data")?;
     let subject = Subject { base: &base, variant, path: &path, bytes, finetuned: finetuned.as_ref() };
     let report = evaluate(subject, &samples, &bar).context(format!("evaluating {}", path.display()))?;
@@ -73,9 +76,17 @@ fn load(name: &str, base: &Model, threads: usize) -> Result<Model, Error> {
     })
 }
 
-/// The template asked for, or the recorded one; a sentence where the two differ, for that costs accuracy.
-fn template(asked: Option<&str>, variant: &Variant, base: &Model, bar: &Bar) -> Result<Template, Error> {
-    let tokenizer = &base.base().tokenizer;
+/// The template asked for, or the one that the variant recorded, else the model's; a sentence where the first two differ,
+/// for that costs accuracy.
+///
+/// # Errors
+/// [`Error::Usage`] for a name that is no template's.
+pub(super) fn template(
+    asked: Option<&str>,
+    variant: Option<&Variant>,
+    tokenizer: &Tokenizer,
+    bar: &Bar,
+) -> Result<Template, Error> {
     let asked = match asked {
         None => None,
         Some(name) => {
@@ -83,10 +94,11 @@ fn template(asked: Option<&str>, variant: &Variant, base: &Model, bar: &Bar) -> 
             Some(Template::from_name(name).ok_or_else(unknown)?)
         }
     };
-    let recorded = recorded_template(variant, tokenizer);
+    let recorded = variant.and_then(|variant| recorded_template(variant, tokenizer));
     let template = asked.or_else(|| recorded.clone()).unwrap_or_default();
-    if recorded.as_ref() != Some(&template) && !variant.info.template.is_empty() {
-        let (made, used) = (&variant.info.template, tokenizer.template_id(&template));
+    let made = variant.map_or("", |variant| &variant.info.template);
+    if recorded.as_ref() != Some(&template) && !made.is_empty() {
+        let used = tokenizer.template_id(&template);
         bar.say(&format!("warning: the variant was made with template {made}, it is asked with {used}"));
     }
     Ok(template)

@@ -1,5 +1,5 @@
 //! The benches on a tiny model: what they print, not how fast it is.
-use crate::{run, stderr, stdout};
+use crate::{node::write_variant, run, stderr, stdout};
 
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/tiny-llama");
 
@@ -41,6 +41,51 @@ fn compressing_reports_its_bytes() {
 }
 
 #[test]
+fn precision_is_whole_in_f32_and_is_told_for_int8_with_and_without_a_variant() {
+    let keep = tempfile::tempdir().expect("a folder");
+    let (data, variant) = (keep.path().join("held.jsonl"), keep.path().join("ann.safetensors"));
+    let conversation = |n: usize| {
+        let turn = |role: &str, content: String| serde_json::json!({ "role": role, "content": content });
+        let turns = [turn("user", format!("Hello {n}, there")), turn("assistant", "good day to you ".repeat(1 + n))];
+        format!("{}\n", serde_json::json!({ "messages": turns }))
+    };
+    std::fs::write(&data, (0..4).map(conversation).collect::<String>()).expect("written");
+    write_variant(&variant);
+    let [data, variant] = [&data, &variant].map(|path| path.to_str().expect("UTF-8"));
+    let figures = |more: &[&str]| -> serde_json::Value {
+        let arguments = ["bench", "precision", "--model", TINY, "--data", data, "--threads", "1", "--json"];
+        let output = run("bitdelta", &[&arguments, more].concat());
+        assert!(output.status.success(), "{}", stderr(&output));
+        serde_json::from_str(&stdout(&output)).expect("a JSON object")
+    };
+    let number = |figures: &serde_json::Value, key: &str| figures[key].as_f64().expect("a number");
+
+    let limited = figures(&["--limit", "2"]);
+    assert_eq!(limited["conversations"], 2);
+    for with in [&[][..], &["--variant", variant]] {
+        let same = figures(&[&["--base-dtype", "f32"], with].concat());
+        assert!(number(&same, "positions") > number(&limited, "positions"), "{same}");
+        assert!(number(&same, "positions_all") > number(&same, "positions"), "a prompt has positions too: {same}");
+        assert_eq!(same["loss"], same["loss_exact"]);
+        let exact = ["loss_change", "agreement", "agreement_all", "kl"].map(|key| number(&same, key));
+        assert_eq!(exact, [0.0, 1.0, 1.0, 0.0]);
+
+        let rounded = figures(&[&["--base-dtype", "int8", "--kv-dtype", "int8"], with].concat());
+        assert_eq!(rounded["loss_exact"], same["loss_exact"], "the reference does not depend on what is asked");
+        assert_ne!(rounded["loss"], same["loss"], "something was rounded");
+        assert!(number(&rounded, "kl") > 0.0, "{rounded}");
+        for key in ["agreement", "agreement_all"] {
+            assert!((0.0..=1.0).contains(&number(&rounded, key)), "{rounded}");
+        }
+    }
+    let [alone, with] = [&[][..], &["--variant", variant]].map(|with| number(&figures(with), "loss_exact"));
+    assert!((alone - with).abs() > 1e-3, "the variant speaks on both sides");
+
+    let table = run("bitdelta", &["bench", "precision", "--model", TINY, "--data", data]);
+    assert!(stdout(&table).contains("agreement         100.00 %"), "{}", stdout(&table));
+}
+
+#[test]
 fn what_cannot_be_measured_is_a_usage_error() {
     for arguments in [
         &["bench", "decode", "--model", TINY, "--batch", "0"][..],
@@ -49,6 +94,8 @@ fn what_cannot_be_measured_is_a_usage_error() {
         &["bench", "compress", "--bits", "3"],
         &["bench", "sweep", "--model", TINY, "--users", "many"],
         &["bench", "decode", "--model", TINY, "--cache-dir", "x"],
+        &["bench", "precision", "--model", TINY],
+        &["bench", "precision", "--model", TINY, "--data", "x", "--limit", "0"],
     ] {
         assert_eq!(run("bitdelta", arguments).status.code(), Some(2), "{arguments:?}");
     }

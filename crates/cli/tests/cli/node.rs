@@ -61,7 +61,7 @@ fn base_path() -> PathBuf {
 }
 
 /// A variant that answers otherwise than the base.
-fn write_variant(path: &Path) {
+pub fn write_variant(path: &Path) {
     let base = Base::open(base_path().to_str().expect("UTF-8")).expect("the golden model");
     let config = BitDeltaConfig { clip_outliers: false, ..BitDeltaConfig::default() };
     let linears = base.linears().iter().enumerate().map(|(index, linear)| {

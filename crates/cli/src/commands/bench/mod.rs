@@ -1,9 +1,11 @@
-//! `bitdelta bench`: how fast the engine serves many users on this machine, and how near that is to the memory's speed.
+//! `bitdelta bench`: how fast the engine serves many users on this machine, how near that is to the memory's speed,
+//! and what the faster types cost in precision.
 
 mod base;
 mod compress;
 mod load;
 mod plot;
+mod precision;
 mod serving;
 mod sweep;
 mod variants;
@@ -44,6 +46,8 @@ enum BenchCommand {
     Load(load::LoadArgs),
     /// One matrix of a pair into packed codes
     Compress(compress::CompressArgs),
+    /// How far rounding (--base-dtype, --kv-dtype) moves the predictions from those of exact f32, on conversations
+    Precision(precision::PrecisionArgs),
     /// Decode or prefill at several batch sizes, for the base alone, one variant, and a variant each; with a plot
     Sweep(sweep::SweepArgs),
 }
@@ -79,6 +83,7 @@ pub fn run(args: &BenchArgs) -> Result<(), Error> {
         BenchCommand::Prefill { common, prompt } => serve(common, What::Prefill, *prompt, 1),
         BenchCommand::Load(args) => load::run(args),
         BenchCommand::Compress(args) => compress::run(args),
+        BenchCommand::Precision(args) => precision::run(args),
         BenchCommand::Sweep(args) => sweep::run(args),
     }
 }
