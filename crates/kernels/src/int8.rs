@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! W[o, i] = w[o, i] · scale[o, i / 64]      base: w in −127..=127; delta: odd numbers ±1 .. ±(2^bits − 1)
-//! X[r, i] ≈ x[r, i] · scale[r, i / 64]      x in −127..=127, rounded in each call
+//! X[r, i] ≈ x[r, i] · scale[r, i / 64]      x one or two int8 digits, see `rounded`
 //! Y[r, o] = Σ_blocks scale[r] · scale[o] · Σ w · x
 //! ```
 //!
@@ -23,7 +23,7 @@ use crate::{
     isa::{Isa, dispatch_int8},
     parallel::{Output, for_each_chunk},
     project::Job,
-    rounded::BLOCK,
+    rounded::{BLOCK, FINE},
     vector::{LANES, Vector, int8::Int8Vector, prefetch},
 };
 use half::f16;
@@ -36,8 +36,6 @@ pub(crate) const TILE: usize = HALVES * LANES;
 const QUAD: usize = 4 * TILE;
 /// Bytes of a tile's block.
 const TILE_BLOCK: usize = BLOCK * TILE;
-/// Rows of X that a tile holds in registers.
-const TILE_ROWS: usize = 8;
 
 /// An int8 weight matrix in tiles of 32 outputs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -143,6 +141,8 @@ pub(crate) unsafe trait Tiles<V: Int8Vector>: Copy {
     const ZERO: i32;
     /// How many quads of products a narrow sum holds; 0 where they are not narrow.
     const NARROW: usize;
+    /// Digits of the activations that count.
+    const DIGITS: usize;
     /// Bytes of a tile's block.
     const BLOCK_BYTES: usize;
     /// Where a tile's block starts.
@@ -159,6 +159,7 @@ pub(crate) unsafe trait Tiles<V: Int8Vector>: Copy {
 unsafe impl<V: Int8Vector> Tiles<V> for &Int8Weights {
     const ZERO: i32 = 128;
     const NARROW: usize = 0;
+    const DIGITS: usize = 2;
     const BLOCK_BYTES: usize = TILE_BLOCK;
 
     #[inline(always)]
@@ -196,19 +197,19 @@ pub(crate) unsafe fn tiles<V: Int8Vector, W: Tiles<V>>(job: Job, w: W) {
             let (mut row, end) = (job.rows.start, job.rows.end);
             // SAFETY: the tile lies in the range, and the rows of every call are the job's.
             unsafe {
-                while row + TILE_ROWS <= end {
-                    block_rows::<V, W, TILE_ROWS, 1>(&job, w, tile, row);
-                    row += TILE_ROWS;
+                while V::HELD >= 8 && row + 8 / W::DIGITS <= end {
+                    block_rows::<V, W, 8, 1>(&job, w, tile, row);
+                    row += 8 / W::DIGITS;
                 }
-                if row + 4 <= end {
+                while V::HELD >= 4 && row + 4 / W::DIGITS <= end {
                     block_rows::<V, W, 4, 1>(&job, w, tile, row);
-                    row += 4;
+                    row += 4 / W::DIGITS;
                 }
-                if row + 2 <= end {
+                while row + 2 / W::DIGITS <= end {
                     block_rows::<V, W, 2, 2>(&job, w, tile, row);
-                    row += 2;
+                    row += 2 / W::DIGITS;
                 }
-                if row < end {
+                if W::DIGITS == 1 && row < end {
                     block_rows::<V, W, 1, 2>(&job, w, tile, row);
                 }
             }
@@ -216,11 +217,11 @@ pub(crate) unsafe fn tiles<V: Int8Vector, W: Tiles<V>>(job: Job, w: W) {
     }
 }
 
-/// R rows against one tile, in C sums each: several where rows are few, so that one addition does not wait for the last
-/// (integers add up to the same in any order).
+/// R digits of rows against one tile, in C sums each: several where rows are few, so that one addition does not wait for
+/// the last (integers add up to the same in any order).
 ///
 /// # Safety
-/// The tile lies in the matrix and rows `row..row + R` in x and y.
+/// The tile lies in the matrix and rows `row..row + R / DIGITS` in x and y.
 #[inline(always)]
 unsafe fn block_rows<V: Int8Vector, W: Tiles<V>, const R: usize, const C: usize>(
     job: &Job,
@@ -232,11 +233,11 @@ unsafe fn block_rows<V: Int8Vector, W: Tiles<V>, const R: usize, const C: usize>
     unsafe {
         let rounded = job.rounded();
         let (blocks, stride) = (rounded.blocks, rounded.blocks * BLOCK);
-        let x = rounded.codes.as_ptr().add(row * stride);
+        let digits = [&rounded.codes, &rounded.fine].map(|codes| codes.as_ptr().add(row * stride));
+        let digit_sums = [&rounded.sums, &rounded.fine_sums].map(|sums| sums.as_ptr().add(row * blocks));
         let x_scales = rounded.scales.as_ptr().add(row * blocks);
-        let x_sums = rounded.sums.as_ptr().add(row * blocks);
         let mut totals = [[V::Floats::splat(0.0); R]; HALVES];
-        let factor = V::Floats::splat(w.factor());
+        let factor = V::Floats::splat(if W::DIGITS == 2 { w.factor() / FINE } else { w.factor() });
         let first_pass = row == job.rows.start;
         // Unknown to the compiler, which would unroll the loop whole, load all masks first and spill them.
         let narrow_quads = std::hint::black_box(W::NARROW);
@@ -249,12 +250,12 @@ unsafe fn block_rows<V: Int8Vector, W: Tiles<V>, const R: usize, const C: usize>
             }
             let mut sums = [[V::begin(0); R]; HALVES];
             for r in 0..R {
-                let offset = -W::ZERO * *x_sums.add(r * blocks + block);
+                let offset = -W::ZERO * *digit_sums[r % W::DIGITS].add(r / W::DIGITS * blocks + block);
                 for half in 0..HALVES {
                     sums[half][r] = if W::NARROW > 0 { V::begin_narrow(offset) } else { V::begin(offset) };
                 }
             }
-            let x = x.add(block * BLOCK);
+            let x = [digits[0].add(block * BLOCK), digits[1].add(block * BLOCK)];
             if W::NARROW > 0 {
                 for first in (0..BLOCK / 4).step_by(W::NARROW.max(1)) {
                     let mut narrow = [[[V::narrow(); R]; HALVES]; C];
@@ -263,7 +264,8 @@ unsafe fn block_rows<V: Int8Vector, W: Tiles<V>, const R: usize, const C: usize>
                             for half in 0..HALVES {
                                 let codes = w.codes(from, quad + c, half);
                                 for r in 0..R {
-                                    let x = x.add(r * stride + (quad + c) * 4).cast::<i32>().read_unaligned();
+                                    let x = x[r % W::DIGITS].add(r / W::DIGITS * stride + (quad + c) * 4);
+                                    let x = x.cast::<i32>().read_unaligned();
                                     narrow[c][half][r] = V::add_narrow(narrow[c][half][r], codes, x);
                                 }
                             }
@@ -287,7 +289,8 @@ unsafe fn block_rows<V: Int8Vector, W: Tiles<V>, const R: usize, const C: usize>
                             codes[half] = w.codes(from, quad + c, half);
                         }
                         for r in 0..R {
-                            let x = x.add(r * stride + (quad + c) * 4).cast::<i32>().read_unaligned();
+                            let x = x[r % W::DIGITS].add(r / W::DIGITS * stride + (quad + c) * 4);
+                            let x = x.cast::<i32>().read_unaligned();
                             for half in 0..HALVES {
                                 chains[c][half][r] = chains[c][half][r].add_dots(codes[half], x);
                             }
@@ -305,16 +308,20 @@ unsafe fn block_rows<V: Int8Vector, W: Tiles<V>, const R: usize, const C: usize>
             }
             for half in 0..HALVES {
                 let scale = V::Floats::load_f16(w.scales(tile, block).add(half * LANES)).mul(factor);
-                for r in 0..R {
+                for r in 0..R / W::DIGITS {
+                    let sum = match W::DIGITS {
+                        2 => sums[half][2 * r].join(sums[half][2 * r + 1]),
+                        _ => sums[half][r],
+                    };
                     let both = scale.mul(V::Floats::splat(*x_scales.add(r * blocks + block)));
-                    totals[half][r] = totals[half][r].fma(sums[half][r].to_floats(), both);
+                    totals[half][r] = totals[half][r].fma(sum.to_floats(), both);
                 }
             }
         }
         for half in 0..HALVES {
             let at = tile * TILE + half * LANES;
             let lanes = LANES.min(job.outputs.saturating_sub(at));
-            for r in 0..R {
+            for r in 0..R / W::DIGITS {
                 let y = job.y.wrapping_add((row + r - job.y_row) * job.outputs + at);
                 let total = totals[half][r];
                 let total = if job.add { V::Floats::load_partial(y, lanes).add(total) } else { total };

@@ -147,6 +147,7 @@ fn run_4(isa: Isa, job: Job, d: Planes<4>) {
 unsafe impl<V: Int8Vector, const BITS: usize> Tiles<V> for Planes<'_, BITS> {
     const ZERO: i32 = (1 << BITS) - 1;
     const NARROW: usize = if BITS <= 2 { BLOCK / 4 } else { 4 };
+    const DIGITS: usize = 1;
     const BLOCK_BYTES: usize = BLOCK / 8 * BITS * TILE;
 
     #[inline(always)]

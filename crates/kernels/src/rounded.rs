@@ -1,4 +1,13 @@
-//! Activations, and what the integer products make of them: int8 in blocks of 64.
+//! Activations, and what the integer products make of them: one or two int8 digits in blocks of 64.
+//!
+//! ```text
+//! x ≈ scale · (code + fine / 128)       scale = greatest magnitude of the block / 127
+//! ```
+//!
+//! A delta's product takes the code alone: it is small beside the base's. The base's product takes both digits, since with
+//! one the outliers of a block leave the others too few steps: measured on SmolLM2, of the tokens that the exact path
+//! chooses 95.8 % are chosen with one digit and over 99.5 % with two, which a product that waits for the memory does not
+//! notice.
 
 use crate::{
     isa::{Isa, dispatch},
@@ -8,6 +17,8 @@ use crate::{
 
 /// Inputs that share a scale.
 pub const BLOCK: usize = 64;
+/// Fine steps in a step.
+pub(crate) const FINE: f32 = 128.0;
 /// Values below which one thread rounds all rows.
 const WORTH_SPLITTING: usize = 1 << 13;
 
@@ -64,6 +75,10 @@ pub(crate) struct Rounded {
     pub scales: Vec<f32>,
     /// row → block: Σ codes.
     pub sums: Vec<i32>,
+    /// Like `codes`, a step of 1/128: −64..=64.
+    pub fine: Vec<i8>,
+    /// row → block: Σ fine.
+    pub fine_sums: Vec<i32>,
 }
 
 impl Rounded {
@@ -71,32 +86,51 @@ impl Rounded {
         assert!(Isa::available().contains(&isa), "{isa:?} is not available here");
         let (rows, blocks) = (x.len() / width, width.div_ceil(BLOCK));
         let (mut codes, mut scales) = (vec![0i8; rows * blocks * BLOCK], vec![0f32; rows * blocks]);
-        let mut sums = vec![0i32; rows * blocks];
-        let to = (Output::new(&mut codes), Output::new(&mut scales), Output::new(&mut sums));
+        let (mut sums, mut fine_sums) = (vec![0i32; rows * blocks], vec![0i32; rows * blocks]);
+        let mut fine = vec![0i8; rows * blocks * BLOCK];
+        let (to_codes, to_fine) = (Output::new(&mut codes), Output::new(&mut fine));
+        let to_scales = Output::new(&mut scales);
+        let (to_sums, to_fine_sums) = (Output::new(&mut sums), Output::new(&mut fine_sums));
         let together = WORTH_SPLITTING.div_ceil(width);
         for_each(rows.div_ceil(together), |i| {
             for row in i * together..rows.min((i + 1) * together) {
                 let x = &x[row * width..(row + 1) * width];
                 let first = row * blocks;
-                // SAFETY: the three vectors hold `blocks` blocks for each row, and every row is rounded once.
+                // SAFETY: the vectors hold `blocks` blocks for each row, and every row is rounded once.
                 let to = unsafe {
-                    (to.0.pointer().add(first * BLOCK), to.1.pointer().add(first), to.2.pointer().add(first))
+                    Row {
+                        codes: to_codes.pointer().add(first * BLOCK),
+                        fine: to_fine.pointer().add(first * BLOCK),
+                        scales: to_scales.pointer().add(first),
+                        sums: to_sums.pointer().add(first),
+                        fine_sums: to_fine_sums.pointer().add(first),
+                    }
                 };
                 run(isa, x, to);
             }
         });
-        Self { blocks, codes, scales, sums }
+        Self { blocks, codes, scales, sums, fine, fine_sums }
     }
 }
 
-fn run(isa: Isa, x: &[f32], to: (*mut i8, *mut f32, *mut i32)) {
-    dispatch!(isa, round_row(x: &[f32], to: (*mut i8, *mut f32, *mut i32)));
+/// Where a row's blocks go.
+#[derive(Clone, Copy)]
+struct Row {
+    codes: *mut i8,
+    fine: *mut i8,
+    scales: *mut f32,
+    sums: *mut i32,
+    fine_sums: *mut i32,
+}
+
+fn run(isa: Isa, x: &[f32], to: Row) {
+    dispatch!(isa, round_row(x: &[f32], to: Row));
 }
 
 /// # Safety
-/// `to` has room for the codes, scales and sums of the row's blocks.
+/// `to` has room for the row's blocks.
 #[inline(always)]
-unsafe fn round_row<V: Vector>(x: &[f32], to: (*mut i8, *mut f32, *mut i32)) {
+unsafe fn round_row<V: Vector>(x: &[f32], to: Row) {
     for (block, x) in x.chunks(BLOCK).enumerate() {
         // SAFETY: chunks stay inside the block, the last may be partial.
         unsafe {
@@ -108,13 +142,23 @@ unsafe fn round_row<V: Vector>(x: &[f32], to: (*mut i8, *mut f32, *mut i32)) {
             }
             let greatest = greatest.greatest();
             let inverse = V::splat(if greatest > 0.0 { 127.0 / greatest } else { 0.0 });
-            let codes = to.0.add(block * BLOCK);
+            let (codes, fine) = (to.codes.add(block * BLOCK), to.fine.add(block * BLOCK));
             for (part, values) in parts.into_iter().enumerate() {
-                values.mul(inverse).store_i8(codes.add(part * LANES));
+                let steps = values.mul(inverse);
+                steps.store_i8(codes.add(part * LANES));
+                steps.sub(steps.round()).mul(V::splat(FINE)).store_i8(fine.add(part * LANES));
             }
-            let codes = std::slice::from_raw_parts(codes, BLOCK);
-            to.1.add(block).write(greatest / 127.0);
-            to.2.add(block).write(codes.iter().map(|code| i32::from(*code)).sum());
+            to.scales.add(block).write(greatest / 127.0);
+            to.sums.add(block).write(sum(codes));
+            to.fine_sums.add(block).write(sum(fine));
         }
     }
+}
+
+/// # Safety
+/// A block of codes is readable.
+#[inline(always)]
+unsafe fn sum(codes: *const i8) -> i32 {
+    // SAFETY: the caller's promise.
+    unsafe { std::slice::from_raw_parts(codes, BLOCK) }.iter().map(|code| i32::from(*code)).sum()
 }

@@ -109,11 +109,17 @@ fn the_base_product_is_right_for_every_type_and_shape() {
     }
 }
 
-/// Inputs as the products with rounded activations see them.
-fn rounded_inputs(x: &[f32], k: usize) -> Vec<f32> {
+/// Inputs as the products with rounded activations see them: with one digit or with two.
+fn rounded_inputs(x: &[f32], k: usize, digits: usize) -> Vec<f32> {
     let round = |block: &[f32]| -> Vec<f32> {
         let greatest = block.iter().fold(0f32, |greatest, x| greatest.max(x.abs()));
-        block.iter().map(|x| (x * (127.0 / greatest)).round_ties_even() * (greatest / 127.0)).collect()
+        let rounded = |x: &f32| {
+            let steps = x * (127.0 / greatest);
+            let code = steps.round_ties_even();
+            let fine = ((steps - code) * 128.0).round_ties_even() / 128.0;
+            (if digits == 2 { code + fine } else { code }) * (greatest / 127.0)
+        };
+        block.iter().map(rounded).collect()
     };
     x.chunks(k).flat_map(|row| row.chunks(64)).flat_map(round).collect()
 }
@@ -130,7 +136,7 @@ fn the_int8_product_is_that_of_the_rounded_matrices() {
             // Half a step of a block whose greatest magnitude is at most 1, and the scale's own rounding to f16.
             assert!((w - rounded).abs() <= 0.5 / 127.0 + 1e-3, "{w} became {rounded}");
         }
-        let inputs = rounded_inputs(&x, k);
+        let inputs = rounded_inputs(&x, k, 2);
         let want = product(&inputs, &rounded, &vec![0.0; m * n], k);
         let what = format!("int8 ({m}, {n}, {k})");
         check(&what, &x, k, &vec![0.0; m * n], n, &want, |isa, x, y| {
@@ -219,7 +225,7 @@ fn low_rank_products_are_right_for_every_width_rank_and_group() {
             let what = format!("rank {rank}, {bits} bits, group {group}, ({m}, {outputs}, {cols})");
             let (x, y) = (values.vec(m * cols), values.vec(m * outputs));
             for rounded in [false, true] {
-                let inputs = if rounded && !offset { rounded_inputs(&x, cols) } else { x.clone() };
+                let inputs = if rounded && !offset { rounded_inputs(&x, cols, 1) } else { x.clone() };
                 let t: Vec<(f64, f64)> = product(&inputs, &exact_a, &vec![0.0; m * rank], cols);
                 let exact_t: Vec<f32> = t.iter().map(|t| t.0 as f32).collect();
                 let magnitude = t.iter().fold(0.0, |most: f64, t| most.max(t.1));
@@ -279,7 +285,7 @@ fn plane_tiles_multiply_as_the_packed_matrix_does() {
                 assert_eq!(found, want, "row {row} of {bits} bits, group {group}");
             }
             let (x, y) = (values.vec(m * cols), values.vec(m * rows));
-            let want = product(&rounded_inputs(&x, cols), &exact, &y, cols);
+            let want = product(&rounded_inputs(&x, cols, 1), &exact, &y, cols);
             let what = format!("tiles of {bits} bits, group {group}, ({m}, {rows}, {cols})");
             check(&what, &x, cols, &y, rows, &want, |isa, x, y| {
                 multiply(isa, x, cols, true, Matrix::Planes(&tiles), y, true);

@@ -16,6 +16,8 @@ use super::Vector;
 /// the bytes that the method names.
 #[allow(clippy::missing_safety_doc)] // one contract for all methods, stated above
 pub unsafe trait Int8Vector: Copy {
+    /// Rows of sums, of a tile's two halves, that the registers hold: 8, 4 or 2.
+    const HELD: usize;
     /// The floats that go with it.
     type Floats: Vector;
     /// Sixteen times four codes.
@@ -51,6 +53,8 @@ pub unsafe trait Int8Vector: Copy {
     unsafe fn add_neighbours(self, codes: Self::Codes, x: Self::Inputs) -> Self;
     /// w of each of 64 codes, which have this zero.
     unsafe fn codes_to_floats(codes: Self::Codes, zero: i32) -> [Self::Floats; 4];
+    /// 128 · self + fine.
+    unsafe fn join(self, fine: Self) -> Self;
     /// The sums as floats.
     unsafe fn to_floats(self) -> Self::Floats;
 }
@@ -61,6 +65,7 @@ pub struct Scalar([i32; 16]);
 
 // SAFETY: needs no CPU feature; reads exactly 64 codes.
 unsafe impl Int8Vector for Scalar {
+    const HELD: usize = 8;
     type Floats = super::scalar::Scalar;
     type Codes = [u8; 64];
     type Inputs = [i8; 64];
@@ -96,6 +101,9 @@ unsafe impl Int8Vector for Scalar {
     }
     unsafe fn add(self, other: Self) -> Self {
         Self(std::array::from_fn(|o| self.0[o] + other.0[o]))
+    }
+    unsafe fn join(self, fine: Self) -> Self {
+        Self(std::array::from_fn(|o| (self.0[o] << 7) + fine.0[o]))
     }
     unsafe fn load_inputs(from: *const i8) -> [i8; 64] {
         // SAFETY: the caller promises 64 readable inputs.
@@ -173,6 +181,7 @@ mod x86 {
 
     // SAFETY: only AVX2, which `Isa::Avx2` asks the CPU for; reads exactly 64 codes.
     unsafe impl Int8Vector for Avx2 {
+        const HELD: usize = 2;
         type Floats = avx2::Avx2;
         type Codes = (__m256i, __m256i);
         type Inputs = (__m256i, __m256i);
@@ -244,6 +253,16 @@ mod x86 {
         unsafe fn add(self, other: Self) -> Self {
             // SAFETY: see the impl.
             unsafe { Self(_mm256_add_epi32(self.0, other.0), _mm256_add_epi32(self.1, other.1)) }
+        }
+        #[inline(always)]
+        unsafe fn join(self, fine: Self) -> Self {
+            // SAFETY: see the impl.
+            unsafe {
+                Self(
+                    _mm256_add_epi32(_mm256_slli_epi32::<7>(self.0), fine.0),
+                    _mm256_add_epi32(_mm256_slli_epi32::<7>(self.1), fine.1),
+                )
+            }
         }
         #[inline(always)]
         unsafe fn load_inputs(from: *const i8) -> (__m256i, __m256i) {
@@ -339,6 +358,7 @@ mod x86 {
 
     // SAFETY: only AVX-512 F and BW, which `Isa::Avx512` asks the CPU for; reads exactly 64 codes.
     unsafe impl Int8Vector for Avx512 {
+        const HELD: usize = 8;
         type Floats = avx512::Avx512;
         type Codes = __m512i;
         type Inputs = __m512i;
@@ -391,6 +411,11 @@ mod x86 {
             Self(unsafe { _mm512_add_epi32(self.0, other.0) })
         }
         #[inline(always)]
+        unsafe fn join(self, fine: Self) -> Self {
+            // SAFETY: see the impl.
+            Self(unsafe { _mm512_add_epi32(_mm512_slli_epi32::<7>(self.0), fine.0) })
+        }
+        #[inline(always)]
         unsafe fn load_inputs(from: *const i8) -> __m512i {
             // SAFETY: see the impl.
             unsafe { _mm512_loadu_si512(from.cast()) }
@@ -426,6 +451,7 @@ mod x86 {
 
     // SAFETY: only AVX-512 F and VNNI, which `Isa::Avx512Vnni` asks the CPU for; reads exactly 64 codes.
     unsafe impl Int8Vector for Avx512Vnni {
+        const HELD: usize = 8;
         type Floats = avx512::Avx512;
         type Codes = __m512i;
         type Inputs = __m512i;
@@ -476,6 +502,11 @@ mod x86 {
         unsafe fn add(self, other: Self) -> Self {
             // SAFETY: see the impl.
             Self(unsafe { _mm512_add_epi32(self.0, other.0) })
+        }
+        #[inline(always)]
+        unsafe fn join(self, fine: Self) -> Self {
+            // SAFETY: see the impl.
+            Self(unsafe { _mm512_add_epi32(_mm512_slli_epi32::<7>(self.0), fine.0) })
         }
         #[inline(always)]
         unsafe fn load_inputs(from: *const i8) -> __m512i {
