@@ -16,7 +16,7 @@ const LONG_ENOUGH: Duration = Duration::from_millis(300);
 fn main() {
     println!("{} on one thread; GMAC/s and GB/s of weights", Isa::selected().name());
     println!("{:<28}{:>12}{:>6}{:>10}{:>8}{:>10}{:>8}", "product", "outputs×in", "rows", "cached", "", "memory", "");
-    for (n, k) in [(576, 576), (1536, 576), (576, 1536), (9728, 2560)] {
+    for (n, k) in [(1536, 576), (9728, 2560)] {
         let values: Vec<f32> = (0..n * k).map(|i| ((i * 7919 % 1009) as f32 - 504.0) / 504.0).collect();
         let x: Vec<f32> = (0..256 * k).map(|i| ((i * 104_729 % 997) as f32 - 498.0) / 498.0).collect();
         let int8 = Int8Weights::quantize(&values, n, k, &mut Arena::default());

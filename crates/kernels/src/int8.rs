@@ -197,6 +197,14 @@ pub(crate) unsafe fn tiles<V: Int8Vector, W: Tiles<V>>(job: Job, w: W) {
             let (mut row, end) = (job.rows.start, job.rows.end);
             // SAFETY: the tile lies in the range, and the rows of every call are the job's.
             unsafe {
+                while V::JOINS && W::DIGITS == 2 && row + 2 <= end {
+                    joined_rows::<V, W, 2>(&job, w, tile, row);
+                    row += 2;
+                }
+                if V::JOINS && W::DIGITS == 2 && row < end {
+                    joined_rows::<V, W, 1>(&job, w, tile, row);
+                    row += 1;
+                }
                 while V::HELD >= 8 && row + 8 / W::DIGITS <= end {
                     block_rows::<V, W, 8, 1>(&job, w, tile, row);
                     row += 8 / W::DIGITS;
@@ -325,6 +333,71 @@ unsafe fn block_rows<V: Int8Vector, W: Tiles<V>, const R: usize, const C: usize>
                 let y = job.y.wrapping_add((row + r - job.y_row) * job.outputs + at);
                 let total = totals[half][r];
                 let total = if job.add { V::Floats::load_partial(y, lanes).add(total) } else { total };
+                total.store_partial(y, lanes);
+            }
+        }
+    }
+}
+
+/// R rows, both digits at once, against one tile.
+///
+/// # Safety
+/// As [`block_rows`].
+#[inline(always)]
+unsafe fn joined_rows<V: Int8Vector, W: Tiles<V>, const R: usize>(job: &Job, w: W, tile: usize, row: usize) {
+    // SAFETY: as promised, and every array holds whole blocks. (A prefetch may name any address.)
+    unsafe {
+        let rounded = job.rounded();
+        let (blocks, stride) = (rounded.blocks, rounded.blocks * BLOCK);
+        let x = rounded.joined.as_ptr().add(row * stride);
+        let mut totals = [[V::Floats::splat(0.0); R]; HALVES];
+        let factor = V::Floats::splat(w.factor() / FINE);
+        let first_pass = row == job.rows.start;
+        for block in 0..blocks {
+            let from = w.block(tile, block);
+            if first_pass {
+                for line in 0..W::BLOCK_BYTES / 64 {
+                    prefetch(from.wrapping_add(AHEAD + 64 * line));
+                }
+            }
+            for half in 0..HALVES {
+                let mut joined = [V::joined(); R];
+                for quad in 0..BLOCK / 4 {
+                    let mut four = [0i64; R];
+                    for r in 0..R {
+                        four[r] = x.add(r * stride + block * BLOCK + quad * 4).cast::<i64>().read_unaligned();
+                    }
+                    V::add_joined(&mut joined, from.add(quad * QUAD + half * 4 * LANES), four);
+                }
+                let scale = V::Floats::load_f16(w.scales(tile, block).add(half * LANES)).mul(factor);
+                for r in 0..R {
+                    let at = (row + r) * blocks + block;
+                    let sum = *rounded.sums.as_ptr().add(at) * FINE as i32 + *rounded.fine_sums.as_ptr().add(at);
+                    let sums = V::begin_narrow(-W::ZERO * sum).add_all_joined(joined[r]);
+                    let both = scale.mul(V::Floats::splat(*rounded.scales.as_ptr().add(at)));
+                    totals[half][r] = totals[half][r].fma(sums.to_floats(), both);
+                }
+            }
+        }
+        store(job, tile, row, totals);
+    }
+}
+
+/// Writes or adds R rows of a tile's outputs.
+///
+/// # Safety
+/// Rows `row..row + R` of y, and the tile's outputs that there are, are the job's.
+#[inline(always)]
+unsafe fn store<F: Vector, const R: usize>(job: &Job, tile: usize, row: usize, totals: [[F; R]; HALVES]) {
+    for half in 0..HALVES {
+        let at = tile * TILE + half * LANES;
+        let lanes = LANES.min(job.outputs.saturating_sub(at));
+        for r in 0..R {
+            let y = job.y.wrapping_add((row + r - job.y_row) * job.outputs + at);
+            // SAFETY: as promised; no lane is touched past the outputs.
+            unsafe {
+                let total = totals[half][r];
+                let total = if job.add { F::load_partial(y, lanes).add(total) } else { total };
                 total.store_partial(y, lanes);
             }
         }

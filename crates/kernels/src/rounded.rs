@@ -79,6 +79,8 @@ pub(crate) struct Rounded {
     pub fine: Vec<i8>,
     /// row → block: Σ fine.
     pub fine_sums: Vec<i32>,
+    /// 128 · code + fine, for instruction sets that multiply 16 bits better than 8; else empty.
+    pub joined: Vec<i16>,
 }
 
 impl Rounded {
@@ -109,7 +111,9 @@ impl Rounded {
                 run(isa, x, to);
             }
         });
-        Self { blocks, codes, scales, sums, fine, fine_sums }
+        let join = |(code, fine): (&i8, &i8)| i16::from(*code) * FINE as i16 + i16::from(*fine);
+        let joined = if isa == Isa::Avx2 { codes.iter().zip(&fine).map(join).collect() } else { Vec::new() };
+        Self { blocks, codes, scales, sums, fine, fine_sums, joined }
     }
 }
 

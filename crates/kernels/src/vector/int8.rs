@@ -7,6 +7,9 @@
 //! Plane codes are so small that their products may be added in 16 bits for a while (2 · 2 · 127 a pair at one bit),
 //! where that is what the instruction set is good at: *narrow* sums.
 
+// As in `crate::int8`: loops over an index keep the sums in registers.
+#![allow(clippy::needless_range_loop)]
+
 use super::Vector;
 
 /// Sixteen i32 sums.
@@ -27,6 +30,16 @@ pub unsafe trait Int8Vector: Copy {
 
     /// Sums to which [`Self::add_dots`] of a whole block adds up Σ w · x, where `offset` is −zero · Σ x.
     unsafe fn begin(offset: i32) -> Self;
+    /// Whether int8 codes are multiplied with both digits of x at once, in 16 bits.
+    const JOINS: bool;
+    /// What those products are added in.
+    type Joined: Copy;
+    /// 0.
+    unsafe fn joined() -> Self::Joined;
+    /// Adds the products of output o's four int8 codes, 64 of them at `codes`, with x, which holds four i16.
+    unsafe fn add_joined<const R: usize>(joined: &mut [Self::Joined; R], codes: *const u8, x: [i64; R]);
+    /// Adds them up.
+    unsafe fn add_all_joined(self, joined: Self::Joined) -> Self;
     /// What products of plane codes are added in.
     type Narrow: Copy;
     /// The offset itself, for codes of planes.
@@ -70,6 +83,17 @@ unsafe impl Int8Vector for Scalar {
     type Codes = [u8; 64];
     type Inputs = [i8; 64];
     type Narrow = Self;
+    const JOINS: bool = false;
+    type Joined = ();
+
+    #[inline(always)]
+    unsafe fn joined() {}
+    #[inline(always)]
+    unsafe fn add_joined<const R: usize>(_: &mut [(); R], _: *const u8, _: [i64; R]) {}
+    #[inline(always)]
+    unsafe fn add_all_joined(self, (): ()) -> Self {
+        self
+    }
 
     unsafe fn begin_narrow(offset: i32) -> Self {
         Self([offset; 16])
@@ -186,6 +210,37 @@ mod x86 {
         type Codes = (__m256i, __m256i);
         type Inputs = (__m256i, __m256i);
         type Narrow = (__m256i, __m256i);
+        const JOINS: bool = true;
+        /// Four outputs each, the sums of two pairs of inputs side by side.
+        type Joined = [__m256i; 4];
+
+        #[inline(always)]
+        unsafe fn joined() -> [__m256i; 4] {
+            // SAFETY: see the impl.
+            unsafe { [_mm256_setzero_si256(); 4] }
+        }
+        #[inline(always)]
+        unsafe fn add_joined<const R: usize>(joined: &mut [[__m256i; 4]; R], codes: *const u8, x: [i64; R]) {
+            // SAFETY: see the impl. A product is at most 255 · 16,320, and a block has 32 of them in each sum.
+            unsafe {
+                for part in 0..4 {
+                    let codes = _mm256_cvtepu8_epi16(_mm_loadu_si128(codes.add(16 * part).cast()));
+                    for r in 0..R {
+                        let products = _mm256_madd_epi16(codes, _mm256_set1_epi64x(x[r]));
+                        joined[r][part] = _mm256_add_epi32(joined[r][part], products);
+                    }
+                }
+            }
+        }
+        #[inline(always)]
+        unsafe fn add_all_joined(self, joined: [__m256i; 4]) -> Self {
+            // SAFETY: see the impl. Adding neighbours works in halves of a register: quarters 0 and 2 come first.
+            unsafe {
+                let low = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_hadd_epi32(joined[0], joined[1]));
+                let high = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_hadd_epi32(joined[2], joined[3]));
+                Self(_mm256_add_epi32(self.0, low), _mm256_add_epi32(self.1, high))
+            }
+        }
 
         #[inline(always)]
         unsafe fn begin_narrow(offset: i32) -> Self {
@@ -363,6 +418,17 @@ mod x86 {
         type Codes = __m512i;
         type Inputs = __m512i;
         type Narrow = __m512i;
+        const JOINS: bool = false;
+        type Joined = ();
+
+        #[inline(always)]
+        unsafe fn joined() {}
+        #[inline(always)]
+        unsafe fn add_joined<const R: usize>(_: &mut [(); R], _: *const u8, _: [i64; R]) {}
+        #[inline(always)]
+        unsafe fn add_all_joined(self, (): ()) -> Self {
+            self
+        }
 
         #[inline(always)]
         unsafe fn begin_narrow(offset: i32) -> Self {
@@ -456,6 +522,17 @@ mod x86 {
         type Codes = __m512i;
         type Inputs = __m512i;
         type Narrow = __m512i;
+        const JOINS: bool = false;
+        type Joined = ();
+
+        #[inline(always)]
+        unsafe fn joined() {}
+        #[inline(always)]
+        unsafe fn add_joined<const R: usize>(_: &mut [(); R], _: *const u8, _: [i64; R]) {}
+        #[inline(always)]
+        unsafe fn add_all_joined(self, (): ()) -> Self {
+            self
+        }
 
         #[inline(always)]
         unsafe fn begin_narrow(offset: i32) -> Self {
