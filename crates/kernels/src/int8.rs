@@ -326,16 +326,7 @@ unsafe fn block_rows<V: Int8Vector, W: Tiles<V>, const R: usize, const C: usize>
                 }
             }
         }
-        for half in 0..HALVES {
-            let at = tile * TILE + half * LANES;
-            let lanes = LANES.min(job.outputs.saturating_sub(at));
-            for r in 0..R / W::DIGITS {
-                let y = job.y.wrapping_add((row + r - job.y_row) * job.outputs + at);
-                let total = totals[half][r];
-                let total = if job.add { V::Floats::load_partial(y, lanes).add(total) } else { total };
-                total.store_partial(y, lanes);
-            }
-        }
+        store::<V::Floats, R>(job, tile, row, R / W::DIGITS, &totals);
     }
 }
 
@@ -379,20 +370,26 @@ unsafe fn joined_rows<V: Int8Vector, W: Tiles<V>, const R: usize>(job: &Job, w: 
                 }
             }
         }
-        store(job, tile, row, totals);
+        store(job, tile, row, R, &totals);
     }
 }
 
-/// Writes or adds R rows of a tile's outputs.
+/// Writes or adds a tile's outputs of `count` rows.
 ///
 /// # Safety
-/// Rows `row..row + R` of y, and the tile's outputs that there are, are the job's.
+/// Rows `row..row + count` of y, and the tile's outputs that there are, are the job's.
 #[inline(always)]
-unsafe fn store<F: Vector, const R: usize>(job: &Job, tile: usize, row: usize, totals: [[F; R]; HALVES]) {
+unsafe fn store<F: Vector, const R: usize>(
+    job: &Job,
+    tile: usize,
+    row: usize,
+    count: usize,
+    totals: &[[F; R]; HALVES],
+) {
     for half in 0..HALVES {
         let at = tile * TILE + half * LANES;
         let lanes = LANES.min(job.outputs.saturating_sub(at));
-        for r in 0..R {
+        for r in 0..count {
             let y = job.y.wrapping_add((row + r - job.y_row) * job.outputs + at);
             // SAFETY: as promised; no lane is touched past the outputs.
             unsafe {
