@@ -99,7 +99,7 @@ def measure(bench: Bench, theirs: list[dict]) -> Table:
     table = Table(theirs)
     arguments = bench.arguments
     lengths = {"prompt": arguments.prompt, "generate": arguments.generate, "runs": arguments.runs}
-    blocks = "ours: blocks of int8 with rounded activations; llama.cpp's Q8_0: the same idea, other blocks"
+    blocks = "ours: int8 in blocks of 64, activations in two int8 digits; Q8_0: blocks of 32, one digit"
     single = {"what": "decode", "adapter": "base", "batch": 1}
     ours = bench.our("decode", batch=1, **lengths)
     table.add("decode, 1 request, base", ours, {**single, "base_dtype": "q8_0"}, blocks)

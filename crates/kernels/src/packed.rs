@@ -8,8 +8,8 @@
 //! ```
 //!
 //! sixteen inputs at a time: sixteen bits of the plane flip the signs of sixteen x. Bytes: b/8 a weight and 2 a group;
-//! operations: one flip and one addition a weight, a plane and a row. Two directions are needed: [`add_product`] for
-//! dense deltas and the first factor of a low-rank one, [`add_transposed`] for its second factor, which is stored
+//! operations: one flip and one addition a weight, a plane and a row. Two directions are needed: `run_product` for
+//! dense deltas and the first factor of a low-rank one, `run_transposed` for its second factor, which is stored
 //! (rank, outputs) so that its long side is packed.
 
 use crate::{

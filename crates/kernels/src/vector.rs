@@ -21,7 +21,7 @@ pub const LANES: usize = 16;
 /// the lanes that the method names.
 #[allow(clippy::missing_safety_doc)] // one contract for all methods, stated above
 pub unsafe trait Vector: Copy {
-    /// Rows of X that a tile of [`crate::matmul()`] holds in registers.
+    /// Rows of X that a tile of the float product holds in registers.
     const TILE_ROWS: usize;
 
     /// All lanes `value`.
