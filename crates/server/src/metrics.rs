@@ -54,13 +54,26 @@ struct Figures {
 
 impl Collector for Figures {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
-        let Stats { running, waiting, generated_tokens, prompt_tokens, preemptions, .. } = self.engine;
+        let Stats {
+            running,
+            waiting,
+            generated_tokens,
+            prompt_tokens,
+            reused_tokens,
+            preemptions,
+            cancelled,
+            expired,
+            phases: _,
+        } = self.engine;
         let to = &mut encoder;
         gauge(to, "requests_running", "Requests in the batch", running as u64)?;
         gauge(to, "requests_waiting", "Requests in the queue", waiting as u64)?;
         counter(to, "generated_tokens", "Tokens generated", generated_tokens)?;
         counter(to, "prompt_tokens", "Prompt tokens run, those run again after a preemption included", prompt_tokens)?;
-        counter(to, "preemptions", "Sequences that gave their KV pages back to others", preemptions)?;
+        counter(to, "reused_tokens", "Prompt tokens found in the cache instead of run", reused_tokens)?;
+        counter(to, "preemptions", "Sequences that gave their place or their KV pages to others", preemptions)?;
+        counter(to, "cancelled", "Requests whose client left before the end", cancelled)?;
+        counter(to, "expired", "Requests that a limit in time ended", expired)?;
         self.variants.as_ref().map_or(Ok(()), |variants| variant_figures(to, variants))
     }
 }
