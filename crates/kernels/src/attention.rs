@@ -78,7 +78,7 @@ pub fn attend_on(
 ) {
     assert!(positions > 0 && head_dim > 0, "{positions} positions of {head_dim}");
     assert!(q.len() == out.len() && q.len().is_multiple_of(head_dim), "queries and outputs of whole heads");
-    assert!(Isa::available().contains(&isa), "{isa:?} is not available here");
+    isa.check();
     let heads = TOGETHER * head_dim;
     for (q, out) in q.chunks(heads).zip(out.chunks_mut(heads)) {
         let mut running = [Running { greatest: f32::NEG_INFINITY, sum: 0.0 }; TOGETHER];

@@ -28,6 +28,13 @@ impl Isa {
             .collect()
     }
 
+    /// # Panics
+    /// When this machine cannot run it.
+    #[inline]
+    pub(crate) fn check(self) {
+        assert!(self.is_supported(), "{self:?} is not available here");
+    }
+
     /// The one the kernels use: the widest that the machine has, or what `BITDELTA_ISA` (`scalar`, `avx2`, `avx512`, `avx512vnni`)
     /// asks for where the machine has it. Settled at the first call.
     pub fn selected() -> Self {

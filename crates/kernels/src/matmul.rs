@@ -27,7 +27,7 @@ pub enum Elements<'a> {
 }
 
 impl Elements<'_> {
-    fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         match self {
             Self::F32(e) => e.len(),
             Self::F16(e) | Self::Bf16(e) => e.len(),
@@ -147,10 +147,11 @@ const TILE_OUTPUTS: usize = 4;
 #[inline(always)]
 unsafe fn range<V: Vector, E: Element>(job: Job, w: *const E::Stored) {
     let k = job.width();
+    let worth_widening = |rows: usize| !E::WIDE && rows >= 2 * V::TILE_ROWS;
+    let mut scratch = vec![0f32; if worth_widening(job.rows.len()) { TILE_OUTPUTS * k } else { 0 }];
     for rows in job.row_blocks(size_of::<f32>()) {
         let job = Job { rows, ..job.clone() };
-        let widen = !E::WIDE && job.rows.len() >= 2 * V::TILE_ROWS;
-        let mut scratch = vec![0f32; if widen { TILE_OUTPUTS * k } else { 0 }];
+        let widen = worth_widening(job.rows.len());
         let mut output = job.first;
         while output < job.last {
             let width = TILE_OUTPUTS.min(job.last - output);

@@ -78,6 +78,22 @@ thread_local! {
     static CURRENT: Cell<*const Shared> = const { Cell::new(null()) };
 }
 
+/// Puts back what was current, also in a panic.
+struct Restore(*const Shared);
+
+impl Restore {
+    /// Makes `current` current until this is dropped.
+    fn after(current: *const Shared) -> Self {
+        Self(CURRENT.replace(current))
+    }
+}
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        CURRENT.set(self.0);
+    }
+}
+
 unsafe fn nothing(_: *const (), _: usize) {}
 
 impl Team {
@@ -116,18 +132,11 @@ impl Team {
 
     /// Runs `f` on this thread, its operations spread over the team. Others who call meanwhile wait for their turn.
     pub fn install<R>(&self, f: impl FnOnce() -> R) -> R {
-        /// Puts back what was current, also when `f` panics.
-        struct Restore(*const Shared);
-        impl Drop for Restore {
-            fn drop(&mut self) {
-                CURRENT.set(self.0);
-            }
-        }
         if CURRENT.get() == Arc::as_ptr(&self.shared) {
             return f();
         }
         let _turn = lock(&self.turn);
-        let _restore = Restore(CURRENT.replace(Arc::as_ptr(&self.shared)));
+        let _restore = Restore::after(Arc::as_ptr(&self.shared));
         f()
     }
 }
@@ -275,13 +284,10 @@ pub fn for_each(tasks: usize, task: impl Fn(usize) + Sync) {
     if current.is_null() || tasks <= 1 {
         return (0..tasks).for_each(task);
     }
-    CURRENT.set(null());
+    // Operations inside this one run where they are.
+    let _restore = Restore::after(null());
     // SAFETY: `install` put it there on this thread and holds the team, and its turn, until it returns.
-    let result = catch_unwind(AssertUnwindSafe(|| unsafe { (*current).run(tasks, &task) }));
-    CURRENT.set(current);
-    if let Err(panic) = result {
-        resume_unwind(panic);
-    }
+    unsafe { (*current).run(tasks, &task) };
 }
 
 /// Calls `f(i, chunk)` for every chunk of `width` values of `y` (the last may be shorter), as [`for_each`] does.

@@ -55,10 +55,13 @@ impl Matrix<'_> {
         }
     }
 
-    fn check(&self, x: &Activations) {
+    fn check(&self, isa: Isa, x: &Activations) {
         match self {
             Self::Floats(w) => w.check(),
-            Self::Int8(_) | Self::Planes(_) => assert!(x.rounded.is_some(), "rounded activations for integer products"),
+            Self::Int8(_) | Self::Planes(_) => {
+                let suits = x.rounded.as_ref().is_some_and(|rounded| rounded.suits(isa));
+                assert!(suits, "activations rounded on {isa:?} for integer products");
+            }
             Self::Packed(d) => d.check(),
             Self::LowRank(a, b) => {
                 a.check();
@@ -103,12 +106,12 @@ pub fn project(x: &Activations, products: &mut [Product]) {
 /// # Panics
 /// As [`project`].
 pub fn project_on(isa: Isa, x: &Activations, products: &mut [Product]) {
-    assert!(Isa::available().contains(&isa), "{isa:?} is not available here");
+    isa.check();
     if x.rows == 0 {
         return;
     }
     for product in &*products {
-        check(x, product);
+        check(isa, x, product);
     }
     let factors = Factors::new(isa, x, products);
     let mut tasks = Vec::new();
@@ -130,13 +133,13 @@ pub fn project_on(isa: Isa, x: &Activations, products: &mut [Product]) {
     if pieces == 1 { (0..tasks.len()).for_each(each) } else { for_each(tasks.len(), each) }
 }
 
-fn check(x: &Activations, product: &Product) {
+fn check(isa: Isa, x: &Activations, product: &Product) {
     let outputs = product.y.len() / x.rows;
     assert_eq!(product.y.len(), x.rows * outputs, "outputs of {} rows", x.rows);
     for term in &product.terms {
         assert_eq!(term.matrix.shape(), (outputs, x.width), "the shape of a term");
         assert!(term.rows.start <= term.rows.end && term.rows.end <= x.rows, "rows {:?} of {}", term.rows, x.rows);
-        term.matrix.check(x);
+        term.matrix.check(isa, x);
     }
     let begins = |term: &Term| term.rows == (0..x.rows) && !matches!(term.matrix, Matrix::LowRank(..));
     assert!(product.add || product.terms.first().is_some_and(begins), "the first term gives every output");

@@ -6,8 +6,8 @@
 //! inputs a group, under a third of them). Cost: 2 · (2 to 4) bytes an element read in the first pass, 1/8 of a byte written.
 //!
 //! A row's difference stays in the first-level cache while it is gone over three times, and the next row is asked for
-//! meanwhile, so that the memory does not wait for the arithmetic. Measured on one core with AVX-512: see `sign_word` and
-//! `ahead` below, each of which was worth a quarter.
+//! meanwhile, so that the memory does not wait for the arithmetic. Measured on one core with AVX-512: `sign_word` below
+//! and asking ahead were worth a quarter each.
 //!
 //! The order of additions is that of the plain quantizer: eight lanes for a group in f32, eight for a row in f64.
 
@@ -16,7 +16,7 @@ use crate::vector::{avx2::Avx2, avx512::Avx512};
 use crate::{
     isa::{Isa, dispatch},
     matmul::Elements,
-    vector::{LANES, Vector, scalar::Scalar},
+    vector::{LANES, Vector, prefetch, scalar::Scalar},
 };
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
@@ -161,10 +161,7 @@ impl Pair<'_> {
     fn check(&self, row: usize, columns: std::ops::Range<usize>) {
         let end = row * self.cols + columns.end;
         for matrix in [self.base, self.tuned] {
-            let len = match matrix {
-                Elements::F32(values) => values.len(),
-                Elements::F16(bits) | Elements::Bf16(bits) => bits.len(),
-            };
+            let len = matrix.len();
             assert!(columns.end <= self.cols && end <= len, "row {row} of a pair of {len} elements");
         }
     }
@@ -183,7 +180,7 @@ unsafe fn difference<V: Vector, const AHEAD: bool>(pair: &Pair, start: usize, ou
                 let next = start + out.len();
                 let load = |from: &[u16], at, lanes| {
                     if AHEAD {
-                        ahead(from.as_ptr().wrapping_add(next + at));
+                        prefetch(from.as_ptr().wrapping_add(next + at).cast());
                     }
                     wide(from, (start + at, lanes), |p| V::load_bf16(p))
                 };
@@ -193,7 +190,7 @@ unsafe fn difference<V: Vector, const AHEAD: bool>(pair: &Pair, start: usize, ou
                 let next = start + out.len();
                 let load = |from: &[f32], at: usize, lanes| {
                     if AHEAD {
-                        ahead(from.as_ptr().wrapping_add(next + at));
+                        prefetch(from.as_ptr().wrapping_add(next + at).cast());
                     }
                     V::load_partial(from.as_ptr().add(start + at), lanes)
                 };
@@ -243,18 +240,6 @@ unsafe fn wide<V: Vector>(from: &[u16], (at, lanes): (usize, usize), load: impl 
     let mut padded = [0u16; LANES];
     padded[..lanes].copy_from_slice(&from[at..at + lanes]);
     load(padded.as_ptr())
-}
-
-/// Asks for the cache line at `from`, which need not exist.
-#[inline(always)]
-fn ahead<T>(from: *const T) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch touches nothing and faults nowhere; SSE is part of x86-64.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(from.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = from;
 }
 
 /// Bit i is 1 where value i is not below 0 (so for both zeros), of up to 64 values.

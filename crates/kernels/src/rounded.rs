@@ -84,8 +84,13 @@ pub(crate) struct Rounded {
 }
 
 impl Rounded {
+    /// Whether an instruction set's product of int8 weights finds here what it reads.
+    pub fn suits(&self, isa: Isa) -> bool {
+        !joins(isa) || self.joined.len() == self.codes.len()
+    }
+
     fn new(isa: Isa, x: &[f32], width: usize) -> Self {
-        assert!(Isa::available().contains(&isa), "{isa:?} is not available here");
+        isa.check();
         let (rows, blocks) = (x.len() / width, width.div_ceil(BLOCK));
         let (mut codes, mut scales) = (vec![0i8; rows * blocks * BLOCK], vec![0f32; rows * blocks]);
         let (mut sums, mut fine_sums) = (vec![0i32; rows * blocks], vec![0i32; rows * blocks]);
@@ -112,9 +117,14 @@ impl Rounded {
             }
         });
         let join = |(code, fine): (&i8, &i8)| i16::from(*code) * FINE as i16 + i16::from(*fine);
-        let joined = if isa == Isa::Avx2 { codes.iter().zip(&fine).map(join).collect() } else { Vec::new() };
+        let joined = if joins(isa) { codes.iter().zip(&fine).map(join).collect() } else { Vec::new() };
         Self { blocks, codes, scales, sums, fine, fine_sums, joined }
     }
+}
+
+/// Whether an instruction set multiplies int8 weights with both digits at once, in 16 bits.
+fn joins(isa: Isa) -> bool {
+    isa == Isa::Avx2
 }
 
 /// Where a row's blocks go.

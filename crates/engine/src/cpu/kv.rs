@@ -7,7 +7,6 @@ use half::bf16;
 /// Pages: page → layer → head → keys (head_dim, position), then values (position, head_dim).
 pub struct CpuKv {
     shape: KvShape,
-    dtype: KvDtype,
     pages: Vec<Page>,
 }
 
@@ -53,35 +52,33 @@ impl CpuKv {
             KvDtype::Bf16 => Page::Bf16(Vec::new()),
             KvDtype::Int8 => Page::Int8 { codes: Vec::new(), scales: Vec::new() },
         };
-        Self { shape, dtype, pages: (0..pages).map(|_| empty()).collect() }
+        Self { shape, pages: (0..pages).map(|_| empty()).collect() }
     }
 
     /// Writes keys and values (rows, kv_heads, head_dim) of one layer at their rows' places.
     pub(super) fn store(&mut self, layer: usize, k: &[f32], v: &[f32], rows: &[RowPlace]) {
         let KvShape { layers, kv_heads, head_dim } = self.shape;
-        debug_assert!(self.pages.len() <= u32::MAX as usize && layer < layers, "{:?}", self.dtype);
-        let (blocks, size) = (2 * layers * kv_heads, PAGE * head_dim);
+        let shape = (2 * layers * kv_heads, PAGE * head_dim);
         for (row, place) in rows.iter().enumerate() {
             let page = &mut self.pages[place.pages[place.position / PAGE] as usize];
             let position = place.position % PAGE;
             for head in 0..kv_heads {
                 let from = (row * kv_heads + head) * head_dim..(row * kv_heads + head + 1) * head_dim;
                 let (k, v) = (&k[from.clone()], &v[from]);
-                let block = 2 * (layer * kv_heads + head);
+                let at = (2 * (layer * kv_heads + head), position);
                 match page {
-                    Page::F32(e) => put(e, blocks, size, block, position, (k, v), |value| value),
+                    Page::F32(e) => put(e, shape, at, (k, v), (|k| k, |v| v)),
                     Page::Bf16(e) => {
-                        put(e, blocks, size, block, position, (k, v), |value| bf16::from_f32(value).to_bits());
+                        let bits = |value| bf16::from_f32(value).to_bits();
+                        put(e, shape, at, (k, v), (bits, bits));
                     }
                     Page::Int8 { codes, scales } => {
-                        scales.resize(blocks, [0.0; PAGE]);
+                        scales.resize(shape.0, [0.0; PAGE]);
                         let ((k_scale, k_inverse), (v_scale, v_inverse)) = (scale(k), scale(v));
-                        scales[block][position] = k_scale;
-                        scales[block + 1][position] = v_scale;
-                        let at = |value: f32, inverse: f32| (value * inverse).round_ties_even() as i8;
-                        put_each(codes, blocks, size, block, position, (k, v), |value, is_key| {
-                            at(value, if is_key { k_inverse } else { v_inverse })
-                        });
+                        scales[at.0][position] = k_scale;
+                        scales[at.0 + 1][position] = v_scale;
+                        let code = |inverse: f32| move |value: f32| (value * inverse).round_ties_even() as i8;
+                        put(codes, shape, at, (k, v), (code(k_inverse), code(v_inverse)));
                     }
                 }
             }
@@ -113,31 +110,17 @@ fn scale(values: &[f32]) -> (f32, f32) {
 /// Writes one position's key and value into blocks `block` and `block + 1` of a page of `blocks` blocks of `size`.
 fn put<T: Copy + Default>(
     page: &mut Vec<T>,
-    blocks: usize,
-    size: usize,
-    block: usize,
-    position: usize,
-    kv: (&[f32], &[f32]),
-    convert: impl Fn(f32) -> T,
-) {
-    put_each(page, blocks, size, block, position, kv, |value, _| convert(value));
-}
-
-fn put_each<T: Copy + Default>(
-    page: &mut Vec<T>,
-    blocks: usize,
-    size: usize,
-    block: usize,
-    position: usize,
+    (blocks, size): (usize, usize),
+    (block, position): (usize, usize),
     (k, v): (&[f32], &[f32]),
-    convert: impl Fn(f32, bool) -> T,
+    (key, value): (impl Fn(f32) -> T, impl Fn(f32) -> T),
 ) {
     page.resize(blocks * size, T::default());
     let (keys, values) = page[block * size..(block + 2) * size].split_at_mut(size);
     for (i, k) in k.iter().enumerate() {
-        keys[i * PAGE + position] = convert(*k, true);
+        keys[i * PAGE + position] = key(*k);
     }
     for (to, v) in values[position * v.len()..].iter_mut().zip(v) {
-        *to = convert(*v, false);
+        *to = value(*v);
     }
 }

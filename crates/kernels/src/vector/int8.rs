@@ -365,8 +365,8 @@ mod x86 {
         // SAFETY: AVX-512 BW, the caller's promise.
         unsafe {
             let mut codes = _mm512_maskz_set1_epi8(planes[0], 2);
-            for (p, plane) in planes.into_iter().enumerate().skip(1) {
-                codes = _mm512_mask_add_epi8(codes, plane, codes, _mm512_set1_epi8(2 << p));
+            for p in 1..BITS {
+                codes = _mm512_mask_add_epi8(codes, planes[p], codes, _mm512_set1_epi8(2 << p));
             }
             codes
         }
