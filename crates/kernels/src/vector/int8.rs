@@ -359,34 +359,6 @@ mod x86 {
         }
     }
 
-    /// Doubled plane codes: each set bit of plane p adds 2 · 2^p.
-    #[inline(always)]
-    unsafe fn plane_codes<const BITS: usize>(planes: [u64; BITS]) -> __m512i {
-        // SAFETY: AVX-512 BW, the caller's promise.
-        unsafe {
-            let mut codes = _mm512_maskz_set1_epi8(planes[0], 2);
-            for p in 1..BITS {
-                codes = _mm512_mask_add_epi8(codes, planes[p], codes, _mm512_set1_epi8(2 << p));
-            }
-            codes
-        }
-    }
-
-    /// w of each of 64 codes.
-    #[inline(always)]
-    unsafe fn codes_to_floats(codes: __m512i, zero: i32) -> [avx512::Avx512; 4] {
-        // SAFETY: AVX-512 BW, the caller's promise.
-        unsafe {
-            let w = _mm512_sub_epi8(codes, _mm512_set1_epi8(zero as i8));
-            [
-                sixteen_floats_512(_mm512_castsi512_si128(w)),
-                sixteen_floats_512(_mm512_extracti32x4_epi32::<1>(w)),
-                sixteen_floats_512(_mm512_extracti32x4_epi32::<2>(w)),
-                sixteen_floats_512(_mm512_extracti32x4_epi32::<3>(w)),
-            ]
-        }
-    }
-
     #[inline(always)]
     unsafe fn sixteen_floats_512(bytes: __m128i) -> avx512::Avx512 {
         // SAFETY: AVX-512 F, the caller's promise.
@@ -407,116 +379,29 @@ mod x86 {
         }
     }
 
-    /// One register, without the instruction for it: AVX2's way, twice as wide.
+    /// One register; with `VNNI` one instruction for 64 products, else AVX2's way, twice as wide.
     #[derive(Debug, Clone, Copy)]
-    pub struct Avx512(__m512i);
+    pub struct Wide<const VNNI: bool>(__m512i);
 
-    // SAFETY: only AVX-512 F and BW, which `Isa::Avx512` asks the CPU for; reads exactly 64 codes.
-    unsafe impl Int8Vector for Avx512 {
-        const HELD: usize = 8;
-        type Floats = avx512::Avx512;
-        type Codes = __m512i;
-        type Inputs = __m512i;
-        type Narrow = __m512i;
-        const JOINS: bool = false;
-        type Joined = ();
+    /// Without the instruction.
+    pub type Avx512 = Wide<false>;
+    /// With it.
+    pub type Avx512Vnni = Wide<true>;
 
+    impl<const VNNI: bool> Wide<VNNI> {
+        /// `sums` + Σ c · x of four bytes in each i32.
         #[inline(always)]
-        unsafe fn joined() {}
-        #[inline(always)]
-        unsafe fn add_joined<const R: usize>(_: &mut [(); R], _: *const u8, _: [i64; R]) {}
-        #[inline(always)]
-        unsafe fn add_all_joined(self, (): ()) -> Self {
-            self
-        }
-
-        #[inline(always)]
-        unsafe fn begin_narrow(offset: i32) -> Self {
-            // SAFETY: see the impl.
-            Self(unsafe { _mm512_set1_epi32(offset) })
-        }
-        #[inline(always)]
-        unsafe fn narrow() -> __m512i {
-            // SAFETY: see the impl.
-            unsafe { _mm512_setzero_si512() }
-        }
-        #[inline(always)]
-        unsafe fn add_narrow(narrow: __m512i, codes: __m512i, x: i32) -> __m512i {
-            // SAFETY: see the impl.
-            unsafe { _mm512_add_epi16(narrow, _mm512_maddubs_epi16(codes, _mm512_set1_epi32(x))) }
-        }
-        #[inline(always)]
-        unsafe fn widen(self, narrow: __m512i) -> Self {
-            // SAFETY: see the impl.
-            Self(unsafe { _mm512_add_epi32(self.0, _mm512_madd_epi16(narrow, _mm512_set1_epi16(1))) })
-        }
-
-        #[inline(always)]
-        unsafe fn begin(offset: i32) -> Self {
-            // SAFETY: see the impl.
-            Self(unsafe { _mm512_set1_epi32(offset) })
-        }
-        #[inline(always)]
-        unsafe fn load_codes(from: *const u8) -> __m512i {
-            // SAFETY: see the impl.
-            unsafe { _mm512_loadu_si512(from.cast()) }
-        }
-        #[inline(always)]
-        unsafe fn load_planes<const BITS: usize>(planes: [u64; BITS]) -> __m512i {
-            // SAFETY: see the impl.
-            unsafe { plane_codes(planes) }
-        }
-        #[inline(always)]
-        unsafe fn add_dots(self, codes: __m512i, x: i32) -> Self {
-            // SAFETY: see the impl.
-            Self(unsafe { _mm512_add_epi32(self.0, dots_512(codes, _mm512_set1_epi32(x))) })
-        }
-        #[inline(always)]
-        unsafe fn add(self, other: Self) -> Self {
-            // SAFETY: see the impl.
-            Self(unsafe { _mm512_add_epi32(self.0, other.0) })
-        }
-        #[inline(always)]
-        unsafe fn join(self, fine: Self) -> Self {
-            // SAFETY: see the impl.
-            Self(unsafe { _mm512_add_epi32(_mm512_slli_epi32::<7>(self.0), fine.0) })
-        }
-        #[inline(always)]
-        unsafe fn load_inputs(from: *const i8) -> __m512i {
-            // SAFETY: see the impl.
-            unsafe { _mm512_loadu_si512(from.cast()) }
-        }
-        #[inline(always)]
-        unsafe fn begin_neighbours(zero: i32, x: __m512i) -> Self {
-            // SAFETY: see the impl.
+        unsafe fn add_products(sums: __m512i, codes: __m512i, x: __m512i) -> __m512i {
+            // SAFETY: see the impl below.
             unsafe {
-                let zeros = _mm512_set1_epi8(zero as i8);
-                Self(_mm512_sub_epi32(_mm512_setzero_si512(), dots_512(zeros, x)))
+                if VNNI { _mm512_dpbusd_epi32(sums, codes, x) } else { _mm512_add_epi32(sums, dots_512(codes, x)) }
             }
-        }
-        #[inline(always)]
-        unsafe fn add_neighbours(self, codes: __m512i, x: __m512i) -> Self {
-            // SAFETY: see the impl.
-            Self(unsafe { _mm512_add_epi32(self.0, dots_512(codes, x)) })
-        }
-        #[inline(always)]
-        unsafe fn codes_to_floats(codes: __m512i, zero: i32) -> [avx512::Avx512; 4] {
-            // SAFETY: see the impl.
-            unsafe { codes_to_floats(codes, zero) }
-        }
-        #[inline(always)]
-        unsafe fn to_floats(self) -> avx512::Avx512 {
-            // SAFETY: see the impl.
-            avx512::Avx512::of(unsafe { _mm512_cvtepi32_ps(self.0) })
         }
     }
 
-    /// One register, one instruction for 64 products.
-    #[derive(Debug, Clone, Copy)]
-    pub struct Avx512Vnni(__m512i);
-
-    // SAFETY: only AVX-512 F and VNNI, which `Isa::Avx512Vnni` asks the CPU for; reads exactly 64 codes.
-    unsafe impl Int8Vector for Avx512Vnni {
+    // SAFETY: only AVX-512 F and BW, which `Isa::Avx512` asks the CPU for, and with `VNNI` that, which `Isa::Avx512Vnni`
+    // asks for; reads exactly 64 codes.
+    unsafe impl<const VNNI: bool> Int8Vector for Wide<VNNI> {
         const HELD: usize = 8;
         type Floats = avx512::Avx512;
         type Codes = __m512i;
@@ -547,12 +432,22 @@ mod x86 {
         #[inline(always)]
         unsafe fn add_narrow(narrow: __m512i, codes: __m512i, x: i32) -> __m512i {
             // SAFETY: see the impl.
-            unsafe { _mm512_dpbusd_epi32(narrow, codes, _mm512_set1_epi32(x)) }
+            unsafe {
+                let x = _mm512_set1_epi32(x);
+                if VNNI {
+                    _mm512_dpbusd_epi32(narrow, codes, x)
+                } else {
+                    _mm512_add_epi16(narrow, _mm512_maddubs_epi16(codes, x))
+                }
+            }
         }
         #[inline(always)]
         unsafe fn widen(self, narrow: __m512i) -> Self {
             // SAFETY: see the impl.
-            Self(unsafe { _mm512_add_epi32(self.0, narrow) })
+            unsafe {
+                let sums = if VNNI { narrow } else { _mm512_madd_epi16(narrow, _mm512_set1_epi16(1)) };
+                Self(_mm512_add_epi32(self.0, sums))
+            }
         }
 
         #[inline(always)]
@@ -567,13 +462,20 @@ mod x86 {
         }
         #[inline(always)]
         unsafe fn load_planes<const BITS: usize>(planes: [u64; BITS]) -> __m512i {
-            // SAFETY: see the impl.
-            unsafe { plane_codes(planes) }
+            // SAFETY: see the impl. Each set bit of plane p adds 2 · 2^p; a loop over an index, for an iterator costs a
+            // call for each plane.
+            unsafe {
+                let mut codes = _mm512_maskz_set1_epi8(planes[0], 2);
+                for p in 1..BITS {
+                    codes = _mm512_mask_add_epi8(codes, planes[p], codes, _mm512_set1_epi8(2 << p));
+                }
+                codes
+            }
         }
         #[inline(always)]
         unsafe fn add_dots(self, codes: __m512i, x: i32) -> Self {
             // SAFETY: see the impl.
-            Self(unsafe { _mm512_dpbusd_epi32(self.0, codes, _mm512_set1_epi32(x)) })
+            Self(unsafe { Self::add_products(self.0, codes, _mm512_set1_epi32(x)) })
         }
         #[inline(always)]
         unsafe fn add(self, other: Self) -> Self {
@@ -594,19 +496,27 @@ mod x86 {
         unsafe fn begin_neighbours(zero: i32, x: __m512i) -> Self {
             // SAFETY: see the impl.
             unsafe {
-                let zeros = _mm512_set1_epi8(zero as i8);
-                Self(_mm512_sub_epi32(_mm512_setzero_si512(), _mm512_dpbusd_epi32(_mm512_setzero_si512(), zeros, x)))
+                let (zeros, none) = (_mm512_set1_epi8(zero as i8), _mm512_setzero_si512());
+                Self(_mm512_sub_epi32(none, Self::add_products(none, zeros, x)))
             }
         }
         #[inline(always)]
         unsafe fn add_neighbours(self, codes: __m512i, x: __m512i) -> Self {
             // SAFETY: see the impl.
-            Self(unsafe { _mm512_dpbusd_epi32(self.0, codes, x) })
+            Self(unsafe { Self::add_products(self.0, codes, x) })
         }
         #[inline(always)]
         unsafe fn codes_to_floats(codes: __m512i, zero: i32) -> [avx512::Avx512; 4] {
             // SAFETY: see the impl.
-            unsafe { codes_to_floats(codes, zero) }
+            unsafe {
+                let w = _mm512_sub_epi8(codes, _mm512_set1_epi8(zero as i8));
+                [
+                    sixteen_floats_512(_mm512_castsi512_si128(w)),
+                    sixteen_floats_512(_mm512_extracti32x4_epi32::<1>(w)),
+                    sixteen_floats_512(_mm512_extracti32x4_epi32::<2>(w)),
+                    sixteen_floats_512(_mm512_extracti32x4_epi32::<3>(w)),
+                ]
+            }
         }
         #[inline(always)]
         unsafe fn to_floats(self) -> avx512::Avx512 {
