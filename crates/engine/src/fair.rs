@@ -59,9 +59,12 @@ impl<W> Fair<W> {
         self.enter(tenant).waiting.push_back((number, item));
     }
 
-    /// Queues a request again that had to give up its place: before the tenant's others that came later.
+    /// Queues a request again that was taken and did not begin, or had to give up its place: before the tenant's others
+    /// that came later. The tenant was not away, so it keeps its turn.
     pub fn push_again(&mut self, tenant: &Arc<str>, number: u64, item: W) {
-        let waiting = &mut self.enter(tenant).waiting;
+        let served = self.clock;
+        let new = || Tenant { waiting: VecDeque::new(), running: 0, served };
+        let waiting = &mut self.tenants.entry(tenant.clone()).or_insert_with(new).waiting;
         let at = waiting.partition_point(|(other, _)| *other < number);
         waiting.insert(at, (number, item));
     }
@@ -164,6 +167,24 @@ mod tests {
         fair.pop(&tenant)?;
         fair.started(&tenant);
         Some(tenant)
+    }
+
+    #[test]
+    fn a_request_that_finds_no_room_keeps_its_tenants_turn() {
+        let [busy, patient, other] = names(["busy", "patient", "other"]);
+        let mut fair = Fair::new();
+        fair.push(&patient, 0, 0);
+        fair.push(&busy, 1, 1);
+        fair.push(&other, 2, 2);
+        charge(&mut fair, "busy", 10);
+        charge(&mut fair, "other", 1);
+        // The clock is past what the patient one was served.
+        for _ in 0..2 {
+            assert_eq!(fair.next().map(|(tenant, _)| tenant), Some(&patient));
+            let item = fair.pop(&patient).expect("its request");
+            fair.push_again(&patient, 0, item);
+        }
+        assert_eq!((fair.served("patient"), fair.next().map(|(tenant, _)| tenant)), (0, Some(&patient)));
     }
 
     #[test]
