@@ -127,3 +127,14 @@ pub enum Error {
     #[error("the engine has stopped")]
     Stopped,
 }
+
+/// Refuses what the machine has no memory for, where it tells what it has.
+///
+/// # Errors
+/// [`Error::Memory`] with the figures.
+pub(crate) fn check_memory(what: impl FnOnce() -> String, needed: u64) -> Result<(), Error> {
+    match bitdelta_model::memory::available() {
+        Some(available) if available < needed => Err(Error::Memory { what: what(), needed, available }),
+        _ => Ok(()),
+    }
+}

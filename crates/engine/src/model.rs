@@ -74,8 +74,8 @@ impl<B: Backend> Model<B> {
         KvShape { layers: config.layers, kv_heads: config.kv_heads, head_dim: config.head_dim }
     }
 
-    /// Bytes of one page of the KV cache.
-    pub(crate) fn page_bytes(&self) -> u64 {
+    /// Bytes of one page of the KV cache: keys and values of [`PAGE`] positions.
+    pub fn kv_page_bytes(&self) -> u64 {
         self.kv_shape().page_bytes(self.backend.kv_dtype())
     }
 

@@ -10,6 +10,7 @@ use crate::{
     Cancel, Error, Event, Finish, Model, Request, Resident, Sampling,
     backend::{Backend, PAGE},
     cpu::Cpu,
+    error::check_memory,
     forward::{Phases, Workspace},
     gate::{Gate, Pace},
     pages::Pages,
@@ -160,7 +161,7 @@ impl<B: Backend> Engine<B> {
                 return Err(Error::InvalidParameter { name, value: value.to_string(), expected });
             }
         }
-        let page_bytes = model.page_bytes();
+        let page_bytes = model.kv_page_bytes();
         let pages = usize::try_from(options.kv_bytes / page_bytes).unwrap_or(usize::MAX).min(u32::MAX as usize);
         if pages == 0 {
             let what = "one page of the KV cache".to_owned();
@@ -172,9 +173,7 @@ impl<B: Backend> Engine<B> {
         let pages = pages.min((batches * options.max_batch).saturating_mul(options.max_context.div_ceil(PAGE)));
         let rows = options.max_batch + options.prefill_chunk;
         let needed = pages as u64 * page_bytes + Workspace::bytes(&model, rows);
-        if let Some(available) = bitdelta_model::memory::available().filter(|available| *available < needed) {
-            return Err(Error::Memory { what: "the KV cache".to_owned(), needed, available });
-        }
+        check_memory(|| "the KV cache".to_owned(), needed)?;
         let kv = model.backend().kv(model.kv_shape(), pages)?;
         let (commands, receiver) = channel();
         let shared = Arc::new(Shared::new(options.max_queue));

@@ -3,6 +3,7 @@
 use crate::{
     Error,
     backend::{Backend, BaseDtype, Halves, HostTensor},
+    error::check_memory,
 };
 use bitdelta_kernels::Int8Weights;
 use bitdelta_model::{Base, Dtype, LinearKind, TensorRef};
@@ -84,9 +85,7 @@ impl<B: Backend> BaseWeights<B> {
     /// Reads all tensors of `base`, one after another.
     pub fn load(base: &Base, backend: &B, dtype: BaseDtype) -> Result<Self, Error> {
         let needed = bytes(base, dtype);
-        if let Some(available) = bitdelta_model::memory::available().filter(|available| *available < needed) {
-            return Err(Error::Memory { what: format!("the base model {}", base.name), needed, available });
-        }
+        check_memory(|| format!("the base model {}", base.name), needed)?;
         let mut arena = backend.arena(needed);
         let mut load = |name: &str| -> Result<B::Weights, Error> {
             let (tensor, rows, cols) = read(base, name)?;

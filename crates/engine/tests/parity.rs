@@ -223,6 +223,23 @@ fn merge(base: &Base, variant: &Variant, dir: &Path) {
     base.export_hf(dir, Dtype::F32, &mut add).expect("an exported folder");
 }
 
+/// The variant, written and read, on its base is the base merged with it, and moves the base's logits `plain`.
+fn assert_equals_merged(model: &Model, variant: &Variant, tokens: &[u32], plain: &[f32], kind: &str) {
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("user.safetensors");
+    variant.write(&file).expect("a variant file");
+    let read = Variant::read(&file).expect("the same variant");
+    let resident = model.prepare("user", &file, read).expect("a resident variant");
+    let found = logits(model, tokens, 0..tokens.len(), Some(&resident));
+
+    let merged = dir.path().join("merged");
+    merge(model.base(), variant, &merged);
+    let expected = logits(&load(&merged), tokens, 0..tokens.len(), None);
+    assert_close(&found, &expected, LOGIT_TOLERANCE, kind);
+    let moved = found.iter().zip(plain).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(moved > 100.0 * LOGIT_TOLERANCE, "{kind}: the variant changes nothing ({moved})");
+}
+
 #[test]
 fn base_plus_packed_delta_equals_merged_weights_for_every_kind() {
     let model = load(&golden("tiny-llama"));
@@ -264,19 +281,7 @@ fn base_plus_packed_delta_equals_merged_weights_for_every_kind() {
     let plain = golden.floats("logits");
     for (kind, parts) in kinds {
         let variant = twin(base, parts);
-        let dir = tempfile::tempdir().expect("a folder");
-        let file = dir.path().join("user.safetensors");
-        variant.write(&file).expect("a variant file");
-        let read = Variant::read(&file).expect("the same variant");
-        let resident = model.prepare("user", &file, read).expect("a resident variant");
-        let found = logits(&model, &tokens, 0..tokens.len(), Some(&resident));
-
-        let merged = dir.path().join("merged");
-        merge(base, &variant, &merged);
-        let expected = logits(&load(&merged), &tokens, 0..tokens.len(), None);
-        assert_close(&found, &expected, LOGIT_TOLERANCE, kind);
-        let moved = found.iter().zip(&plain).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(moved > 100.0 * LOGIT_TOLERANCE, "{kind}: the variant changes nothing ({moved})");
+        assert_equals_merged(&model, &variant, &tokens, &plain, kind);
     }
 }
 
@@ -342,19 +347,7 @@ fn tables_plus_packed_deltas_equal_merged_weights_with_a_tied_head_and_with_one_
         let (tokens, plain) = (expected.ids("input_ids"), expected.floats("logits"));
         let mut variant = unchanged(base);
         add_tables(base, &mut variant, parts);
-        let dir = tempfile::tempdir().expect("a folder");
-        let file = dir.path().join("user.safetensors");
-        variant.write(&file).expect("a variant file");
-        let read = Variant::read(&file).expect("the same variant");
-        let resident = model.prepare("user", &file, read).expect("a resident variant");
-        let found = logits(&model, &tokens, 0..tokens.len(), Some(&resident));
-
-        let merged = dir.path().join("merged");
-        merge(base, &variant, &merged);
-        let expected = logits(&load(&merged), &tokens, 0..tokens.len(), None);
-        assert_close(&found, &expected, LOGIT_TOLERANCE, &format!("{folder}, {kind}"));
-        let moved = found.iter().zip(&plain).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(moved > 100.0 * LOGIT_TOLERANCE, "{folder}, {kind}: the variant changes nothing ({moved})");
+        assert_equals_merged(&model, &variant, &tokens, &plain, &format!("{folder}, {kind}"));
     }
 }
 

@@ -31,6 +31,7 @@ use crate::{
     Error, Model, Resident,
     backend::Backend,
     cpu::Cpu,
+    error::check_memory,
     resident::Body,
     user::{check_user, user_of},
 };
@@ -122,12 +123,8 @@ impl<B: Backend> Registry<B> {
             let (name, value, expected) = ("resident_bytes", "0".to_owned(), "1 or more");
             return Err(Error::InvalidParameter { name, value, expected });
         }
-        match bitdelta_model::memory::available() {
-            Some(available) if available < needed => {
-                Err(Error::Memory { what: "the budget for variants".to_owned(), needed, available })
-            }
-            _ => Ok(Self::within(model, dir, needed)),
-        }
+        check_memory(|| "the budget for variants".to_owned(), needed)?;
+        Ok(Self::within(model, dir, needed))
     }
 
     fn within(model: Arc<Model<B>>, dir: Option<PathBuf>, budget: u64) -> Self {

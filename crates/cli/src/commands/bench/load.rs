@@ -7,8 +7,7 @@
 use super::{base::BenchBase, print_json, serving, variants};
 use crate::{Context, Error, commands::progress::Bar, output, sizes::format_bytes};
 use bitdelta_delta::Variant;
-use bitdelta_engine::{Cancel, Engine, Registry, Request, Resident, Sampling};
-use bitdelta_model::ModelConfig;
+use bitdelta_engine::{Cancel, Engine, Model, Registry, Request, Resident, Sampling, backend::PAGE};
 use serde::Serialize;
 use std::{
     path::Path,
@@ -119,7 +118,7 @@ pub fn run(args: &LoadArgs) -> Result<(), Error> {
         Ok::<_, Error>((loads.times(args.runs, Loads::read)?, loads.times(args.runs, |loads| Ok(loads.ready()?.1))?))
     })?;
 
-    let engine = serving::start(&model, args.batch + 1, tokens_of_a_row(&model.base().config, args.batch + 1))?;
+    let engine = serving::start(&model, args.batch + 1, tokens_of_a_row(&model, args.batch + 1))?;
     let busy = bar.during("loading beside running requests", || {
         Running::start(&engine, &users, args.batch, args.prompt)?.measure(&loads, args.runs)
     })?;
@@ -173,9 +172,9 @@ fn print(m: &Measured) -> Result<(), Error> {
 }
 
 /// How long a running row can get.
-fn tokens_of_a_row(config: &ModelConfig, rows: usize) -> usize {
-    let tokens = KV_BYTES / rows as u64 / serving::kv_bytes_of_a_token(config);
-    (tokens.min(MOST_TOKENS) as usize).min(config.max_positions) - 1
+fn tokens_of_a_row(model: &Model, rows: usize) -> usize {
+    let tokens = (KV_BYTES * PAGE as u64 / rows as u64 / model.kv_page_bytes()).min(MOST_TOKENS) as usize;
+    tokens.min(model.base().config.max_positions) - 1
 }
 
 /// The newcomer's file and the registry that finds it.

@@ -6,7 +6,6 @@
 use super::variants::Kind;
 use crate::{Context, Error, output, sizes::format_bytes};
 use bitdelta_engine::{Engine, EngineOptions, Model, Phases, Resident, Sampling, backend::PAGE};
-use bitdelta_model::ModelConfig;
 use serde::Serialize;
 use std::{
     sync::Arc,
@@ -184,7 +183,7 @@ pub fn start(model: &Arc<Model>, batch: usize, tokens: usize) -> Result<Engine, 
     let options = EngineOptions {
         max_batch: batch,
         prefill_chunk: 512,
-        kv_bytes: (batch * max_context.next_multiple_of(PAGE)) as u64 * kv_bytes_of_a_token(&model.base().config),
+        kv_bytes: (batch * max_context.div_ceil(PAGE)) as u64 * model.kv_page_bytes(),
         max_context,
         // Every run computes its prompts: nothing is taken from the run before.
         share_prefixes: false,
@@ -192,11 +191,6 @@ pub fn start(model: &Arc<Model>, batch: usize, tokens: usize) -> Result<Engine, 
         ..EngineOptions::default()
     };
     Engine::start(Arc::clone(model), options).context("starting the engine")
-}
-
-/// Bytes of keys and values of one token of one sequence, as f32.
-pub fn kv_bytes_of_a_token(config: &ModelConfig) -> u64 {
-    (2 * 4 * config.layers * config.kv_heads * config.head_dim) as u64
 }
 
 /// The prompt of request `index`; peers are given the same (`benches/`).
