@@ -65,7 +65,9 @@ struct Run {
 }
 
 impl Run {
-    fn new(asks: Vec<Ask>, places: usize, budget: usize, pages: usize, share: bool) -> Self {
+    /// The requests are numbered as they come.
+    fn new(mut asks: Vec<Ask>, places: usize, budget: usize, pages: usize, share: bool) -> Self {
+        asks.sort_by_key(|ask| ask.comes);
         let schedule = Schedule::new(places, budget, Pages::new(pages, share));
         let cache = vec![vec![None; PAGE]; pages];
         Self { schedule, asks, cache, ended: BTreeMap::new(), left: Vec::new(), step: 0, rows: 0 }
@@ -186,9 +188,9 @@ proptest! {
         asks in proptest::collection::vec(any_ask(), 1..30),
         places in 1usize..6, budget in 1usize..100, pages in 5usize..24, share in any::<bool>(),
     ) {
-        let mut run = Run::new(asks.clone(), places, budget, pages, share);
+        let mut run = Run::new(asks, places, budget, pages, share);
         run.run_all();
-        for (index, ask) in asks.iter().enumerate() {
+        for (index, ask) in run.asks.iter().enumerate() {
             prop_assert!(ask.prompt.len() + ask.answer <= MAX_TOKENS);
             match run.ended.get(&index) {
                 Some(said) => prop_assert_eq!(said, &alone(&ask.prompt, ask.answer)),
