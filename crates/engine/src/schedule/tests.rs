@@ -207,8 +207,9 @@ proptest! {
         places in 1usize..5, pages in 5usize..40,
     ) {
         let asks = queued.iter().enumerate().flat_map(|(tenant, count)| vec![ask(tenant, prompt, answer); *count]);
-        // Fewer places than tenants: nobody has two, and nobody is ahead by more than what ran meanwhile.
-        let (tenants, bound) = (queued.len(), 2 * (prompt + answer) as u64);
+        // Fewer places than tenants: nobody has two, and nobody is ahead by more than what ran meanwhile: one request
+        // whose turn it was, one begun before, and one that gave way for want of pages and ran again.
+        let (tenants, bound) = (queued.len(), 3 * (prompt + answer) as u64);
         let mut run = Run::new(asks.collect(), places.min(tenants - 1), 64, pages, false);
         for _ in 0..150 {
             run.step();
