@@ -17,6 +17,7 @@ pub mod metrics;
 mod pair;
 pub mod part;
 pub mod quantize;
+pub mod tread;
 
 pub use config::{BitDeltaConfig, GroupSize};
 pub use dense::PackedMatrix;
