@@ -4,7 +4,7 @@
 mod common;
 
 use bitdelta_model::{Architecture, ModelConfig};
-use bitdelta_train::graph::{Adaptation, Graph, PackedBatch, matrix::Matrix};
+use bitdelta_train::graph::{Adaptation, Graph, PackedBatch, distil_loss::kl, matrix::Matrix};
 use candle_core::{D, Device, Tensor, Var};
 use common::{Tensors, config, tensors};
 
@@ -289,4 +289,39 @@ fn a_packed_sequence_does_not_see_its_neighbours() {
         .sum();
     let together = graph.loss(&packed).expect("loss");
     assert!((alone - together).abs() < 1e-5 * together, "{alone} {together}");
+}
+
+#[test]
+fn distilling_from_hidden_states_reaches_what_learns() {
+    // The slope of KL(teacher ‖ student) along a parameter's own gradient is that gradient's squared norm.
+    let config = config(Architecture::Qwen3);
+    let (student, teacher) = (tensors(&config, 5), tensors(&config, 6));
+    let batch = batch();
+    let teacher = Graph::new(&config, &teacher, Adaptation::Frozen, 64, false).expect("graph");
+    let student = Graph::new(&config, &student, Adaptation::Full, 64, false).expect("graph");
+    let wanted = teacher.hidden(&batch).expect("hidden states");
+    let divergence = |scale| {
+        let loss = |hidden: &Matrix, head: &Matrix| {
+            let result = kl(hidden, &wanted, head, teacher.head(), scale)?;
+            Ok((result.loss, result.gradient))
+        };
+        student.accumulate_by(&batch, loss).expect("a divergence")
+    };
+    divergence(Some(1.0));
+    for parameter in student.parameters() {
+        let gradient = parameter.gradient().take().expect("a gradient");
+        let norm = gradient.values().iter().map(|x| x * x).sum::<f32>();
+        let step = 2e-3 / norm.sqrt();
+        let moved = |by: f32| {
+            let before = parameter.value().clone();
+            let cols = before.cols();
+            parameter.value_mut().add_to_columns(0..cols, &gradient, by);
+            let loss = divergence(None);
+            *parameter.value_mut() = before;
+            loss
+        };
+        let slope = (moved(step) - moved(-step)) / f64::from(2.0 * step);
+        let want = f64::from(norm);
+        assert!((slope - want).abs() < 0.02 * want, "{}: {slope} {want}", parameter.name());
+    }
 }

@@ -9,6 +9,7 @@
 
 pub mod attention;
 mod build;
+pub mod distil_loss;
 pub mod layer;
 pub mod linear;
 pub mod loss;

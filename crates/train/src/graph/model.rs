@@ -54,12 +54,7 @@ impl Graph {
     /// # Errors
     /// [`Error::Graph`].
     pub fn loss(&self, batch: &PackedBatch) -> Result<f64, Error> {
-        let mut x = self.embed(batch)?;
-        for layer in &self.layers {
-            x = layer.forward(x, &batch.starts, &self.rope)?.0;
-        }
-        let hidden = self.final_norm.forward(&x.select_rows(&batch.rows));
-        Ok(cross_entropy(&hidden, self.head(), &batch.targets, None)?.loss)
+        Ok(cross_entropy(&self.hidden(batch)?, self.head(), &batch.targets, None)?.loss)
     }
 
     /// Σ of the losses of the batch's targets; `scale` times the gradient of that sum is added to what learns.
@@ -70,6 +65,35 @@ impl Graph {
         if batch.rows.is_empty() {
             return Ok(0.0);
         }
+        self.accumulate_by(batch, |hidden, head| {
+            let result = cross_entropy(hidden, head, &batch.targets, Some(scale))?;
+            Ok((result.loss, result.gradient))
+        })
+    }
+
+    /// The hidden states of `batch.rows` after the final norm, (rows, hidden): with [`Graph::head`] they make the logits.
+    ///
+    /// # Errors
+    /// [`Error::Graph`].
+    pub fn hidden(&self, batch: &PackedBatch) -> Result<Matrix, Error> {
+        let mut x = self.embed(batch)?;
+        for layer in &self.layers {
+            x = layer.forward(x, &batch.starts, &self.rope)?.0;
+        }
+        Ok(self.final_norm.forward(&x.select_rows(&batch.rows)))
+    }
+
+    /// Forward and back with a loss of the caller's: `loss` gets the hidden states of `batch.rows` (as [`Graph::hidden`]
+    /// gives them) and the head, and returns what it likes and the gradient of those hidden states, which is taken
+    /// through the model and added to what learns; without a gradient, nothing is added.
+    ///
+    /// # Errors
+    /// [`Error::Graph`], and what `loss` reports.
+    pub fn accumulate_by<T>(
+        &self,
+        batch: &PackedBatch,
+        loss: impl FnOnce(&Matrix, &Matrix) -> Result<(T, Option<Matrix>), Error>,
+    ) -> Result<T, Error> {
         /// What is kept of a layer.
         enum Kept {
             All(Saved),
@@ -84,8 +108,9 @@ impl Graph {
             x = y;
         }
         let selected = x.select_rows(&batch.rows);
-        let result = cross_entropy(&self.final_norm.forward(&selected), self.head(), &batch.targets, Some(scale))?;
-        let Some(d_hidden) = result.gradient else { return Ok(result.loss) };
+        drop(x);
+        let (result, d_hidden) = loss(&self.final_norm.forward(&selected), self.head())?;
+        let Some(d_hidden) = d_hidden else { return Ok(result) };
         let mut d_selected = Matrix::zeros(selected.rows(), selected.cols());
         self.final_norm.backward_add(&selected, &d_hidden, &mut d_selected);
         let mut gradient = d_selected.scatter_rows(&batch.rows, batch.tokens.len());
@@ -97,7 +122,7 @@ impl Graph {
             };
             gradient = layer.backward(saved, gradient, &batch.starts, &self.rope)?;
         }
-        Ok(result.loss)
+        Ok(result)
     }
 
     /// The logits of every token of one sequence, (tokens, vocabulary).
@@ -133,7 +158,8 @@ impl Graph {
             + linears.sum::<usize>()
     }
 
-    fn head(&self) -> &Matrix {
+    /// The frozen head, (vocabulary, hidden).
+    pub fn head(&self) -> &Matrix {
         self.head.as_ref().unwrap_or(&self.embedding)
     }
 
