@@ -7,7 +7,7 @@
 //! part     := 0 codes                           Dense (rows, cols)
 //!           | 1 n rank, codes A, codes Bᵀ       LowRank: A (rank, cols), Bᵀ (rank, rows)
 //!           | 2                                 Full: f16 (rows, cols)
-//! codes    := byte (bits − 1, +8 with offsets), n group (0: the whole row)
+//! codes    := byte (bits − 1, +8 with offsets; 16: f16 entries, 17: f32), n group (0: the whole row)
 //! linears  := n { n class, byte error }         error: see [`error_code`]
 //! extras   := n { n step·2 + new [n elements] } index = the one before + 1 + step; elements as before unless new
 //! ```
@@ -17,6 +17,10 @@ use crate::part::Part;
 
 /// Most parts that one linear may carry.
 const MAX_PARTS: u64 = 8;
+
+/// The byte of entries that are no codes but f16, and f32.
+const F16: u8 = 16;
+const F32: u8 = 17;
 
 /// A manifest in memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +60,11 @@ impl Coding {
     fn of(matrix: &crate::PackedMatrix) -> Self {
         let group = if matrix.group == matrix.cols { 0 } else { matrix.group };
         Self { bits: matrix.bits, offsets: !matrix.offsets.is_empty(), group }
+    }
+
+    /// Whether entries are floats, without scales.
+    pub fn is_float(&self) -> bool {
+        self.bits > 8
     }
 
     /// Inputs a scale for rows of `cols`.
@@ -155,7 +164,11 @@ fn put(out: &mut Vec<u8>, value: usize) {
 }
 
 fn put_coding(out: &mut Vec<u8>, coding: &Coding) {
-    out.push((coding.bits - 1) | (u8::from(coding.offsets) << 3));
+    out.push(match coding.bits {
+        16 => F16,
+        32 => F32,
+        bits => (bits - 1) | (u8::from(coding.offsets) << 3),
+    });
     put(out, coding.group);
 }
 
@@ -264,10 +277,15 @@ impl Reader<'_> {
     fn coding(&mut self) -> Result<Coding, String> {
         let byte = self.byte()?;
         let group = self.number()?;
-        if byte > 0xf || group > u64::from(u32::MAX) {
+        if byte > F32 || group > u64::from(u32::MAX) || (byte >= F16 && group > 0) {
             return Err(self.wrong("codes are out of range"));
         }
-        Ok(Coding { bits: (byte & 7) + 1, offsets: byte & 8 != 0, group: group as usize })
+        let bits = match byte {
+            F16 => 16,
+            F32 => 32,
+            byte => (byte & 7) + 1,
+        };
+        Ok(Coding { bits, offsets: byte & 8 != 0, group: group as usize })
     }
 }
 
@@ -278,13 +296,15 @@ mod tests {
     fn plan() -> Plan {
         let coding = Coding { bits: 1, offsets: false, group: 64 };
         let row = Coding { bits: 4, offsets: true, group: 0 };
+        let float = |bits| Coding { bits, offsets: false, group: 0 };
         Plan {
             classes: vec![
                 Class { rows: 576, cols: 1536, parts: vec![Kind::Dense(coding)] },
                 Class { rows: 3, cols: 1, parts: vec![Kind::LowRank { rank: 300, a: row, bt: coding }, Kind::Full] },
+                Class { rows: 4, cols: 5, parts: vec![Kind::LowRank { rank: 2, a: float(16), bt: float(32) }] },
                 Class { rows: 3, cols: 1, parts: vec![] },
             ],
-            linears: vec![(0, 17), (1, 254), (0, 255), (2, 0)],
+            linears: vec![(0, 17), (1, 254), (0, 255), (2, 0), (3, 9)],
             extras: vec![(0, 576), (1, 576), (200, 12), (4000, 576)],
         }
     }
