@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use bitdelta_delta::{
-    BitDeltaConfig, Error, Extra, GroupSize, Info, LinearDelta, Part, Variant, factor, file, metrics, quantize,
+    BitDeltaConfig, Error, Extra, GroupSize, Info, LinearDelta, Part, Variant, exact_factors, factor, file, metrics, quantize,
     quantize::{Codes, pack},
 };
 use proptest::prelude::*;
@@ -38,6 +38,7 @@ fn small() -> Variant {
             linear(5, 1, vec![quantize("w", &noise(5, 4), 5, 1, &offset).unwrap()]),
             linear(2, 2, vec![Part::Full { rows: 2, cols: 2, values: vec![1, 2, 3, 4] }]),
             linear(9, 9, vec![]),
+            linear(3, 70, vec![exact_factors("w", &noise(2 * 70, 5), &[0.5; 3 * 2], (3, 2, 70), 2.0).unwrap()]),
         ],
     );
     variant.linears[3].relative_error = Some(0.0);

@@ -7,7 +7,8 @@
 //! part     := 0 codes                           Dense (rows, cols)
 //!           | 1 n rank, codes A, codes Bᵀ       LowRank: A (rank, cols), Bᵀ (rank, rows)
 //!           | 2                                 Full: f16 (rows, cols)
-//! codes    := byte (bits − 1, +8 with offsets, +16 in the coded stream), n group (0: the whole row)
+//! codes    := byte (bits − 1, +8 with offsets; 16: f16 entries, 17: f32; 31 + bits: in the coded stream), n group (0: the
+//!             whole row)
 //! linears  := n { n class, byte error }         error: see [`error_code`]
 //! extras   := n { n step·2 + new [n elements] } index = the one before + 1 + step; elements as before unless new
 //! ```
@@ -20,6 +21,12 @@ use crate::{PackedMatrix, part::Part, tread::Levels};
 
 /// Most parts that one linear may carry.
 const MAX_PARTS: u64 = 8;
+
+/// The byte of entries that are no codes but f16, and f32.
+const F16: u8 = 16;
+const F32: u8 = 17;
+/// The byte of codes of one bit in the coded stream; up to four bits follow.
+const CODED: u8 = 32;
 
 /// A manifest in memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +70,11 @@ impl Coding {
     fn of(matrix: &PackedMatrix, coded: bool) -> Self {
         let group = if matrix.group == matrix.cols { 0 } else { matrix.group };
         Self { bits: matrix.bits, offsets: !matrix.offsets.is_empty(), group, coded }
+    }
+
+    /// Whether entries are floats, without scales.
+    pub fn is_float(&self) -> bool {
+        self.bits > 8
     }
 
     /// Inputs a scale for rows of `cols`.
@@ -204,7 +216,12 @@ fn put(out: &mut Vec<u8>, value: usize) {
 }
 
 fn put_coding(out: &mut Vec<u8>, coding: &Coding) {
-    out.push((coding.bits - 1) | (u8::from(coding.offsets) << 3) | (u8::from(coding.coded) << 4));
+    out.push(match coding.bits {
+        16 => F16,
+        32 => F32,
+        bits if coding.coded => CODED + bits - 1,
+        bits => (bits - 1) | (u8::from(coding.offsets) << 3),
+    });
     put(out, coding.group);
 }
 
@@ -327,11 +344,17 @@ impl Reader<'_> {
     fn coding(&mut self) -> Result<Coding, String> {
         let byte = self.byte()?;
         let group = self.number()?;
-        let (bits, offsets, coded) = ((byte & 7) + 1, byte & 8 != 0, byte & 16 != 0);
-        if byte > 0x1f || group > u64::from(u32::MAX) || (coded && (bits > 4 || !offsets || group != 0)) {
+        if byte >= CODED + 4 || group > u64::from(u32::MAX) || (byte >= F16 && group > 0) {
             return Err(self.wrong("codes are out of range"));
         }
-        Ok(Coding { bits, offsets, group: group as usize, coded })
+        let coded = byte >= CODED;
+        let bits = match byte {
+            F16 => 16,
+            F32 => 32,
+            18..CODED => return Err(self.wrong("codes are out of range")),
+            byte => (byte & 7) + 1,
+        };
+        Ok(Coding { bits, offsets: coded || byte & 8 != 0, group: group as usize, coded })
     }
 }
 
@@ -342,13 +365,15 @@ mod tests {
     fn plan() -> Plan {
         let coding = Coding { bits: 1, offsets: false, group: 64, coded: false };
         let row = Coding { bits: 4, offsets: true, group: 0, coded: false };
+        let float = |bits| Coding { bits, offsets: false, group: 0, coded: false };
         Plan {
             classes: vec![
                 Class { rows: 576, cols: 1536, parts: vec![Kind::Dense(coding)] },
                 Class { rows: 3, cols: 1, parts: vec![Kind::LowRank { rank: 300, a: row, bt: coding }, Kind::Full] },
+                Class { rows: 4, cols: 5, parts: vec![Kind::LowRank { rank: 2, a: float(16), bt: float(32) }] },
                 Class { rows: 3, cols: 1, parts: vec![] },
             ],
-            linears: vec![(0, 17), (1, 254), (0, 255), (2, 0)],
+            linears: vec![(0, 17), (1, 254), (0, 255), (2, 0), (3, 9)],
             extras: vec![(0, 576), (1, 576), (200, 12), (4000, 576)],
             coded: 0,
         }

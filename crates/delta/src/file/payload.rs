@@ -4,7 +4,8 @@
 //! planes u64 │ scales f16 │ offsets f16 │ tensor scales f32 │ full f16 │ coded     little-endian, zeros between sections
 //! ```
 //!
-//! Inside a section the parts follow each other linear by linear (a LowRank's A before its Bᵀ), extras last. Coded matrices (`coded.rs`) are in no other section.
+//! Inside a section the parts follow each other linear by linear (a LowRank's A before its Bᵀ), extras last. A matrix of
+//! floats has its entries among the planes, and no scales. Coded matrices (`coded.rs`) are in no other section.
 
 use super::{
     Extra, LinearDelta, Variant,
@@ -57,7 +58,8 @@ impl Sizes {
             return Some(Self::default());
         }
         let rows64 = rows as u64;
-        let scales = rows64.checked_mul(cols.div_ceil(coding.group_of(cols)) as u64)?;
+        let groups = if coding.is_float() { 0 } else { cols.div_ceil(coding.group_of(cols)) };
+        let scales = rows64.checked_mul(groups as u64)?;
         Some(Self {
             words: rows64.checked_mul(u64::from(coding.bits))?.checked_mul(cols.div_ceil(64) as u64)?,
             scales,
@@ -208,7 +210,7 @@ impl<'a> Sections<'a> {
 
     fn matrix(&mut self, coding: &Coding, rows: usize, cols: usize) -> PackedMatrix {
         let group = coding.group_of(cols);
-        let scales = rows * cols.div_ceil(group);
+        let scales = if coding.is_float() { 0 } else { rows * cols.div_ceil(group) };
         let words = take(&mut self.words, rows * usize::from(coding.bits) * cols.div_ceil(64) * 8);
         let tensor_scale = take(&mut self.tensor_scales, 4).as_chunks().0.first();
         PackedMatrix {
@@ -245,10 +247,18 @@ pub(super) fn check(part: &Part, (rows, cols): (usize, usize)) -> Result<(), Str
     if part.shape() != (rows, cols) {
         return Err(format!("a {} part of shape {:?} in a linear of {rows} x {cols}", part.kind(), part.shape()));
     }
-    if let Part::LowRank { a, bt } = part
-        && a.rows != bt.rows
+    if let Part::LowRank { a, bt } = part {
+        if a.rows != bt.rows {
+            return Err(format!("factors of rank {} and {}", a.rows, bt.rows));
+        }
+        if a.is_float() != bt.is_float() {
+            return Err("one factor of floats and one of codes".into());
+        }
+    }
+    if let Part::Dense(matrix) = part
+        && matrix.is_float()
     {
-        return Err(format!("factors of rank {} and {}", a.rows, bt.rows));
+        return Err("a dense part of floats".into());
     }
     if let Part::Full { values, .. } = part
         && (rows.checked_mul(cols) != Some(values.len()) || !finite(values))
@@ -261,7 +271,7 @@ pub(super) fn check(part: &Part, (rows, cols): (usize, usize)) -> Result<(), Str
 fn check_matrix(matrix: &PackedMatrix) -> Result<(), String> {
     let PackedMatrix { bits, rows, cols, group, .. } = *matrix;
     let fits = |value: usize| (1..=u32::MAX as usize).contains(&value);
-    if !(1..=8).contains(&bits) || !fits(rows) || !fits(cols) || !fits(group) {
+    if !matches!(bits, 1..=8 | 16 | 32) || !fits(rows) || !fits(cols) || !fits(group) {
         return Err(format!("{bits} bits, {rows} x {cols}, group {group}"));
     }
     let coding = Coding { bits, offsets: !matrix.offsets.is_empty(), group, coded: false };
@@ -269,6 +279,9 @@ fn check_matrix(matrix: &PackedMatrix) -> Result<(), String> {
     let found = [matrix.planes.len(), matrix.scales.len(), matrix.offsets.len()].map(|length| length as u64);
     if found != [sizes.words, sizes.scales, sizes.offsets] {
         return Err(format!("planes, scales, offsets of lengths {found:?} do not fit {rows} x {cols}"));
+    }
+    if matrix.is_float() {
+        return if group == cols { matrix.check_floats() } else { Err(format!("floats in groups of {group}")) };
     }
     if !matrix.tensor_scale.is_finite() || !finite(&matrix.scales) || !finite(&matrix.offsets) {
         return Err("a scale or offset is not finite".into());
