@@ -11,6 +11,7 @@
 //! row 1, plane 0: …
 //! ```
 
+use crate::quantize::stored;
 use half::f16;
 
 /// A packed (rows, cols) matrix. Canonical layout: see the fields.
@@ -91,6 +92,20 @@ impl PackedMatrix {
                 *value = offset + scale * *value;
             }
         }
+    }
+
+    /// Multiplies each scale by its factor (rows · groups, none negative), rounded as scales are stored.
+    ///
+    /// # Panics
+    /// When there are more or fewer factors than scales.
+    pub fn multiply_scales(&mut self, factors: &[f32]) {
+        assert_eq!(factors.len(), self.scales.len(), "a factor for each scale");
+        let value = |bits: u16| f16::from_bits(bits).to_f32() * self.tensor_scale;
+        let scales: Vec<f32> = self.scales.iter().zip(factors).map(|(bits, factor)| value(*bits) * factor).collect();
+        let offsets: Vec<f32> = self.offsets.iter().map(|bits| value(*bits)).collect();
+        self.tensor_scale = scales.iter().chain(&offsets).fold(0.0, |most, x| most.max(x.abs()));
+        self.scales = scales.iter().map(|scale| stored(*scale, self.tensor_scale)).collect();
+        self.offsets = offsets.iter().map(|offset| stored(*offset, self.tensor_scale)).collect();
     }
 
     /// All values, row-major (rows, cols).

@@ -18,13 +18,14 @@ pub mod metrics;
 mod pair;
 pub mod part;
 pub mod quantize;
+pub mod sizes;
 pub mod tread;
 
 pub use config::{BitDeltaConfig, GroupSize};
 pub use dense::PackedMatrix;
 pub use error::Error;
-pub use floats::exact_factors;
 pub use file::{Extra, Info, LinearDelta, Variant};
+pub use floats::exact_factors;
 pub use lowrank::factor;
 pub use pair::{Values, quantize_pair};
 pub use part::Part;

@@ -198,7 +198,7 @@ impl Bounds {
 ///
 /// # Errors
 /// As [`quantize`].
-pub(crate) fn check(tensor: &str, values: &[f32], rows: usize, cols: usize) -> Result<(), Error> {
+pub fn check(tensor: &str, values: &[f32], rows: usize, cols: usize) -> Result<(), Error> {
     bounds(tensor, values, rows, cols, None).map(|_| ())
 }
 

@@ -59,7 +59,7 @@ impl Step {
 }
 
 /// Levels of a (rows, cols) matrix, a row after the other, and each row's step; `None` for a row of zeros.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Levels {
     /// Inputs.
     pub cols: usize,
@@ -153,7 +153,8 @@ impl Levels {
         let mut levels = Vec::with_capacity(rows * cols);
         for (planes, step) in matrix.planes.chunks(bits * words).zip(&steps) {
             for at in 0..cols {
-                let code: u64 = (0..bits).map(|plane| (planes[plane * words + at / 64] >> (at % 64) & 1) << plane).sum();
+                let code: u64 =
+                    (0..bits).map(|plane| (planes[plane * words + at / 64] >> (at % 64) & 1) << plane).sum();
                 levels.push((code as i32 + lowest(matrix.bits)) as i8);
             }
             let zeros = levels[levels.len() - cols..].iter().all(|level| *level == 0);
@@ -173,7 +174,7 @@ pub(crate) fn lowest(bits: u8) -> i32 {
 /// The level for a value in steps.
 #[inline(always)]
 pub fn nearest_level(value: f32, dead: f32) -> i32 {
-    let magnitude = (value.abs() + 0.5 - dead) as i32;
+    let magnitude = (value.abs() + 0.5 - dead).max(0.0) as i32;
     let level = if value < 0.0 { -magnitude } else { magnitude };
     level.clamp(SMALLEST, LARGEST)
 }
@@ -197,7 +198,8 @@ mod tests {
 
     #[test]
     fn packed_codes_stand_for_whole_steps() {
-        let values: Vec<f32> = (0..3 * 70).map(|i| ((i * 37 % 101) as f32 - 50.0) * [0.01, 0.05, 0.0][i / 70]).collect();
+        let values: Vec<f32> =
+            (0..3 * 70).map(|i| ((i * 37 % 101) as f32 - 50.0) * [0.01, 0.05, 0.0][i / 70]).collect();
         let steps = [Step::nearest(0.5), Step::nearest(0.4), Step::nearest(1.0)];
         let levels = Levels::of(&values, 70, &steps, 0.0);
         assert_eq!(levels.steps[2], None, "a row of zeros has no step");
@@ -205,7 +207,8 @@ mod tests {
         assert_eq!(packed.bits, 4);
         assert_eq!(packed.dequantize(), levels.values());
         assert_eq!(Levels::unpack(&packed), Some(levels.clone()));
-        for (value, (coded, step)) in values.iter().zip(levels.values().iter().zip(steps.iter().flat_map(|s| [s; 70]))) {
+        for (value, (coded, step)) in values.iter().zip(levels.values().iter().zip(steps.iter().flat_map(|s| [s; 70])))
+        {
             let room = if value.abs() < 7.0 * step.value() { 0.5001 } else { 10.0 };
             assert!((value - coded).abs() <= room * step.value(), "{value} {coded}");
         }

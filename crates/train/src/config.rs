@@ -4,8 +4,11 @@
 //! LLaMA-Factory's, which users bring. A setting that has no meaning on this machine is in [`WITHOUT_EFFECT`] and
 //! noted, never silently taken; an unknown one is an error with the nearest name.
 
-use crate::Error;
-use bitdelta_delta::{BitDeltaConfig, GroupSize};
+use crate::{
+    Error,
+    budget::{RATE, Schedule},
+};
+use bitdelta_delta::{BitDeltaConfig, GroupSize, sizes::parse_bytes};
 use bitdelta_model::chat::Template;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -64,7 +67,7 @@ pub enum Method {
 /// How the learning rate goes after warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Schedule {
+pub enum Decay {
     /// Straight down to 0.
     #[default]
     Linear,
@@ -123,6 +126,11 @@ pub struct TrainConfig {
     pub lora_alpha: Option<f32>,
     /// Bits a weight of the quantised factors, 1 to 8.
     pub factor_bits: u8,
+    /// Size that the variant's file may have ("340KB", "10MB", or bytes): low-rank factors of a rank that follows from it,
+    /// trained first as they are and then through their rounding.
+    pub budget: Option<Size>,
+    /// Passes over the data while the factors are rounded; `None`: as many as before.
+    pub budget_epochs: Option<f64>,
     /// Only "bitdelta".
     pub quantization_method: String,
     /// Bits a weight of a dense delta: 1, 2 or 4.
@@ -154,7 +162,7 @@ pub struct TrainConfig {
     /// Peak rate; `None` goes by method and rank, see [`TrainConfig::learning_rate`].
     pub learning_rate: Option<f64>,
     /// Decay.
-    pub lr_scheduler_type: Schedule,
+    pub lr_scheduler_type: Decay,
     /// Optimiser steps of warm-up; goes before `warmup_ratio`.
     pub warmup_steps: usize,
     /// The same as a share of all steps.
@@ -206,6 +214,29 @@ pub enum GroupWord {
     Word(String),
 }
 
+/// `budget` as it is written: bytes, or a number and a unit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Size {
+    /// So many bytes.
+    Bytes(u64),
+    /// "340KB"
+    Word(String),
+}
+
+impl Size {
+    /// In bytes.
+    ///
+    /// # Errors
+    /// A sentence that says what is accepted.
+    pub fn bytes(&self) -> Result<u64, String> {
+        match self {
+            Self::Bytes(bytes) => Ok(*bytes),
+            Self::Word(word) => parse_bytes(word),
+        }
+    }
+}
+
 impl Default for TrainConfig {
     fn default() -> Self {
         Self {
@@ -224,6 +255,8 @@ impl Default for TrainConfig {
             lora_rank: 4,
             lora_alpha: None,
             factor_bits: 4,
+            budget: None,
+            budget_epochs: None,
             quantization_method: "bitdelta".into(),
             bits: 1,
             group_size: None,
@@ -239,7 +272,7 @@ impl Default for TrainConfig {
             num_train_epochs: 3.0,
             max_steps: -1,
             learning_rate: None,
-            lr_scheduler_type: Schedule::Linear,
+            lr_scheduler_type: Decay::Linear,
             warmup_steps: 0,
             warmup_ratio: 0.0,
             weight_decay: 0.0,
@@ -375,6 +408,15 @@ impl TrainConfig {
         self.template()?;
         self.bitdelta()?.validate()?;
         need((1..=8).contains(&self.factor_bits), "factor_bits", "must be 1 to 8")?;
+        self.budget_bytes()?;
+        let fits_method = self.budget.is_none() || self.method == Method::LowRank;
+        need(
+            fits_method,
+            "budget",
+            "is met by low-rank factors: finetuning_type must be lowrank (or compress --budget)",
+        )?;
+        let epochs = self.budget_epochs.unwrap_or(1.0);
+        need(epochs.is_finite() && epochs > 0.0, "budget_epochs", "must be above 0")?;
         need((1..=1024).contains(&self.lora_rank), "lora_rank", "must be 1 to 1024")?;
         need(self.lora_alpha.is_none_or(|a| a.is_finite() && a > 0.0), "lora_alpha", "must be above 0")?;
         need(self.cutoff_len >= 2, "cutoff_len", "must be 2 or more")?;
@@ -412,6 +454,25 @@ impl TrainConfig {
         Template::from_name(name).ok_or_else(|| {
             Error::setting("template", format!("{name:?} is unknown; model, chatml and qwen3 are known"))
         })
+    }
+
+    /// The size that the file may have.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for what is no size.
+    pub fn budget_bytes(&self) -> Result<Option<u64>, Error> {
+        let bytes = self.budget.as_ref().map(Size::bytes).transpose();
+        bytes.map_err(|problem| Error::setting("budget", problem))
+    }
+
+    /// How factors are trained through their rounding.
+    pub fn budget_schedule(&self) -> Schedule {
+        Schedule {
+            epochs: self.budget_epochs.unwrap_or(self.num_train_epochs),
+            batch: self.per_device_train_batch_size * self.gradient_accumulation_steps,
+            rate: RATE,
+            seed: self.seed,
+        }
     }
 
     /// What B·A is multiplied by: alpha / rank.

@@ -96,6 +96,14 @@ pub enum Error {
         /// What differs.
         problem: String,
     },
+    /// Not even an empty variant fits.
+    #[error("{bytes} bytes are too few: a variant of this base takes at least {least}, with nothing in it")]
+    Budget {
+        /// What was asked for.
+        bytes: u64,
+        /// The smallest file.
+        least: u64,
+    },
     /// The base model.
     #[error(transparent)]
     Model(#[from] bitdelta_model::base::Error),

@@ -5,6 +5,7 @@
 //! model's forward and backward pass is [`graph`]. Not here: the quantizer and the file (`bitdelta-delta`), generation
 //! (`bitdelta-engine`), and anything that prints.
 pub mod batch;
+pub mod budget;
 pub mod compress;
 pub mod config;
 pub mod data;

@@ -97,7 +97,8 @@ fn row(coder: &mut impl Coder, kind: &mut Kind, step: &mut Option<Step>, levels:
         node = node << 1 | usize::from(bit);
     }
     kind.last_step = kind.last_step.wrapping_add(node as u8);
-    *step = Some(Step::from_code(kind.last_step).ok_or_else(|| format!("step {} is beyond the table", kind.last_step))?);
+    *step =
+        Some(Step::from_code(kind.last_step).ok_or_else(|| format!("step {} is beyond the table", kind.last_step))?);
     kind.renew();
     let mut before = [false; 2];
     let mut any = false;
@@ -297,8 +298,7 @@ mod tests {
 
     fn decode(bytes: &[u8], shapes: &[(usize, usize)]) -> Result<Vec<Levels>, String> {
         let mut decoder = Decoder::new(bytes);
-        let levels =
-            shapes.iter().enumerate().map(|(at, (rows, cols))| decoder.matrix(at % 2, *rows, *cols)).collect();
+        let levels = shapes.iter().enumerate().map(|(at, (rows, cols))| decoder.matrix(at % 2, *rows, *cols)).collect();
         decoder.finish().and(levels)
     }
 

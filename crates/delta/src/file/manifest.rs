@@ -117,9 +117,10 @@ impl Plan {
             let Class { rows, cols, parts } = &self.classes[*class];
             parts.iter().try_fold(sum, |sum, part| {
                 let Kind::LowRank { rank, a, bt } = part else { return Some(sum) };
-                [(a, cols), (bt, rows)].into_iter().filter(|(coding, _)| coding.coded).try_fold(sum, |sum, (_, width)| {
-                    sum.checked_add((*rank as u64).checked_mul(*width as u64)?)
-                })
+                [(a, cols), (bt, rows)]
+                    .into_iter()
+                    .filter(|(coding, _)| coding.coded)
+                    .try_fold(sum, |sum, (_, width)| sum.checked_add((*rank as u64).checked_mul(*width as u64)?))
             })
         })
     }

@@ -20,8 +20,8 @@ mod manifest;
 mod payload;
 
 pub use crate::error::Error;
-pub use coded::coded_bytes;
 use crate::{config::BitDeltaConfig, part::Part};
+pub use coded::coded_bytes;
 use half::f16;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
