@@ -142,7 +142,7 @@ impl Levels {
     }
 
     /// The levels of a matrix that [`Levels::pack`] could have made.
-    pub(crate) fn unpack(matrix: &PackedMatrix) -> Option<Self> {
+    pub fn of_matrix(matrix: &PackedMatrix) -> Option<Self> {
         let PackedMatrix { bits, rows, cols, group, .. } = *matrix;
         if bits > 4 || group != cols || matrix.tensor_scale != UNIT || matrix.offsets != matrix.scales {
             return None;
@@ -206,7 +206,7 @@ mod tests {
         let packed = levels.pack("w").unwrap();
         assert_eq!(packed.bits, 4);
         assert_eq!(packed.dequantize(), levels.values());
-        assert_eq!(Levels::unpack(&packed), Some(levels.clone()));
+        assert_eq!(Levels::of_matrix(&packed), Some(levels.clone()));
         for (value, (coded, step)) in values.iter().zip(levels.values().iter().zip(steps.iter().flat_map(|s| [s; 70])))
         {
             let room = if value.abs() < 7.0 * step.value() { 0.5001 } else { 10.0 };
@@ -220,14 +220,14 @@ mod tests {
     fn other_codes_are_not_taken_for_treads() {
         let levels = Levels::of(&[1.0, -1.0, 0.0], 3, &[Step::nearest(1.0)], 0.0);
         let packed = levels.pack("w").unwrap();
-        assert!(Levels::unpack(&packed).is_some());
+        assert!(Levels::of_matrix(&packed).is_some());
         for changed in [
             PackedMatrix { tensor_scale: 1.0, ..packed.clone() },
             PackedMatrix { offsets: vec![0], ..packed.clone() },
             PackedMatrix { scales: vec![1], offsets: vec![1], ..packed.clone() },
             PackedMatrix { scales: vec![0], offsets: vec![0], ..packed.clone() },
         ] {
-            assert_eq!(Levels::unpack(&changed), None);
+            assert_eq!(Levels::of_matrix(&changed), None);
         }
     }
 }

@@ -6,10 +6,10 @@
 
 use crate::{
     Error,
-    budget::{RATE, Schedule},
+    budget::{RATE, Schedule, rank_for},
 };
 use bitdelta_delta::{BitDeltaConfig, GroupSize, sizes::parse_bytes};
-use bitdelta_model::chat::Template;
+use bitdelta_model::{Base, chat::Template};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::PathBuf;
@@ -129,6 +129,8 @@ pub struct TrainConfig {
     /// Size that the variant's file may have ("340KB", "10MB", or bytes): low-rank factors of a rank that follows from it,
     /// trained first as they are and then through their rounding.
     pub budget: Option<Size>,
+    /// The same as bits a weight of the linears.
+    pub bits_per_weight: Option<f64>,
     /// Passes over the data while the factors are rounded; `None`: as many as before.
     pub budget_epochs: Option<f64>,
     /// Only "bitdelta".
@@ -256,6 +258,7 @@ impl Default for TrainConfig {
             lora_alpha: None,
             factor_bits: 4,
             budget: None,
+            bits_per_weight: None,
             budget_epochs: None,
             quantization_method: "bitdelta".into(),
             bits: 1,
@@ -409,7 +412,14 @@ impl TrainConfig {
         self.bitdelta()?.validate()?;
         need((1..=8).contains(&self.factor_bits), "factor_bits", "must be 1 to 8")?;
         self.budget_bytes()?;
-        let fits_method = self.budget.is_none() || self.method == Method::LowRank;
+        need(
+            self.budget.is_none() || self.bits_per_weight.is_none(),
+            "bits_per_weight",
+            "says the same as budget: give one",
+        )?;
+        let bits = self.bits_per_weight.unwrap_or(1.0);
+        need(bits.is_finite() && bits > 0.0, "bits_per_weight", "must be above 0")?;
+        let fits_method = (self.budget.is_none() && self.bits_per_weight.is_none()) || self.method == Method::LowRank;
         need(
             fits_method,
             "budget",
@@ -463,6 +473,19 @@ impl TrainConfig {
     pub fn budget_bytes(&self) -> Result<Option<u64>, Error> {
         let bytes = self.budget.as_ref().map(Size::bytes).transpose();
         bytes.map_err(|problem| Error::setting("budget", problem))
+    }
+
+    /// These settings for a base: with a size asked for, its bytes and the rank that follows from them.
+    ///
+    /// # Errors
+    /// As [`TrainConfig::budget_bytes`].
+    pub fn for_base(&self, base: &Base) -> Result<Self, Error> {
+        let weights: u64 = base.linears().iter().map(|linear| linear.rows as u64 * linear.cols as u64).sum();
+        let by_bits = self.bits_per_weight.map(|bits| (bits * weights as f64 / 8.0) as u64);
+        Ok(match self.budget_bytes()?.or(by_bits) {
+            None => self.clone(),
+            Some(bytes) => Self { budget: Some(Size::Bytes(bytes)), lora_rank: rank_for(base, bytes), ..self.clone() },
+        })
     }
 
     /// How factors are trained through their rounding.

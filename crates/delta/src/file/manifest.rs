@@ -91,7 +91,7 @@ impl Plan {
     }
 
     fn with(variant: &Variant, stream: usize, coded: bool) -> Self {
-        let coding = |matrix: &PackedMatrix| Coding::of(matrix, coded && Levels::unpack(matrix).is_some());
+        let coding = |matrix: &PackedMatrix| Coding::of(matrix, coded && Levels::of_matrix(matrix).is_some());
         let mut classes: Vec<Class> = Vec::new();
         let linears = variant.linears.iter().map(|linear| {
             let parts = linear.parts.iter().map(|part| match part {
@@ -133,7 +133,7 @@ fn coded_stream(variant: &Variant) -> (Vec<u8>, bool) {
     let mut elements = 0;
     for part in variant.linears.iter().flat_map(|linear| &linear.parts) {
         let Part::LowRank { a, bt } = part else { continue };
-        for (kind, levels) in [a, bt].into_iter().map(Levels::unpack).enumerate() {
+        for (kind, levels) in [a, bt].into_iter().map(Levels::of_matrix).enumerate() {
             let Some(levels) = levels else { continue };
             elements += levels.levels.len() as u64;
             encoder.matrix(kind, &levels);

@@ -93,7 +93,7 @@ impl Sizes {
 pub(super) fn encode(plan: &Plan, stream: &[u8], variant: &Variant) -> Result<Vec<u8>, String> {
     let sizes = Sizes::plan(plan).and_then(|sizes| sizes.bytes()).ok_or("too large for any machine")?;
     let parts = || variant.linears.iter().flat_map(|linear| &linear.parts);
-    let coded = |matrix: &PackedMatrix| plan.coded > 0 && Levels::unpack(matrix).is_some();
+    let coded = |matrix: &PackedMatrix| plan.coded > 0 && Levels::of_matrix(matrix).is_some();
     let factors = |part: &Part| matches!(part, Part::LowRank { .. });
     let matrices = parts().flat_map(|part| part.matrices().into_iter().map(move |matrix| (factors(part), matrix)));
     let matrices: Vec<&PackedMatrix> =

@@ -12,7 +12,6 @@ mod result;
 use crate::{
     Error, TrainConfig,
     batch::{self, Example},
-    budget::rank_for,
     config::{Every, Method},
     data::{self, Conversation},
     graph::{Adaptation, Graph, matrix::Matrix, parameter::Parameter},
@@ -78,9 +77,7 @@ pub fn run(config: &TrainConfig, progress: &dyn Progress, stop: &AtomicBool) -> 
 /// As [`run`].
 pub fn run_on(base: &Base, config: &TrainConfig, progress: &dyn Progress, stop: &AtomicBool) -> Result<Outcome, Error> {
     config.validate()?;
-    let by_budget =
-        config.budget_bytes()?.map(|bytes| TrainConfig { lora_rank: rank_for(base, bytes), ..config.clone() });
-    let config = by_budget.as_ref().unwrap_or(config);
+    let config = &config.for_base(base)?;
     let template = config.template()?;
     let mut warnings = config.bitdelta()?.warnings();
     let data = Data::load(base, &template, config, &mut warnings)?;
