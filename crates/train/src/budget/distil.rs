@@ -66,7 +66,18 @@ impl Teacher {
     pub fn new(finetuned: &Base, base: &Base, examples: &[Example], progress: &dyn Progress) -> Result<Self, Error> {
         let longest = examples.iter().map(|example| example.tokens.len()).max().unwrap_or(0);
         let graph = Graph::new(&finetuned.config, finetuned, Adaptation::Frozen, longest, false)?;
-        progress.begin("asking the fine-tuned model", examples.len() as u64, "examples");
+        let teacher = Self::of(&graph, examples, progress)?;
+        let name = if base.config.tied { "model.embed_tokens.weight" } else { "lm_head.weight" };
+        let same = base.tensor_f32(name)? == graph.head().values();
+        Ok(Self { head: (!same).then(|| graph.head().clone()), ..teacher })
+    }
+
+    /// Runs a graph as it is now over `examples`; its head is that of the student.
+    ///
+    /// # Errors
+    /// What the graph reports.
+    pub fn of(graph: &Graph, examples: &[Example], progress: &dyn Progress) -> Result<Self, Error> {
+        progress.begin("asking the teacher", examples.len() as u64, "examples");
         let mut hidden = Vec::with_capacity(examples.len());
         for examples in examples.chunks(8) {
             let packed = batch::pack(examples);
@@ -80,9 +91,7 @@ impl Teacher {
             progress.advance(examples.len() as u64, "");
         }
         progress.end();
-        let name = if base.config.tied { "model.embed_tokens.weight" } else { "lm_head.weight" };
-        let same = base.tensor_f32(name)? == graph.head().values();
-        Ok(Self { hidden, head: (!same).then(|| graph.head().clone()) })
+        Ok(Self { hidden, head: None })
     }
 }
 

@@ -1,9 +1,12 @@
-//! The end of a run that trains for a byte budget: what was learnt as exact factors is trained on through its rounding.
+//! The end of a run that trains for a byte budget: the rounded factors are trained to answer as the exact ones do.
+//!
+//! The exact ones teach, and not the data once more: further passes over a user's few conversations would learn those by
+//! heart, and what was learnt already would be lost.
 
 use crate::{
     Error,
     batch::Example,
-    budget::{Coded, Factors, Schedule, Student, distil, header_bytes, size_of},
+    budget::{Coded, Factors, Schedule, Student, Teacher, distil, header_bytes, size_of},
     graph::Graph,
     progress::Progress,
 };
@@ -29,7 +32,8 @@ pub(super) fn round(
     let factors: Vec<Factors> = (0..base.linears().len()).map(|index| student.balanced(index)).collect();
     let room = bytes.saturating_sub(RESERVED);
     let stream = room.saturating_sub(header_bytes(base, info)?);
-    let done = distil(&student, &factors, examples, None, stream, schedule, progress, stop)?;
+    let teacher = Teacher::of(graph, examples, progress)?;
+    let done = distil(&student, &factors, examples, Some(&teacher), stream, schedule, progress, stop)?;
     let coded = done.coded(room, |coded: &[Coded]| size_of(base, info, coded))?;
     let least = size_of(base, info, &coded)?;
     if least > room {
