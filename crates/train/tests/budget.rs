@@ -58,7 +58,7 @@ fn a_file_keeps_its_size_to_the_byte_or_less_and_more_bytes_come_closer() {
         .into_iter()
         .map(|bytes| {
             let mut variant =
-                compress_to(&base, &tuned, &[], &options(bytes, 1.0), info(&base), &Silent, &NEVER).unwrap();
+                compress_to(&base, &tuned, &[], &options(bytes, 1.0), info(&base), (&Silent, &NEVER)).unwrap();
             let found = variant.to_bytes().unwrap();
             assert!(found.len() as u64 <= bytes && found.len() as u64 > bytes * 8 / 10, "{} of {bytes}", found.len());
             let (read, _) = Variant::from_bytes(&found, Path::new("v")).unwrap();
@@ -72,7 +72,7 @@ fn a_file_keeps_its_size_to_the_byte_or_less_and_more_bytes_come_closer() {
 #[test]
 fn too_few_bytes_are_refused_with_how_many_it_takes() {
     let (base, tuned) = pair();
-    match compress_to(&base, &tuned, &[], &options(100, 1.0), info(&base), &Silent, &NEVER) {
+    match compress_to(&base, &tuned, &[], &options(100, 1.0), info(&base), (&Silent, &NEVER)) {
         Err(Error::Budget { bytes: 100, least }) => assert!(least > 100 && least < 2_000, "{least}"),
         other => panic!("{other:?}"),
     }
@@ -84,7 +84,8 @@ fn training_on_data_brings_the_same_bytes_nearer_to_the_fine_tune() {
     let examples = examples(&base);
     let teacher = Teacher::new(&tuned, &base, &examples, &Silent).unwrap();
     let divergence = |with: &[Example], epochs| {
-        let variant = compress_to(&base, &tuned, with, &options(4_000, epochs), info(&base), &Silent, &NEVER).unwrap();
+        let variant =
+            compress_to(&base, &tuned, with, &options(4_000, epochs), info(&base), (&Silent, &NEVER)).unwrap();
         assert!(variant.to_bytes().unwrap().len() <= 4_000);
         teacher.divergence_of(&base, &variant, &examples).unwrap()
     };
@@ -100,7 +101,7 @@ fn trained_scales_come_nearer_than_fitted_ones_and_codes_stay() {
     let teacher = Teacher::new(&tuned, &base, &examples, &Silent).unwrap();
     let (fitted, before) = (variant.clone(), teacher.divergence_of(&base, &variant, &examples).unwrap());
     let schedule = Schedule { epochs: 6.0, batch: 8, rate: SCALE_RATE, seed: 1 };
-    distil_scales(&base, &teacher, &mut variant, &examples, schedule, &Silent, &NEVER).unwrap();
+    distil_scales(&base, &teacher, &mut variant, &examples, schedule, (&Silent, &NEVER)).unwrap();
     let after = teacher.divergence_of(&base, &variant, &examples).unwrap();
     assert!(after < 0.8 * before, "{after} {before}");
     for (fitted, trained) in fitted.linears.iter().zip(&variant.linears) {

@@ -112,7 +112,7 @@ fn to_budget(args: &CompressArgs, bytes: u64, base: &Base, finetuned: &Base, doi
         Info::new(base.fingerprint(), &base.name, args.config(), &base.tokenizer.template_id(&Template::Model));
     info.notes.insert("method".into(), json!("compress"));
     info.notes.insert("budget".into(), json!(bytes));
-    let work = || budget::compress_to(base, finetuned, &examples, &options, info, &bar, interrupt.flag());
+    let work = || budget::compress_to(base, finetuned, &examples, &options, info, (&bar, interrupt.flag()));
     let variant = interrupt.during(work).context(doing)?;
     if interrupt.asked() {
         return Err(Error::Interrupted);
@@ -140,7 +140,7 @@ fn distil(
     let schedule = args.schedule(Schedule { epochs: 2.0, batch: 8, rate: SCALE_RATE, seed: 42 });
     let work = || {
         let teacher = Teacher::new(finetuned, base, &examples, &bar)?;
-        let found = distil_scales(base, &teacher, variant, &examples, schedule, &bar, interrupt.flag())?;
+        let found = distil_scales(base, &teacher, variant, &examples, schedule, (&bar, interrupt.flag()))?;
         report.relative_error = budget::measure_errors(variant, base, finetuned)?;
         Ok::<_, bitdelta_train::Error>(found)
     };
@@ -164,8 +164,7 @@ impl CompressArgs {
     }
 
     fn schedule(&self, default: Schedule) -> Schedule {
-        let rate = std::env::var("BD_RATE").ok().and_then(|rate| rate.parse().ok()).unwrap_or(default.rate);
-        Schedule { epochs: self.epochs.unwrap_or(default.epochs), rate, ..default }
+        Schedule { epochs: self.epochs.unwrap_or(default.epochs), ..default }
     }
 
     /// The budget in bytes, however it was given.

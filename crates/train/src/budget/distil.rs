@@ -1,4 +1,4 @@
-//! Training factors through their rounding, towards a fine-tuned model's distributions or towards the data itself.
+//! Training factors through their rounding, towards the distributions of a teacher.
 //!
 //! The forward and backward pass see the rounded factors; the gradient goes straight through the rounding to the exact
 //! ones behind it (Bengio et al., 1308.3432), which Adam moves in units of their own step, so that one rate suits every
@@ -16,7 +16,7 @@ use crate::{
         Adaptation, Graph, PackedBatch, Weights, distil_loss::kl, loss::cross_entropy, matrix::Matrix,
         parameter::Parameter,
     },
-    optimiser::AdamW,
+    optimiser::{AdamW, gradient_norm},
     progress::Progress,
 };
 use bitdelta_delta::{
@@ -155,73 +155,75 @@ pub struct Schedule {
     pub seed: u64,
 }
 
-/// What came of it.
-#[derive(Debug)]
-pub struct Distillation {
-    /// What was trained, to be rounded by [`Distillation::coded`].
-    latent: Latent,
-    /// Optimiser steps.
-    pub steps: usize,
-    /// Mean loss of a token over the last tenth of the steps.
-    pub loss: f64,
-    /// Tokens run through the model, forward and back.
-    pub tokens: usize,
+impl Schedule {
+    /// Which of `count` examples step `step` takes.
+    pub(super) fn examples(&self, step: usize, count: usize) -> Vec<usize> {
+        let per_epoch = count.div_ceil(self.batch);
+        let order = batch::order(count, step / per_epoch, self.seed, true);
+        order.into_iter().skip(step % per_epoch * self.batch).take(self.batch).collect()
+    }
+
+    /// The rate of step `step` of `total`.
+    pub(super) fn rate_at(&self, step: usize, total: usize) -> f64 {
+        self.rate * (1.0 - step as f64 / total as f64)
+    }
 }
 
-/// Trains `factors` through rounding that keeps the coded stream at `bytes` while it goes on. `teacher` is what to match
-/// on `examples`; without one, the examples' own tokens are.
+/// What was trained, to be rounded by [`Distillation::coded`].
+#[derive(Debug)]
+pub struct Distillation {
+    latent: Latent,
+}
+
+/// What is trained on, by whom, and how.
+pub struct Lesson<'a> {
+    /// The graph whose factors learn.
+    pub student: &'a Student<'a>,
+    /// What is read.
+    pub examples: &'a [Example],
+    /// What is to be matched on `examples`.
+    pub teacher: &'a Teacher,
+    /// How long and how fast.
+    pub schedule: Schedule,
+    /// Where it is told how far it is.
+    pub progress: &'a dyn Progress,
+    /// Raised, it ends the lesson early with what was learnt.
+    pub stop: &'a AtomicBool,
+}
+
+/// Trains `factors` through rounding, whose coded stream is kept at `bytes` while it goes on.
 ///
 /// # Errors
-/// [`Error::Diverged`], or what the graph reports. When `stop` is raised it ends early with what it has.
-#[allow(clippy::too_many_arguments)]
-pub fn distil(
-    student: &Student<'_>,
-    factors: &[Factors],
-    examples: &[Example],
-    teacher: Option<&Teacher>,
-    bytes: u64,
-    schedule: Schedule,
-    progress: &dyn Progress,
-    stop: &AtomicBool,
-) -> Result<Distillation, Error> {
-    let task = Task { student, examples, teacher };
+/// [`Error::Diverged`], or what the graph reports.
+pub fn distil(lesson: &Lesson<'_>, factors: &[Factors], bytes: u64) -> Result<Distillation, Error> {
+    let Lesson { student, examples, teacher, schedule, progress, stop } = *lesson;
     factors.iter().enumerate().for_each(|(index, factors)| student.set(index, &factors.a, &factors.bt));
-    let sensitivities = task.sensitivities(schedule.seed, progress)?;
-    let mut latent = Latent::new(factors, sensitivities, bytes);
+    let mut latent = Latent::new(factors, lesson.sensitivities()?, bytes);
     let per_epoch = examples.len().div_ceil(schedule.batch);
     let total = (schedule.epochs * per_epoch as f64).ceil() as usize;
     progress.begin("distilling", total as u64, "steps");
-    let (mut loss_sum, mut loss_steps, mut tokens, mut done) = (0.0, 0usize, 0, 0);
     latent.write(student);
     for step in 0..total {
         if stop.load(Ordering::Relaxed) {
             break;
         }
-        let order = batch::order(examples.len(), step / per_epoch, schedule.seed, true);
-        let chosen: Vec<usize> =
-            order.into_iter().skip(step % per_epoch * schedule.batch).take(schedule.batch).collect();
-        let targets: usize = chosen.iter().map(|&index| examples[index].targets()).sum();
-        let (sum, run) = task.gradient(&chosen, 1.0 / targets as f32)?;
-        let loss = sum / targets as f64;
-        let rate = schedule.rate * (1.0 - step as f64 / total as f64);
+        let chosen = schedule.examples(step, examples.len());
+        let packed = batch::pack(chosen.iter().map(|&index| &examples[index]));
+        let scale = 1.0 / packed.rows.len() as f32;
+        let loss = divergence(student.graph, &packed, teacher, &chosen, scale)? * f64::from(scale);
+        let rate = schedule.rate_at(step, total);
         if !loss.is_finite() {
             return Err(Error::Diverged { step: step + 1, loss, learning_rate: rate });
         }
-        tokens += run;
         latent.update(student, rate);
         if step % CONTROL_EVERY == 0 && (step as f64) < CONTROL_UNTIL * total as f64 {
             latent.control(bytes);
         }
         latent.write(student);
-        done = step + 1;
-        if done * 10 > total * 9 {
-            loss_sum += loss;
-            loss_steps += 1;
-        }
-        progress.advance(1, &format!("loss {loss:.4}, {} bytes", latent.size));
+        progress.advance(1, &format!("KL {loss:.4}"));
     }
     progress.end();
-    Ok(Distillation { latent, steps: done, loss: loss_sum / loss_steps.max(1) as f64, tokens })
+    Ok(Distillation { latent })
 }
 
 impl Distillation {
@@ -268,27 +270,11 @@ pub(super) fn divergence(
     })
 }
 
-/// What is to be matched, and by whom.
-struct Task<'a> {
-    student: &'a Student<'a>,
-    examples: &'a [Example],
-    teacher: Option<&'a Teacher>,
-}
-
-impl Task<'_> {
-    /// Σ of the loss over the chosen examples, whose gradient times `scale` is gathered, and the tokens run.
-    fn gradient(&self, chosen: &[usize], scale: f32) -> Result<(f64, usize), Error> {
-        let packed = batch::pack(chosen.iter().map(|&index| &self.examples[index]));
-        let loss = match self.teacher {
-            None => self.student.graph.accumulate(&packed, scale)?,
-            Some(teacher) => divergence(self.student.graph, &packed, teacher, chosen, scale)?,
-        };
-        Ok((loss, packed.tokens.len()))
-    }
-
+impl Lesson<'_> {
     /// The root of the mean squared gradient of each row of the factors that are in the student.
-    fn sensitivities(&self, seed: u64, progress: &dyn Progress) -> Result<Vec<Sensitivity>, Error> {
-        let order = batch::order(self.examples.len(), usize::MAX >> 1, seed, true);
+    fn sensitivities(&self) -> Result<Vec<Sensitivity>, Error> {
+        let progress = self.progress;
+        let order = batch::order(self.examples.len(), usize::MAX >> 1, self.schedule.seed, true);
         let probes: Vec<&[usize]> = order[..PROBES.min(order.len())].chunks(EXAMPLES_PER_PROBE).collect();
         let mut sums: Vec<Sensitivity> = Vec::new();
         progress.begin("sensitivities", probes.len() as u64, "batches");
@@ -337,12 +323,11 @@ struct Latent {
     /// (a, bt) of each linear, as parameters for the optimiser.
     values: Vec<[Arc<Parameter>; 2]>,
     shapes: Vec<(usize, usize)>,
-    optimiser: AdamW,
+    /// Made at the first gradient.
+    optimiser: Option<AdamW>,
     sensitivities: Vec<Sensitivity>,
     steps: Vec<Steps>,
     distortion: f32,
-    /// Bytes of the coded stream when last looked at.
-    size: usize,
 }
 
 impl Latent {
@@ -360,10 +345,8 @@ impl Latent {
             .zip(&steps)
             .map(|(f, steps)| [parameter(&f.a, f.cols, &steps.a), parameter(&f.bt, f.rows, &steps.bt)])
             .collect();
-        let config = TrainConfig { weight_decay: 0.0, adam_beta2: 0.99, ..TrainConfig::default() };
-        let all: Vec<Arc<Parameter>> = values.iter().flatten().cloned().collect();
         let shapes = factors.iter().map(|factors| (factors.rows, factors.cols)).collect();
-        Self { values, shapes, optimiser: AdamW::new(&config, &all), sensitivities, steps, distortion, size: 0 }
+        Self { values, shapes, optimiser: None, sensitivities, steps, distortion }
     }
 
     /// The factors that the latent values stand for, not rounded.
@@ -412,7 +395,17 @@ impl Latent {
         });
         student.clear_gradients();
         let all: Vec<Arc<Parameter>> = self.values.iter().flatten().cloned().collect();
-        self.optimiser.update(&all, rate, 1.0);
+        let optimiser = self.optimiser.get_or_insert_with(|| {
+            // In units of their steps all rows' gradients are about as large. An element whose gradient is small beside
+            // that is better left where it is than moved as fast as the others, as plain Adam would: its level would
+            // wander away from zero, which costs bytes and gains nothing.
+            let elements: usize = all.iter().map(|parameter| parameter.len()).sum();
+            let typical = gradient_norm(&all) / (elements as f64).sqrt();
+            let adam_epsilon = typical.max(f64::MIN_POSITIVE);
+            let config = TrainConfig { weight_decay: 0.0, adam_beta2: 0.99, adam_epsilon, ..TrainConfig::default() };
+            AdamW::new(&config, &all)
+        });
+        optimiser.update(&all, rate, 1.0);
         for parameter in &all {
             // Beyond the levels there is nothing to reach.
             let bounds = (SMALLEST as f32 - 0.5, LARGEST as f32 + 0.5);
@@ -423,8 +416,8 @@ impl Latent {
     /// Moves the distortion towards the budget; the exact factors stay what they are.
     fn control(&mut self, bytes: u64) {
         let coded = self.coded(DEAD);
-        self.size = coded_bytes(coded.iter().flat_map(|coded| [&coded.a, &coded.bt]));
-        let factor = (self.size as f64 / (AIM * bytes as f64)).powf(0.7).clamp(0.9, 1.1);
+        let size = coded_bytes(coded.iter().flat_map(|coded| [&coded.a, &coded.bt]));
+        let factor = (size as f64 / (AIM * bytes as f64)).powf(0.7).clamp(0.9, 1.1);
         self.distortion *= factor as f32;
         let factors = self.factors();
         self.steps = factors.iter().zip(&self.sensitivities).map(|(f, s)| Steps::at(f, s, self.distortion)).collect();

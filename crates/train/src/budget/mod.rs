@@ -22,7 +22,7 @@ mod rate;
 mod scales;
 mod svd;
 
-pub use distil::{Distillation, Schedule, Teacher, distil};
+pub use distil::{Distillation, Lesson, Schedule, Teacher, distil};
 pub use factors::{Factors, Student};
 pub use rate::{Coded, Sensitivity, fit_to};
 pub use scales::{SCALE_RATE, distil_scales};
@@ -48,7 +48,7 @@ const BITS_AN_ENTRY: f64 = 1.2;
 /// The same without data: components beyond cost nothing, and one distortion finds how many are of use.
 const BITS_AN_ENTRY_WITHOUT_DATA: f64 = 0.3;
 /// Adam's rate at the start, in steps of the rounding.
-pub const RATE: f64 = 0.1;
+pub const RATE: f64 = 0.2;
 /// Norms and biases may take one part of so many of a budget.
 const EXTRAS_SHARE: u64 = 8;
 /// Largest rank.
@@ -83,8 +83,7 @@ pub fn compress_to(
     examples: &[Example],
     options: &Options,
     info: Info,
-    progress: &dyn Progress,
-    stop: &AtomicBool,
+    (progress, stop): (&dyn Progress, &AtomicBool),
 ) -> Result<Variant, Error> {
     check_shapes(base, finetuned)?;
     let extras = affordable(base, finetuned, options.bytes, progress)?;
@@ -106,7 +105,8 @@ pub fn compress_to(
         let student = Student::new(&graph);
         let beside: usize = extras.iter().map(|extra| 2 * extra.values.len()).sum();
         let stream = options.bytes.saturating_sub(header_bytes(base, &info)? + beside as u64);
-        let done = distil(&student, &factors, examples, Some(&teacher), stream, options.schedule, progress, stop)?;
+        let (student, teacher, schedule) = (&student, &teacher, options.schedule);
+        let done = distil(&Lesson { student, examples, teacher, schedule, progress, stop }, &factors, stream)?;
         done.coded(options.bytes, size)?
     };
     match size(&coded)? {

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 /// Magnitudes below `0.5 + DEAD` of a step become zero, and further ones are rounded down by as much: a level nearer to
 /// zero is cheaper to code.
-pub const DEAD: f32 = 0.1;
+pub const DEAD: f32 = 0.15;
 /// Halvings of the distortion's range: 2^±30 around the start to a part in ten thousand.
 const HALVINGS: usize = 24;
 /// A sensitivity below this is none.

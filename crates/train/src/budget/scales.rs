@@ -50,8 +50,7 @@ pub fn distil_scales(
     variant: &mut Variant,
     examples: &[Example],
     schedule: Schedule,
-    progress: &dyn Progress,
-    stop: &AtomicBool,
+    (progress, stop): (&dyn Progress, &AtomicBool),
 ) -> Result<(f64, f64), Error> {
     let longest = examples.iter().map(|example| example.tokens.len()).max().unwrap_or(0);
     let graph = Graph::new(&base.config, base, Adaptation::Full, longest, false)?;
@@ -71,13 +70,11 @@ pub fn distil_scales(
         if stop.load(Ordering::Relaxed) {
             break;
         }
-        let order = batch::order(examples.len(), step / per_epoch, schedule.seed, true);
-        let chosen: Vec<usize> =
-            order.into_iter().skip(step % per_epoch * schedule.batch).take(schedule.batch).collect();
+        let chosen = schedule.examples(step, examples.len());
         let packed = batch::pack(chosen.iter().map(|&index| &examples[index]));
         let scale = 1.0 / packed.rows.len() as f32;
         let loss = divergence(&graph, &packed, teacher, &chosen, scale)? * f64::from(scale);
-        let rate = schedule.rate * (1.0 - step as f64 / total as f64);
+        let rate = schedule.rate_at(step, total);
         if !loss.is_finite() {
             return Err(Error::Diverged { step: step + 1, loss, learning_rate: rate });
         }

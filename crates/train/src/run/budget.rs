@@ -6,7 +6,7 @@
 use crate::{
     Error,
     batch::Example,
-    budget::{Coded, Factors, Schedule, Student, Teacher, distil, header_bytes, size_of},
+    budget::{Coded, Factors, Lesson, Schedule, Student, Teacher, distil, header_bytes, size_of},
     graph::Graph,
     progress::Progress,
 };
@@ -25,15 +25,15 @@ pub(super) fn round(
     examples: &[Example],
     (bytes, schedule): (u64, Schedule),
     info: &Info,
-    progress: &dyn Progress,
-    stop: &AtomicBool,
+    (progress, stop): (&dyn Progress, &AtomicBool),
 ) -> Result<Vec<LinearDelta>, Error> {
     let student = Student::new(graph);
     let factors: Vec<Factors> = (0..base.linears().len()).map(|index| student.balanced(index)).collect();
     let room = bytes.saturating_sub(RESERVED);
     let stream = room.saturating_sub(header_bytes(base, info)?);
     let teacher = Teacher::of(graph, examples, progress)?;
-    let done = distil(&student, &factors, examples, Some(&teacher), stream, schedule, progress, stop)?;
+    let (student, teacher) = (&student, &teacher);
+    let done = distil(&Lesson { student, examples, teacher, schedule, progress, stop }, &factors, stream)?;
     let coded = done.coded(room, |coded: &[Coded]| size_of(base, info, coded))?;
     let least = size_of(base, info, &coded)?;
     if least > room {

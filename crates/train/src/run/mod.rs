@@ -498,7 +498,7 @@ impl Session<'_> {
                 // The figures that are still missing take as much as these.
                 info.notes = self.notes(loss_trained, loss_trained, &warnings);
                 let (examples, work) = (&self.data.train, (bytes, self.config.budget_schedule()));
-                budget::round(base, self.graph, examples, work, &info, self.progress, self.stop)?
+                budget::round(base, self.graph, examples, work, &info, (self.progress, self.stop))?
             }
         };
         if let Some(checkpoint) = saved {
