@@ -4,9 +4,8 @@
 //! LLaMA-Factory's, which users bring. A setting that has no meaning on this machine is in [`WITHOUT_EFFECT`] and
 //! noted, never silently taken; an unknown one is an error with the nearest name.
 
-use crate::Error;
+use crate::{Error, template};
 use bitdelta_delta::{BitDeltaConfig, GroupSize};
-use bitdelta_model::chat::Template;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::PathBuf;
@@ -372,11 +371,13 @@ impl TrainConfig {
         )?;
         need(!self.dataset.is_empty(), "dataset", "is missing: a path, or a name in dataset_dir/dataset_info.json")?;
         need(!self.output_dir.as_os_str().is_empty(), "output_dir", "is missing: where should the variant go?")?;
-        self.template()?;
+        template::named(self.template.as_deref())?;
         self.bitdelta()?.validate()?;
         need((1..=8).contains(&self.factor_bits), "factor_bits", "must be 1 to 8")?;
         need((1..=1024).contains(&self.lora_rank), "lora_rank", "must be 1 to 1024")?;
         need(self.lora_alpha.is_none_or(|a| a.is_finite() && a > 0.0), "lora_alpha", "must be above 0")?;
+        let both = self.mask_history && self.train_on_prompt;
+        need(!both, "train_on_prompt", "and mask_history contradict each other")?;
         need(self.cutoff_len >= 2, "cutoff_len", "must be 2 or more")?;
         need(self.per_device_train_batch_size > 0, "per_device_train_batch_size", "must be 1 or more")?;
         need(self.per_device_eval_batch_size > 0, "per_device_eval_batch_size", "must be 1 or more")?;
@@ -401,17 +402,6 @@ impl TrainConfig {
         let chooses = self.load_best_model_at_end || self.early_stopping_steps.is_some();
         need(!chooses || measures, "load_best_model_at_end", "needs held-out data: set val_size or eval_dataset")?;
         Ok(())
-    }
-
-    /// The chat template.
-    ///
-    /// # Errors
-    /// [`Error::Setting`] for an unknown name.
-    pub fn template(&self) -> Result<Template, Error> {
-        let name = self.template.as_deref().unwrap_or("model");
-        Template::from_name(name).ok_or_else(|| {
-            Error::setting("template", format!("{name:?} is unknown; model, chatml and qwen3 are known"))
-        })
     }
 
     /// What B·A is multiplied by: alpha / rank.

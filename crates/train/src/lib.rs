@@ -15,5 +15,6 @@ pub mod merge;
 pub mod optimiser;
 pub mod progress;
 pub mod run;
+pub mod template;
 pub use config::{Method, TrainConfig};
 pub use error::Error;

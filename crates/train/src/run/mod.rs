@@ -16,6 +16,7 @@ use crate::{
     graph::{Adaptation, Graph, matrix::Matrix, parameter::Parameter},
     optimiser::{self, AdamW},
     progress::Progress,
+    template,
 };
 use bitdelta_delta::{Info, Variant};
 use bitdelta_model::{Base, chat::Template};
@@ -76,8 +77,9 @@ pub fn run(config: &TrainConfig, progress: &dyn Progress, stop: &AtomicBool) -> 
 /// As [`run`].
 pub fn run_on(base: &Base, config: &TrainConfig, progress: &dyn Progress, stop: &AtomicBool) -> Result<Outcome, Error> {
     config.validate()?;
-    let template = config.template()?;
     let mut warnings = config.bitdelta()?.warnings();
+    let (template, warning) = template::choose(config.template.as_deref(), &base.tokenizer)?;
+    warnings.extend(warning);
     let data = Data::load(base, &template, config, &mut warnings)?;
     let _lock = lock(&config.output_dir)?;
     let resume = prepare_output(config, progress)?;
