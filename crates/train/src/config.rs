@@ -60,6 +60,32 @@ pub enum Method {
     LowRank,
 }
 
+/// What is learnt from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    /// Answers.
+    #[default]
+    Sft,
+    /// Pairs of a chosen and a rejected answer.
+    Dpo,
+    /// Answers judged good or bad.
+    Kto,
+}
+
+/// What is made small over a pair's margin; see [`crate::objective`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PreferenceLoss {
+    /// DPO.
+    #[default]
+    Sigmoid,
+    /// SLiC's hinge.
+    Hinge,
+    /// IPO: towards a margin of 1/2β.
+    Ipo,
+}
+
 /// How the learning rate goes after warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -90,8 +116,8 @@ pub enum Every {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainConfig {
-    /// Only "sft" so far.
-    pub stage: String,
+    /// What is learnt from.
+    pub stage: Stage,
     /// The base: a folder, a GGUF file, or a hub id.
     pub model_name_or_path: String,
     /// A path, or a name in `dataset_dir/dataset_info.json`; several with commas.
@@ -112,6 +138,18 @@ pub struct TrainConfig {
     pub mask_history: bool,
     /// Learn every token.
     pub train_on_prompt: bool,
+    /// DPO and KTO: how much the base holds the model back.
+    pub pref_beta: f64,
+    /// DPO: the loss of a pair.
+    pub pref_loss: PreferenceLoss,
+    /// DPO: weight of the chosen answer's own mean loss beside it.
+    pub pref_ftx: f64,
+    /// DPO, sigmoid: share of pairs that are taken to be the wrong way round.
+    pub dpo_label_smoothing: f64,
+    /// KTO: weight of good answers.
+    pub kto_chosen_weight: f64,
+    /// KTO: weight of bad answers.
+    pub kto_rejected_weight: f64,
     /// What learns.
     #[serde(rename = "finetuning_type")]
     pub method: Method,
@@ -208,7 +246,7 @@ pub enum GroupWord {
 impl Default for TrainConfig {
     fn default() -> Self {
         Self {
-            stage: "sft".into(),
+            stage: Stage::Sft,
             model_name_or_path: String::new(),
             dataset: String::new(),
             dataset_dir: "data".into(),
@@ -219,6 +257,12 @@ impl Default for TrainConfig {
             cutoff_len: 2048,
             mask_history: false,
             train_on_prompt: false,
+            pref_beta: 0.1,
+            pref_loss: PreferenceLoss::Sigmoid,
+            pref_ftx: 0.0,
+            dpo_label_smoothing: 0.0,
+            kto_chosen_weight: 1.0,
+            kto_rejected_weight: 1.0,
             method: Method::LowRank,
             lora_rank: 4,
             lora_alpha: None,
@@ -359,11 +403,6 @@ impl TrainConfig {
     /// [`Error::Setting`] for the first setting that makes no sense.
     pub fn validate(&self) -> Result<(), Error> {
         let need = |ok: bool, name: &str, problem: &str| if ok { Ok(()) } else { Err(Error::setting(name, problem)) };
-        if self.stage != "sft" {
-            let later = ["pt", "rm", "ppo", "dpo", "kto"].contains(&self.stage.as_str());
-            let problem = if later { "is not supported yet; only sft is" } else { "must be sft" };
-            return Err(Error::setting("stage", format!("{:?} {problem}", self.stage)));
-        }
         need(
             !self.model_name_or_path.is_empty(),
             "model_name_or_path",
@@ -378,6 +417,15 @@ impl TrainConfig {
         need(self.lora_alpha.is_none_or(|a| a.is_finite() && a > 0.0), "lora_alpha", "must be above 0")?;
         let both = self.mask_history && self.train_on_prompt;
         need(!both, "train_on_prompt", "and mask_history contradict each other")?;
+        need(self.pref_beta.is_finite() && self.pref_beta > 0.0, "pref_beta", "must be above 0")?;
+        need((0.0..0.5).contains(&self.dpo_label_smoothing), "dpo_label_smoothing", "must be from 0 to below 0.5")?;
+        for (name, weight) in [
+            ("pref_ftx", self.pref_ftx),
+            ("kto_chosen_weight", self.kto_chosen_weight),
+            ("kto_rejected_weight", self.kto_rejected_weight),
+        ] {
+            need(weight.is_finite() && weight >= 0.0, name, "must be 0 or more")?;
+        }
         need(self.cutoff_len >= 2, "cutoff_len", "must be 2 or more")?;
         need(self.per_device_train_batch_size > 0, "per_device_train_batch_size", "must be 1 or more")?;
         need(self.per_device_eval_batch_size > 0, "per_device_eval_batch_size", "must be 1 or more")?;

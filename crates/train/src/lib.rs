@@ -12,6 +12,7 @@ pub mod error;
 pub mod evaluate;
 pub mod graph;
 pub mod merge;
+pub mod objective;
 pub mod optimiser;
 pub mod progress;
 pub mod run;

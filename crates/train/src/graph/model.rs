@@ -83,6 +83,19 @@ impl Graph {
         Ok(self.final_norm.forward(&x.select_rows(&batch.rows)))
     }
 
+    /// As [`Graph::accumulate_by`], or forward alone when nothing is to be learnt.
+    ///
+    /// # Errors
+    /// As [`Graph::accumulate_by`].
+    pub fn pass_by<T>(
+        &self,
+        batch: &PackedBatch,
+        learn: bool,
+        loss: impl FnOnce(&Matrix, &Matrix) -> Result<(T, Option<Matrix>), Error>,
+    ) -> Result<T, Error> {
+        if learn { self.accumulate_by(batch, loss) } else { Ok(loss(&self.hidden(batch)?, self.head())?.0) }
+    }
+
     /// Forward and back with a loss of the caller's: `loss` gets the hidden states of `batch.rows` (as [`Graph::hidden`]
     /// gives them) and the head, and returns what it likes and the gradient of those hidden states, which is taken
     /// through the model and added to what learns; without a gradient, nothing is added.
