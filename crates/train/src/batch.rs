@@ -51,6 +51,12 @@ impl Example {
         Ok(Self { tokens: chat.ids, counts })
     }
 
+    /// The targets themselves.
+    pub fn counted(&self) -> Vec<u32> {
+        let counted = self.tokens.iter().zip(&self.counts).skip(1).filter(|(_, counts)| **counts);
+        counted.map(|(token, _)| *token).collect()
+    }
+
     /// Leaves the first `longest` tokens; true when there were more.
     pub fn cut(&mut self, longest: usize) -> bool {
         let longer = self.tokens.len() > longest;

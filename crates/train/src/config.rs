@@ -4,14 +4,14 @@
 //! LLaMA-Factory's, which users bring. A setting that has no meaning on this machine is in [`WITHOUT_EFFECT`] and
 //! noted, never silently taken; an unknown one is an error with the nearest name.
 
-use crate::{Error, template};
+use crate::{Error, graph::Storage, template};
 use bitdelta_delta::{BitDeltaConfig, GroupSize};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::PathBuf;
 
 /// Settings of other trainers that are accepted and do nothing here.
-pub const WITHOUT_EFFECT: [&str; 22] = [
+pub const WITHOUT_EFFECT: [&str; 21] = [
     "bf16",
     "fp16",
     "pure_bf16",
@@ -29,7 +29,6 @@ pub const WITHOUT_EFFECT: [&str; 22] = [
     "use_fast_tokenizer",
     "flash_attn",
     "lora_target",
-    "quantization_bit",
     "save_only_model",
     "include_num_input_tokens_seen",
     "optim",
@@ -37,11 +36,13 @@ pub const WITHOUT_EFFECT: [&str; 22] = [
 ];
 
 /// Settings whose text is never read as a number or a boolean.
-const TEXT: [&str; 7] = [
+const TEXT: [&str; 9] = [
     "model_name_or_path",
     "dataset",
     "dataset_dir",
     "eval_dataset",
+    "preferences",
+    "preference_prompts",
     "output_dir",
     "template",
     "resume_from_checkpoint",
@@ -126,6 +127,19 @@ pub struct TrainConfig {
     pub dataset_dir: PathBuf,
     /// Held-out data, named as `dataset` is.
     pub eval_dataset: Option<String>,
+    /// What the user prefers: text, a JSON dictionary, or a file of either. The base with it in its prompt teaches the
+    /// variant.
+    pub preferences: Option<String>,
+    /// Data whose prompts the preferences are taught on, named as `dataset` is; `None`: built-in ones.
+    pub preference_prompts: Option<String>,
+    /// Answers of the teacher, one a prompt, over again when there are fewer prompts.
+    pub preference_samples: usize,
+    /// Most tokens of such an answer.
+    pub preference_answer_len: usize,
+    /// How freely the teacher answers.
+    pub preference_temperature: f32,
+    /// Weight of a token of the teacher's answers against one of the data set's.
+    pub preference_weight: f64,
     /// Held out from `dataset`: a share below 1, a number of examples from 1.
     pub val_size: f64,
     /// At most so many training examples.
@@ -158,6 +172,8 @@ pub struct TrainConfig {
     pub lora_rank: usize,
     /// The factors' product is multiplied by alpha / rank; `None` is 2 · rank, so that the rate means the same at every rank.
     pub lora_alpha: Option<f32>,
+    /// Bits a weight of the frozen base while factors learn: 16, 8 or 4 (QLoRA); `None` is f32.
+    pub quantization_bit: Option<u8>,
     /// Bits a weight of the quantised factors, 1 to 8.
     pub factor_bits: u8,
     /// Only "bitdelta".
@@ -251,6 +267,12 @@ impl Default for TrainConfig {
             dataset: String::new(),
             dataset_dir: "data".into(),
             eval_dataset: None,
+            preferences: None,
+            preference_prompts: None,
+            preference_samples: 128,
+            preference_answer_len: 96,
+            preference_temperature: 0.8,
+            preference_weight: 1.0,
             val_size: 0.0,
             max_samples: None,
             template: None,
@@ -266,6 +288,7 @@ impl Default for TrainConfig {
             method: Method::LowRank,
             lora_rank: 4,
             lora_alpha: None,
+            quantization_bit: None,
             factor_bits: 4,
             quantization_method: "bitdelta".into(),
             bits: 1,
@@ -408,13 +431,26 @@ impl TrainConfig {
             "model_name_or_path",
             "is missing: which base model is to be trained?",
         )?;
-        need(!self.dataset.is_empty(), "dataset", "is missing: a path, or a name in dataset_dir/dataset_info.json")?;
+        let problem = "is missing: a path, or a name in dataset_dir/dataset_info.json; or give preferences";
+        need(!self.dataset.is_empty() || self.preferences.is_some(), "dataset", problem)?;
+        need(self.preference_samples > 0, "preference_samples", "must be 1 or more")?;
+        need(self.preference_answer_len > 0, "preference_answer_len", "must be 1 or more")?;
+        let (temperature, weight) = (self.preference_temperature, self.preference_weight);
+        need((0.0..=2.0).contains(&temperature), "preference_temperature", "must be from 0 to 2")?;
+        need(weight.is_finite() && weight > 0.0, "preference_weight", "must be above 0")?;
         need(!self.output_dir.as_os_str().is_empty(), "output_dir", "is missing: where should the variant go?")?;
         template::named(self.template.as_deref())?;
         self.bitdelta()?.validate()?;
         need((1..=8).contains(&self.factor_bits), "factor_bits", "must be 1 to 8")?;
         need((1..=1024).contains(&self.lora_rank), "lora_rank", "must be 1 to 1024")?;
         need(self.lora_alpha.is_none_or(|a| a.is_finite() && a > 0.0), "lora_alpha", "must be above 0")?;
+        need(
+            matches!(self.quantization_bit, None | Some(4 | 8 | 16)),
+            "quantization_bit",
+            "must be 16, 8 or 4, or left out for f32",
+        )?;
+        let frozen = self.method == Method::LowRank || self.quantization_bit.is_none();
+        need(frozen, "quantization_bit", "needs finetuning_type lowrank: what learns is kept in f32")?;
         let both = self.mask_history && self.train_on_prompt;
         need(!both, "train_on_prompt", "and mask_history contradict each other")?;
         need(self.pref_beta.is_finite() && self.pref_beta > 0.0, "pref_beta", "must be above 0")?;
@@ -450,6 +486,16 @@ impl TrainConfig {
         let chooses = self.load_best_model_at_end || self.early_stopping_steps.is_some();
         need(!chooses || measures, "load_best_model_at_end", "needs held-out data: set val_size or eval_dataset")?;
         Ok(())
+    }
+
+    /// How the frozen base is kept.
+    pub fn storage(&self) -> Storage {
+        match self.quantization_bit {
+            Some(16) => Storage::Bf16,
+            Some(8) => Storage::Int8,
+            Some(4) => Storage::Nf4,
+            _ => Storage::F32,
+        }
     }
 
     /// What B·A is multiplied by: alpha / rank.

@@ -16,6 +16,8 @@ pub mod objective;
 pub mod optimiser;
 pub mod progress;
 pub mod run;
+pub mod sample;
+pub mod teach;
 pub mod template;
 pub use config::{Method, TrainConfig};
 pub use error::Error;

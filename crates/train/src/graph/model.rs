@@ -160,15 +160,14 @@ impl Graph {
         }
     }
 
-    /// Values of the base that stay as they are and are held in memory.
-    pub fn frozen_values(&self) -> usize {
+    /// Bytes of the base that stays as it is.
+    pub fn frozen_bytes(&self) -> usize {
         let linears = self.stacks().map(|stack| match &stack.weight {
-            Weight::Frozen(weight) => weight.values().len(),
+            Weight::Frozen(weight) => weight.bytes(),
             Weight::Trained(_) => 0,
         });
-        self.embedding.values().len()
-            + self.head.as_ref().map_or(0, |head| head.values().len())
-            + linears.sum::<usize>()
+        let tables = self.embedding.values().len() + self.head.as_ref().map_or(0, |head| head.values().len());
+        size_of::<f32>() * tables + linears.sum::<usize>()
     }
 
     /// The frozen head, (vocabulary, hidden).

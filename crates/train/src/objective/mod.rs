@@ -1,12 +1,14 @@
-//! What a step learns from: answers, preferences between two answers, judged answers.
+//! What a step learns from: answers, preferences between two answers, judged answers, a teacher's distributions.
 //!
 //! An [`Item`] is one thing to learn from with all that stays the same during a run, such as how likely the base finds it
 //! (`prepare` works that out once, before anything has learnt: the model is then the base itself). [`pass`] takes items
 //! forward, and back if asked. Items of several kinds may share a step.
 
 mod preference;
+mod taught;
 
 pub use preference::{Judged, Pair};
+pub use taught::Taught;
 
 use crate::{
     Error, TrainConfig,
@@ -24,6 +26,8 @@ pub enum Item {
     Pair(Pair),
     /// An answer that was good or bad: counts once.
     Judged(Judged),
+    /// An answer of a teacher: every target counts once.
+    Taught(Taught),
 }
 
 /// What a pass over some items found.
@@ -57,6 +61,7 @@ impl Item {
     pub fn units(&self) -> usize {
         match self {
             Self::Answer(example) => example.targets(),
+            Self::Taught(taught) => taught.student.targets(),
             Self::Pair(_) | Self::Judged(_) => 1,
         }
     }
@@ -70,6 +75,7 @@ impl Item {
     pub fn longest(&self) -> usize {
         let beside = match self {
             Self::Judged(judged) => Some(&judged.mismatched),
+            Self::Taught(taught) => Some(&taught.teacher),
             Self::Answer(_) | Self::Pair(_) => None,
         };
         self.examples().chain(beside).map(|example| example.tokens.len()).max().unwrap_or(0)
@@ -81,6 +87,7 @@ impl Item {
             Self::Answer(example) => (example, None),
             Self::Pair(pair) => (&pair.chosen, Some(&pair.rejected)),
             Self::Judged(judged) => (&judged.answer, None),
+            Self::Taught(taught) => (&taught.student, None),
         };
         std::iter::once(first).chain(second)
     }
@@ -98,6 +105,7 @@ pub fn prepare(graph: &Graph, items: &mut [Item], batch: usize, progress: &dyn P
     progress.begin("asking the base", items.len() as u64, "examples");
     for items in items.chunks_mut(batch) {
         preference::prepare(graph, items)?;
+        taught::prepare(graph, items)?;
         progress.advance(items.len() as u64, "");
     }
     progress.end();
@@ -109,12 +117,13 @@ pub fn prepare(graph: &Graph, items: &mut [Item], batch: usize, progress: &dyn P
 /// # Errors
 /// [`Error::Graph`].
 pub fn pass(graph: &Graph, config: &TrainConfig, items: &[&Item], scale: Option<f32>) -> Result<Score, Error> {
-    let (mut answers, mut pairs, mut judged) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut answers, mut pairs, mut judged, mut taught) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for item in items {
         match item {
             Item::Answer(example) => answers.push(example),
             Item::Pair(pair) => pairs.push(pair),
             Item::Judged(one) => judged.push(one),
+            Item::Taught(one) => taught.push(one),
         }
     }
     let mut score = Score::default();
@@ -130,6 +139,9 @@ pub fn pass(graph: &Graph, config: &TrainConfig, items: &[&Item], scale: Option<
     }
     if !judged.is_empty() {
         score += preference::judged(graph, config, &judged, scale)?;
+    }
+    if !taught.is_empty() {
+        score.loss += taught::pass(graph, config, &taught, scale)?;
     }
     Ok(score)
 }

@@ -5,7 +5,7 @@ use crate::{
     batch::{self, Example},
     config::Stage,
     data::{self, Conversation},
-    objective::{Item, Judged, Pair},
+    objective::{Item, Judged, Pair, Taught},
 };
 use bitdelta_model::{
     Base,
@@ -19,10 +19,6 @@ pub(super) struct Data {
     pub held_out: Vec<Item>,
     /// Examples of the data set, whole and cut.
     pub examples: usize,
-    /// Tokens of the longest sequence.
-    pub longest: usize,
-    /// Of all tokens to learn from and which of them count.
-    pub hash: String,
 }
 
 /// Items of a data set, and what was left out.
@@ -51,6 +47,7 @@ impl Data {
     ) -> Result<Self, Error> {
         let encoder = Encoder { base, template, config };
         let (examples, train, held) = match config.stage {
+            _ if config.dataset.is_empty() => (0, Encoded::default(), Encoded::default()),
             Stage::Sft => encoder.load(data::load, Encoder::answers)?,
             Stage::Dpo => encoder.load(data::load_preferences, Encoder::pairs)?,
             Stage::Kto => encoder.load(data::load_judged, Encoder::judged)?,
@@ -65,13 +62,36 @@ impl Data {
             warnings
                 .push(format!("{} conversations have no answer left to learn from and were left out", train.dropped));
         }
-        if train.items.is_empty() {
+        if train.items.is_empty() && !config.dataset.is_empty() {
             let problem = "no conversation has an answer to learn from within cutoff_len".into();
             return Err(Error::Dataset { name: config.dataset.clone(), problem });
         }
-        let longest = train.items.iter().chain(&held.items).map(Item::longest).max().unwrap_or(0);
-        let hash = hash(&train.items);
-        Ok(Self { train: train.items, held_out: held.items, examples, longest, hash })
+        Ok(Self { train: train.items, held_out: held.items, examples })
+    }
+
+    /// Adds what a teacher teaches. Where there is no data set, some of it is held out as `val_size` says.
+    pub fn add_lessons(&mut self, mut lessons: Vec<Taught>, config: &TrainConfig) -> Result<(), Error> {
+        if config.dataset.is_empty() {
+            self.held_out = split(&mut lessons, config)?.into_iter().map(Item::Taught).collect();
+        }
+        self.train.extend(lessons.into_iter().map(Item::Taught));
+        Ok(())
+    }
+
+    /// Tokens of the longest sequence.
+    pub fn longest(&self) -> usize {
+        self.train.iter().chain(&self.held_out).map(Item::longest).max().unwrap_or(0)
+    }
+
+    /// Of all tokens to learn from and which of them count.
+    pub fn hash(&self) -> String {
+        hash(&self.train)
+    }
+
+    /// Values that are kept for the whole run beside the model: a teacher's hidden states, `width` a token.
+    pub fn cached_values(&self, width: usize) -> usize {
+        let items = self.train.iter().chain(&self.held_out);
+        width * items.filter(|item| matches!(item, Item::Taught(_))).map(Item::units).sum::<usize>()
     }
 
     /// Tokens of the largest batch that any order can give.
@@ -150,6 +170,7 @@ impl Encoder<'_> {
                 Item::Answer(example) => (example, None),
                 Item::Pair(pair) => (&mut pair.chosen, Some(&mut pair.rejected)),
                 Item::Judged(judged) => (&mut judged.answer, Some(&mut judged.mismatched)),
+                Item::Taught(_) => unreachable!("lessons are made to fit"),
             };
             let (mut truncated, mut empty) = (false, false);
             for example in std::iter::once(first).chain(second) {
@@ -194,7 +215,11 @@ fn hash(items: &[Item]) -> String {
         if let Item::Judged(judged) = item {
             hasher.update(&[u8::from(judged.good)]);
         }
-        for example in item.examples() {
+        let told = match item {
+            Item::Taught(taught) => Some(&taught.teacher),
+            Item::Answer(_) | Item::Pair(_) | Item::Judged(_) => None,
+        };
+        for example in item.examples().chain(told) {
             hasher.update(&(example.tokens.len() as u64).to_le_bytes());
             for (token, counts) in example.tokens.iter().zip(&example.counts) {
                 hasher.update(&token.to_le_bytes());

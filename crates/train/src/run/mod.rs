@@ -16,6 +16,7 @@ use crate::{
     objective::{self, Item, Score},
     optimiser::{self, AdamW},
     progress::Progress,
+    teach::{self, Preferences},
     template,
 };
 use bitdelta_delta::{Info, Variant};
@@ -87,8 +88,17 @@ pub fn run_on(base: &Base, config: &TrainConfig, progress: &dyn Progress, stop: 
     let mut data = Data::load(base, &template, config, &mut warnings)?;
     let _lock = lock(&config.output_dir)?;
     let resume = prepare_output(config, progress)?;
-    let tokens = data.largest_batch(config);
-    let checkpointing = memory::plan(&base.config, config, tokens, bitdelta_model::memory::available())?;
+    let preferences = config.preferences.as_deref().map(Preferences::read).transpose()?;
+    if let Some(preferences) = &preferences {
+        let lessons = teach::lessons(base, &template, config, preferences, progress, stop)?;
+        let Some(lessons) = lessons else {
+            return Err(Error::Interrupted { step: 0, checkpoint: config.output_dir.clone() });
+        };
+        data.add_lessons(lessons, config)?;
+    }
+    let load =
+        memory::Load { tokens: data.largest_batch(config), cached_values: data.cached_values(base.config.hidden) };
+    let checkpointing = memory::plan(&base.config, config, load, bitdelta_model::memory::available())?;
     if checkpointing && config.gradient_checkpointing.is_none() {
         progress.say("activations are formed again on the way back (gradient_checkpointing), to fit in memory");
     }
@@ -101,7 +111,7 @@ pub fn run_on(base: &Base, config: &TrainConfig, progress: &dyn Progress, stop: 
             Adaptation::LowRank { rank: config.lora_rank, scale: config.factor_scale(), seed: config.seed }
         }
     };
-    let graph = Graph::new(&base.config, base, adaptation, data.longest, checkpointing)?;
+    let graph = Graph::stored(&base.config, base, adaptation, config.storage(), data.longest(), checkpointing)?;
     objective::prepare(&graph, &mut data.train, config.per_device_eval_batch_size, progress)?;
     objective::prepare(&graph, &mut data.held_out, config.per_device_eval_batch_size, progress)?;
     let parameters = graph.parameters();
@@ -188,6 +198,9 @@ fn identity(base: &Base, config: &TrainConfig, data: &Data) -> String {
         dataset: String::new(),
         dataset_dir: PathBuf::new(),
         eval_dataset: config.eval_dataset.as_ref().map(|_| String::new()),
+        // What they say is in the data's hash.
+        preferences: config.preferences.as_ref().map(|_| String::new()),
+        preference_prompts: config.preference_prompts.as_ref().map(|_| String::new()),
         output_dir: PathBuf::new(),
         overwrite_output_dir: false,
         resume_from_checkpoint: None,
@@ -199,7 +212,7 @@ fn identity(base: &Base, config: &TrainConfig, data: &Data) -> String {
         ..config.clone()
     };
     let settings = serde_json::to_string(&neutral).unwrap_or_default();
-    let text = format!("{settings}\n{}\n{}\n{}", data.hash, base.fingerprint(), data.held_out.len());
+    let text = format!("{settings}\n{}\n{}\n{}", data.hash(), base.fingerprint(), data.held_out.len());
     blake3::hash(text.as_bytes()).to_hex().to_string()
 }
 
@@ -449,6 +462,7 @@ impl Session<'_> {
         info.notes = self.notes(loss_trained, loss_variant, &warnings);
         let path = self.config.output_dir.join(VARIANT_FILE);
         let bytes = Variant::new(info, linears).write(&path)?;
+        teach::clean(&self.config.output_dir)?;
         self.log(&json!({
             "loss_base": self.state.loss_base, "loss_trained": loss_trained, "loss_variant": loss_variant, "bytes": bytes,
         }))?;
@@ -482,8 +496,12 @@ impl Session<'_> {
             "learning_rate": config.learning_rate(),
             "seed": config.seed,
             "conversations": self.data.examples,
-            "data": self.data.hash,
+            "data": self.data.hash(),
         });
+        if config.preferences.is_some() {
+            let lessons = self.data.train.iter().filter(|item| matches!(item, Item::Taught(_))).count();
+            training["lessons_of_preferences"] = json!(lessons);
+        }
         if matches!(config.stage, Stage::Dpo | Stage::Kto) {
             training["pref_beta"] = json!(config.pref_beta);
         }
@@ -492,6 +510,9 @@ impl Session<'_> {
         }
         if config.method == Method::LowRank {
             training["rank"] = json!(config.lora_rank);
+            if let Some(bits) = config.quantization_bit {
+                training["base_bits"] = json!(bits);
+            }
             training["factor_bits"] = json!(config.factor_bits);
         }
         let mut notes = serde_json::Map::new();
