@@ -9,6 +9,8 @@ Each model is a whole Hugging Face folder, small enough for git, with two files 
   `input_ids` (T) and their `logits` (T, vocabulary); `greedy_ids` (n), the greedy continuation of `input_ids`;
   `batch_ids` (2, L) with `batch_labels` (2, L), where -100 is not learnt (the prompt, the padding at the end), their
   mean `loss` over learnt tokens, and the loss's `gradient` in `gradient_of` = `model.layers.0.self_attn.q_proj.weight`.
+* `preferences.safetensors`, beside the fine-tuned twin alone: the losses of `preferences` below, with the twin as the
+  model that learns and its base as the reference, and their gradients as above.
 * `golden.json`: texts with their token ids, and conversations with their rendered prompt and its token ids.
 
 The models are drawn at random with large weights, so that attention is peaked and each part of the forward pass shows
@@ -196,6 +198,54 @@ def golden(model: torch.nn.Module, seed: int, greedy: bool = True) -> dict[str, 
     return out
 
 
+def preferences(
+    model: torch.nn.Module, reference: torch.nn.Module, ids: torch.Tensor, labels: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Preference losses of the golden batch's two sequences, a and b.
+
+    DPO and its kin: the mean over the pairs a over b, b over a and a over b, with beta 0.1. KTO: the mean over a, good, and b,
+    bad, each with the other as the answer to another prompt; a weighs 1.5, b weighs 0.7.
+    """
+    logsigmoid, relu = torch.nn.functional.logsigmoid, torch.nn.functional.relu
+    learnt = labels[:, 1:] != -100
+    counts = learnt.sum(dim=1)
+
+    def likelihoods(network: torch.nn.Module) -> torch.Tensor:
+        logs = network(ids).logits[:, :-1].log_softmax(-1)
+        return (logs.gather(2, ids[:, 1:, None])[..., 0] * learnt).sum(dim=1)
+
+    with torch.no_grad():
+        before = likelihoods(reference)
+    beta, smoothing, beside = 0.1, 0.1, 0.5
+    chosen, rejected = torch.tensor([0, 1, 0]), torch.tensor([1, 0, 1])
+
+    def loss(kind: str) -> torch.Tensor:
+        now = likelihoods(model)
+        rewards = now - before
+        if kind == "ipo":
+            rewards = rewards / counts
+        margins = rewards[chosen] - rewards[rejected]
+        if kind == "sigmoid":
+            ordered = (1 - smoothing) * logsigmoid(beta * margins) + smoothing * logsigmoid(-beta * margins)
+            return (-ordered - beside * now[chosen] / counts[chosen]).mean()
+        if kind == "hinge":
+            return relu(1 - beta * margins).mean()
+        if kind == "ipo":
+            return ((margins - 1 / (2 * beta)) ** 2).mean()
+        divergence = rewards.mean().clamp(min=0).detach()
+        good, bad = torch.sigmoid(beta * (rewards[0] - divergence)), torch.sigmoid(beta * (divergence - rewards[1]))
+        return (1.5 * (1 - good) + 0.7 * (1 - bad)) / 2
+
+    out = {}
+    for kind in ("sigmoid", "hinge", "ipo", "kto"):
+        model.zero_grad()
+        value = loss(kind)
+        value.backward()
+        out[f"{kind}_loss"] = value.detach()[None]
+        out[f"{kind}_gradient"] = model.model.layers[0].self_attn.q_proj.weight.grad.clone()
+    return out
+
+
 def greedy_ids(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
     """The greedy continuation, by whole forward passes; fails on a near tie or on an early end."""
     prompt = ids.clone()
@@ -256,7 +306,10 @@ def make_fine_tuned(folder: Path, base: Path, seed: int) -> None:
             delta = noise(rows, 2) @ noise(2, cols) + noise(rows, cols)
             tensor += 0.08 * delta * tensor.norm() / delta.norm()
     save_weights(folder, tensors, 1)
-    save_file(golden(load(folder), seed), folder / "golden.safetensors")
+    found = golden(load(folder), seed)
+    save_file(found, folder / "golden.safetensors")
+    judged = preferences(load(folder), load(base), found["batch_ids"], found["batch_labels"])
+    save_file(judged, folder / "preferences.safetensors")
 
 
 def permute(weight: np.ndarray, heads: int) -> np.ndarray:

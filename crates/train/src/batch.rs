@@ -1,9 +1,8 @@
 //! From conversations to packed batches: tokens, what counts, and the order.
 
-use crate::{Error, TrainConfig, data::Conversation, graph::PackedBatch};
-use bitdelta_model::chat::{Template, Tokenizer};
+use crate::{Error, TrainConfig, graph::PackedBatch};
+use bitdelta_model::chat::{Message, Template, Tokenizer};
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
-use rayon::prelude::*;
 
 /// One conversation as the model sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,61 +13,57 @@ pub struct Example {
     pub counts: Vec<bool>,
 }
 
-/// The examples of a data set, and what was left out.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Examples {
-    /// Those with something to learn, in the data's order.
-    pub examples: Vec<Example>,
-    /// How many were cut at `cutoff_len`.
-    pub truncated: usize,
-    /// How many had nothing to learn left after the cut.
-    pub dropped: usize,
-}
-
 impl Example {
     /// Targets: tokens that count and have one before them.
     pub fn targets(&self) -> usize {
         self.counts.iter().skip(1).filter(|counts| **counts).count()
     }
-}
 
-/// Tokenises `conversations` with the model's template.
-///
-/// # Errors
-/// When the template cannot render a conversation; the error names which.
-pub fn tokenise(
-    tokenizer: &Tokenizer,
-    template: &Template,
-    conversations: &[Conversation],
-    config: &TrainConfig,
-) -> Result<Examples, Error> {
-    let encoded: Vec<Example> = conversations
-        .par_iter()
-        .map(|conversation| {
-            let chat = tokenizer.encode_chat_masked(&conversation.messages, template)?;
-            let mut counts = chat.is_answer;
-            if config.mask_history {
-                keep_last_answer(&mut counts);
-            }
-            if config.train_on_prompt {
-                counts.fill(true);
-            }
-            Ok(Example { tokens: chat.ids, counts })
-        })
-        .collect::<Result<_, Error>>()?;
-    let mut out = Examples::default();
-    for mut example in encoded {
-        if example.tokens.len() > config.cutoff_len {
-            example.tokens.truncate(config.cutoff_len);
-            example.counts.truncate(config.cutoff_len);
-            out.truncated += 1;
+    /// Tokenises turns with the model's template; answers count, or what `config` says. Whole: see [`Example::cut`].
+    ///
+    /// # Errors
+    /// When the template cannot render the turns; the error names which.
+    pub fn new(
+        tokenizer: &Tokenizer,
+        template: &Template,
+        messages: &[Message],
+        config: &TrainConfig,
+    ) -> Result<Self, Error> {
+        let chat = tokenizer.encode_chat_masked(messages, template)?;
+        let mut counts = chat.is_answer;
+        if config.mask_history {
+            keep_last_answer(&mut counts);
         }
-        match example.targets() {
-            0 => out.dropped += 1,
-            _ => out.examples.push(example),
+        if config.train_on_prompt {
+            counts.fill(true);
         }
+        Ok(Self { tokens: chat.ids, counts })
     }
-    Ok(out)
+
+    /// The same of turns of which only the last, an answer, counts.
+    ///
+    /// # Errors
+    /// As [`Example::new`].
+    pub fn last_answer(tokenizer: &Tokenizer, template: &Template, messages: &[Message]) -> Result<Self, Error> {
+        let chat = tokenizer.encode_chat_masked(messages, template)?;
+        let mut counts = chat.is_answer;
+        keep_last_answer(&mut counts);
+        Ok(Self { tokens: chat.ids, counts })
+    }
+
+    /// The targets themselves.
+    pub fn counted(&self) -> Vec<u32> {
+        let counted = self.tokens.iter().zip(&self.counts).skip(1).filter(|(_, counts)| **counts);
+        counted.map(|(token, _)| *token).collect()
+    }
+
+    /// Leaves the first `longest` tokens; true when there were more.
+    pub fn cut(&mut self, longest: usize) -> bool {
+        let longer = self.tokens.len() > longest;
+        self.tokens.truncate(longest);
+        self.counts.truncate(longest);
+        longer
+    }
 }
 
 /// Clears all but the last run of `true`.

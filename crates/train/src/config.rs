@@ -7,15 +7,17 @@
 use crate::{
     Error,
     budget::{RATE, Schedule, rank_for},
+    graph::Storage,
+    template,
 };
 use bitdelta_delta::{BitDeltaConfig, GroupSize, sizes::parse_bytes};
-use bitdelta_model::{Base, chat::Template};
+use bitdelta_model::Base;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::PathBuf;
 
 /// Settings of other trainers that are accepted and do nothing here.
-pub const WITHOUT_EFFECT: [&str; 22] = [
+pub const WITHOUT_EFFECT: [&str; 21] = [
     "bf16",
     "fp16",
     "pure_bf16",
@@ -33,7 +35,6 @@ pub const WITHOUT_EFFECT: [&str; 22] = [
     "use_fast_tokenizer",
     "flash_attn",
     "lora_target",
-    "quantization_bit",
     "save_only_model",
     "include_num_input_tokens_seen",
     "optim",
@@ -41,11 +42,13 @@ pub const WITHOUT_EFFECT: [&str; 22] = [
 ];
 
 /// Settings whose text is never read as a number or a boolean.
-const TEXT: [&str; 7] = [
+const TEXT: [&str; 9] = [
     "model_name_or_path",
     "dataset",
     "dataset_dir",
     "eval_dataset",
+    "preferences",
+    "preference_prompts",
     "output_dir",
     "template",
     "resume_from_checkpoint",
@@ -62,6 +65,32 @@ pub enum Method {
     #[default]
     #[serde(alias = "lora")]
     LowRank,
+}
+
+/// What is learnt from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    /// Answers.
+    #[default]
+    Sft,
+    /// Pairs of a chosen and a rejected answer.
+    Dpo,
+    /// Answers judged good or bad.
+    Kto,
+}
+
+/// What is made small over a pair's margin; see [`crate::objective`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PreferenceLoss {
+    /// DPO.
+    #[default]
+    Sigmoid,
+    /// SLiC's hinge.
+    Hinge,
+    /// IPO: towards a margin of 1/2β.
+    Ipo,
 }
 
 /// How the learning rate goes after warm-up.
@@ -94,8 +123,8 @@ pub enum Every {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainConfig {
-    /// Only "sft" so far.
-    pub stage: String,
+    /// What is learnt from.
+    pub stage: Stage,
     /// The base: a folder, a GGUF file, or a hub id.
     pub model_name_or_path: String,
     /// A path, or a name in `dataset_dir/dataset_info.json`; several with commas.
@@ -104,6 +133,19 @@ pub struct TrainConfig {
     pub dataset_dir: PathBuf,
     /// Held-out data, named as `dataset` is.
     pub eval_dataset: Option<String>,
+    /// What the user prefers: text, a JSON dictionary, or a file of either. The base with it in its prompt teaches the
+    /// variant.
+    pub preferences: Option<String>,
+    /// Data whose prompts the preferences are taught on, named as `dataset` is; `None`: built-in ones.
+    pub preference_prompts: Option<String>,
+    /// Answers of the teacher, one a prompt, over again when there are fewer prompts.
+    pub preference_samples: usize,
+    /// Most tokens of such an answer.
+    pub preference_answer_len: usize,
+    /// How freely the teacher answers.
+    pub preference_temperature: f32,
+    /// Weight of a token of the teacher's answers against one of the data set's.
+    pub preference_weight: f64,
     /// Held out from `dataset`: a share below 1, a number of examples from 1.
     pub val_size: f64,
     /// At most so many training examples.
@@ -116,6 +158,18 @@ pub struct TrainConfig {
     pub mask_history: bool,
     /// Learn every token.
     pub train_on_prompt: bool,
+    /// DPO and KTO: how much the base holds the model back.
+    pub pref_beta: f64,
+    /// DPO: the loss of a pair.
+    pub pref_loss: PreferenceLoss,
+    /// DPO: weight of the chosen answer's own mean loss beside it.
+    pub pref_ftx: f64,
+    /// DPO, sigmoid: share of pairs that are taken to be the wrong way round.
+    pub dpo_label_smoothing: f64,
+    /// KTO: weight of good answers.
+    pub kto_chosen_weight: f64,
+    /// KTO: weight of bad answers.
+    pub kto_rejected_weight: f64,
     /// What learns.
     #[serde(rename = "finetuning_type")]
     pub method: Method,
@@ -124,6 +178,8 @@ pub struct TrainConfig {
     pub lora_rank: usize,
     /// The factors' product is multiplied by alpha / rank; `None` is 2 · rank, so that the rate means the same at every rank.
     pub lora_alpha: Option<f32>,
+    /// Bits a weight of the frozen base while factors learn: 16, 8 or 4 (QLoRA); `None` is f32.
+    pub quantization_bit: Option<u8>,
     /// Bits a weight of the quantised factors, 1 to 8.
     pub factor_bits: u8,
     /// Size that the variant's file may have ("340KB", "10MB", or bytes): low-rank factors of a rank that follows from it,
@@ -242,20 +298,33 @@ impl Size {
 impl Default for TrainConfig {
     fn default() -> Self {
         Self {
-            stage: "sft".into(),
+            stage: Stage::Sft,
             model_name_or_path: String::new(),
             dataset: String::new(),
             dataset_dir: "data".into(),
             eval_dataset: None,
+            preferences: None,
+            preference_prompts: None,
+            preference_samples: 128,
+            preference_answer_len: 96,
+            preference_temperature: 0.8,
+            preference_weight: 1.0,
             val_size: 0.0,
             max_samples: None,
             template: None,
             cutoff_len: 2048,
             mask_history: false,
             train_on_prompt: false,
+            pref_beta: 0.1,
+            pref_loss: PreferenceLoss::Sigmoid,
+            pref_ftx: 0.0,
+            dpo_label_smoothing: 0.0,
+            kto_chosen_weight: 1.0,
+            kto_rejected_weight: 1.0,
             method: Method::LowRank,
             lora_rank: 4,
             lora_alpha: None,
+            quantization_bit: None,
             factor_bits: 4,
             budget: None,
             bits_per_weight: None,
@@ -396,19 +465,20 @@ impl TrainConfig {
     /// [`Error::Setting`] for the first setting that makes no sense.
     pub fn validate(&self) -> Result<(), Error> {
         let need = |ok: bool, name: &str, problem: &str| if ok { Ok(()) } else { Err(Error::setting(name, problem)) };
-        if self.stage != "sft" {
-            let later = ["pt", "rm", "ppo", "dpo", "kto"].contains(&self.stage.as_str());
-            let problem = if later { "is not supported yet; only sft is" } else { "must be sft" };
-            return Err(Error::setting("stage", format!("{:?} {problem}", self.stage)));
-        }
         need(
             !self.model_name_or_path.is_empty(),
             "model_name_or_path",
             "is missing: which base model is to be trained?",
         )?;
-        need(!self.dataset.is_empty(), "dataset", "is missing: a path, or a name in dataset_dir/dataset_info.json")?;
+        let problem = "is missing: a path, or a name in dataset_dir/dataset_info.json; or give preferences";
+        need(!self.dataset.is_empty() || self.preferences.is_some(), "dataset", problem)?;
+        need(self.preference_samples > 0, "preference_samples", "must be 1 or more")?;
+        need(self.preference_answer_len > 0, "preference_answer_len", "must be 1 or more")?;
+        let (temperature, weight) = (self.preference_temperature, self.preference_weight);
+        need((0.0..=2.0).contains(&temperature), "preference_temperature", "must be from 0 to 2")?;
+        need(weight.is_finite() && weight > 0.0, "preference_weight", "must be above 0")?;
         need(!self.output_dir.as_os_str().is_empty(), "output_dir", "is missing: where should the variant go?")?;
-        self.template()?;
+        template::named(self.template.as_deref())?;
         self.bitdelta()?.validate()?;
         need((1..=8).contains(&self.factor_bits), "factor_bits", "must be 1 to 8")?;
         self.budget_bytes()?;
@@ -429,6 +499,24 @@ impl TrainConfig {
         need(epochs.is_finite() && epochs > 0.0, "budget_epochs", "must be above 0")?;
         need((1..=1024).contains(&self.lora_rank), "lora_rank", "must be 1 to 1024")?;
         need(self.lora_alpha.is_none_or(|a| a.is_finite() && a > 0.0), "lora_alpha", "must be above 0")?;
+        need(
+            matches!(self.quantization_bit, None | Some(4 | 8 | 16)),
+            "quantization_bit",
+            "must be 16, 8 or 4, or left out for f32",
+        )?;
+        let frozen = self.method == Method::LowRank || self.quantization_bit.is_none();
+        need(frozen, "quantization_bit", "needs finetuning_type lowrank: what learns is kept in f32")?;
+        let both = self.mask_history && self.train_on_prompt;
+        need(!both, "train_on_prompt", "and mask_history contradict each other")?;
+        need(self.pref_beta.is_finite() && self.pref_beta > 0.0, "pref_beta", "must be above 0")?;
+        need((0.0..0.5).contains(&self.dpo_label_smoothing), "dpo_label_smoothing", "must be from 0 to below 0.5")?;
+        for (name, weight) in [
+            ("pref_ftx", self.pref_ftx),
+            ("kto_chosen_weight", self.kto_chosen_weight),
+            ("kto_rejected_weight", self.kto_rejected_weight),
+        ] {
+            need(weight.is_finite() && weight >= 0.0, name, "must be 0 or more")?;
+        }
         need(self.cutoff_len >= 2, "cutoff_len", "must be 2 or more")?;
         need(self.per_device_train_batch_size > 0, "per_device_train_batch_size", "must be 1 or more")?;
         need(self.per_device_eval_batch_size > 0, "per_device_eval_batch_size", "must be 1 or more")?;
@@ -455,15 +543,14 @@ impl TrainConfig {
         Ok(())
     }
 
-    /// The chat template.
-    ///
-    /// # Errors
-    /// [`Error::Setting`] for an unknown name.
-    pub fn template(&self) -> Result<Template, Error> {
-        let name = self.template.as_deref().unwrap_or("model");
-        Template::from_name(name).ok_or_else(|| {
-            Error::setting("template", format!("{name:?} is unknown; model, chatml and qwen3 are known"))
-        })
+    /// How the frozen base is kept.
+    pub fn storage(&self) -> Storage {
+        match self.quantization_bit {
+            Some(16) => Storage::Bf16,
+            Some(8) => Storage::Int8,
+            Some(4) => Storage::Nf4,
+            _ => Storage::F32,
+        }
     }
 
     /// The size that the file may have.

@@ -9,8 +9,8 @@ use bitdelta_model::{
 };
 use bitdelta_train::{
     Error, TrainConfig,
-    batch::{self, Example},
-    budget::{Options, SCALE_RATE, Schedule, Teacher, compress_to, distil_scales, measure_errors},
+    batch::Example,
+    budget::{self, Options, SCALE_RATE, Schedule, Teacher, compress_to, distil_scales, measure_errors},
     compress::compress_pair,
     config::Size,
     data::Conversation,
@@ -43,7 +43,7 @@ fn examples(base: &Base) -> Vec<Example> {
             ],
         })
         .collect();
-    batch::tokenise(&base.tokenizer, &Template::ChatMl, &conversations, &TrainConfig::default()).unwrap().examples
+    budget::examples(base, &Template::ChatMl, &conversations).unwrap()
 }
 
 fn options(bytes: u64, epochs: f64) -> Options {

@@ -4,7 +4,7 @@
 mod common;
 
 use bitdelta_model::{Architecture, ModelConfig};
-use bitdelta_train::graph::{Adaptation, Graph, PackedBatch, distil_loss::kl, matrix::Matrix};
+use bitdelta_train::graph::{Adaptation, Graph, PackedBatch, Storage, distil_loss::kl, frozen::Frozen, matrix::Matrix};
 use candle_core::{D, Device, Tensor, Var};
 use common::{Tensors, config, tensors};
 
@@ -323,5 +323,51 @@ fn distilling_from_hidden_states_reaches_what_learns() {
         let slope = (moved(step) - moved(-step)) / f64::from(2.0 * step);
         let want = f64::from(norm);
         assert!((slope - want).abs() < 0.02 * want, "{}: {slope} {want}", parameter.name());
+    }
+}
+
+#[test]
+fn factors_beside_a_coded_base_learn_as_beside_the_weights_that_the_codes_stand_for() {
+    // The same graph on the base as its codes have it: only the order of sums differs.
+    let config = config(Architecture::Llama);
+    let tensors = tensors(&config, 7);
+    let batch = batch();
+    let adaptation = Adaptation::LowRank { rank: 3, scale: 1.0, seed: 5 };
+    let gradients = |graph: &Graph| -> (f64, Vec<Matrix>) {
+        // B is zero at the start, and then A has no gradient.
+        for stack in graph.stacks() {
+            for b in &stack.adapter.as_ref().expect("adapter").b {
+                b.value_mut().values_mut().fill(0.05);
+            }
+        }
+        let loss = graph.accumulate(&batch, 1.0).expect("backward");
+        (loss, graph.parameters().iter().map(|p| p.gradient().take().expect("a gradient")).collect())
+    };
+    let exact = gradients(&Graph::new(&config, &tensors, adaptation, 64, false).expect("graph"));
+    // Of the exact gradients: what rounding the weights may change. Each is measured, with room for twice as much.
+    for (storage, most) in [(Storage::Bf16, 0.02), (Storage::Int8, 0.06), (Storage::Nf4, 0.7)] {
+        let coded = Graph::stored(&config, &tensors, adaptation, storage, 64, false).expect("graph");
+        let plain = Graph::new(&config, &tensors, adaptation, 64, false).expect("graph");
+        assert!(coded.frozen_bytes() < plain.frozen_bytes(), "{storage:?}");
+        let found = gradients(&coded);
+        let mut rounded = tensors.0.clone();
+        for (name, values) in rounded.iter_mut().filter(|(name, _)| name.ends_with("_proj.weight")) {
+            let cols = if name.contains("down_proj") { config.intermediate } else { config.hidden };
+            let cols = if name.contains("o_proj") { config.heads * config.head_dim } else { cols };
+            let rows = values.len() / cols;
+            let identity = (0..cols * cols).map(|at| if at % (cols + 1) == 0 { 1.0 } else { 0.0 }).collect();
+            let weight = Frozen::new(Matrix::new(rows, cols, values.clone()), storage);
+            // Row i of the identity times Wᵀ is column i of W.
+            let columns = weight.forward(Matrix::new(cols, cols, identity).view()).expect("a product");
+            *values = (0..rows * cols).map(|at| columns.row(at % cols)[at / cols]).collect();
+        }
+        let rounded = Tensors(rounded);
+        let want = gradients(&Graph::new(&config, &rounded, adaptation, 64, false).expect("graph"));
+        assert!((found.0 - want.0).abs() < 1e-5 * want.0, "{storage:?}: {} {}", found.0, want.0);
+        for ((found, want), exact) in found.1.iter().zip(&want.1).zip(&exact.1) {
+            assert!(relative_difference(found.values(), want.values()) < TOLERANCE, "{storage:?}");
+            let lost = relative_difference(found.values(), exact.values());
+            assert!(lost < most, "{storage:?}: {lost}");
+        }
     }
 }

@@ -217,12 +217,13 @@ fn what_does_not_fit_in_memory_is_refused_with_the_figure() {
     let model = base().config.clone();
     let folder = tempfile::tempdir().expect("a folder");
     let config = TrainConfig { method: Method::Full, ..config(folder.path(), "out") };
-    let plain = run::memory::Need::new(&model, &config, 1000, false).total();
-    let again = run::memory::Need::new(&model, &config, 1000, true).total();
+    let load = run::memory::Load { tokens: 1000, cached_values: 500 };
+    let plain = run::memory::Need::new(&model, &config, load, false).total();
+    let again = run::memory::Need::new(&model, &config, load, true).total();
     assert!(again < plain);
-    assert!(!run::memory::plan(&model, &config, 1000, Some(plain)).expect("fits"));
-    assert!(run::memory::plan(&model, &config, 1000, Some(again)).expect("fits with recomputation"));
-    let error = run::memory::plan(&model, &config, 1000, Some(again - 1)).expect_err("too little").to_string();
+    assert!(!run::memory::plan(&model, &config, load, Some(plain)).expect("fits"));
+    assert!(run::memory::plan(&model, &config, load, Some(again)).expect("fits with recomputation"));
+    let error = run::memory::plan(&model, &config, load, Some(again - 1)).expect_err("too little").to_string();
     assert!(error.contains("MB") && error.contains("lowrank") && error.contains("batch_size"), "{error}");
 }
 
@@ -234,4 +235,29 @@ fn an_unwritable_output_is_an_error_with_its_path() {
     config.output_dir = folder.path().join("file/out");
     let error = run::run_on(&base(), &config, &Silent, &NEVER).expect_err("no folder there").to_string();
     assert!(error.contains("file/out"), "{error}");
+}
+
+#[test]
+fn a_base_in_fewer_bits_is_learnt_beside_and_needs_less_memory() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = base().config.clone();
+    let mut need = u64::MAX;
+    for bits in [None, Some(16), Some(8), Some(4)] {
+        let config = TrainConfig { quantization_bit: bits, ..config(folder.path(), &format!("{bits:?}")) };
+        let found = run::memory::Need::new(&model, &config, run::memory::Load::default(), false).base;
+        assert!(found < need, "{bits:?}: {found}, before {need}");
+        need = found;
+        if bits != Some(16) {
+            let outcome = run::run(&config, &Silent, &NEVER).expect("a run");
+            let (before, after) = (outcome.loss_base.expect("held out"), outcome.loss_variant.expect("held out"));
+            assert!(after < before - 0.5, "{bits:?}: {before} -> {after}");
+        }
+    }
+    let full = TrainConfig { method: Method::Full, quantization_bit: Some(8), ..config(folder.path(), "full") };
+    let error = full.validate().expect_err("what learns is kept in f32").to_string();
+    assert!(error.contains("quantization_bit") && error.contains("lowrank"), "{error}");
+    let plain = config(folder.path(), "plain");
+    let load = run::memory::Load { tokens: 1, cached_values: 0 };
+    let error = run::memory::plan(&model, &plain, load, Some(1000)).expect_err("too little").to_string();
+    assert!(error.contains("quantization_bit 8"), "{error}");
 }

@@ -9,8 +9,7 @@ use crate::{
 use bitdelta_delta::{BitDeltaConfig, GroupSize, Info, Variant, metrics::bits_per_weight};
 use bitdelta_model::{Base, chat::Template};
 use bitdelta_train::{
-    TrainConfig,
-    batch::{self, Example},
+    batch::Example,
     budget::{self, SCALE_RATE, Schedule, Teacher, distil_scales},
     compress::{Report, compress_pair},
     data,
@@ -158,9 +157,7 @@ impl CompressArgs {
     fn examples(&self, base: &Base) -> Result<Vec<Example>, Error> {
         let Some(data) = &self.data else { return Ok(Vec::new()) };
         let conversations = data::load(data, Path::new(".")).context("reading the data")?;
-        let config = TrainConfig::default();
-        let made = batch::tokenise(&base.tokenizer, &Template::Model, &conversations, &config);
-        Ok(made.context("making prompts of the data")?.examples)
+        budget::examples(base, &Template::Model, &conversations).context("making prompts of the data")
     }
 
     fn schedule(&self, default: Schedule) -> Schedule {

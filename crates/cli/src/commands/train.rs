@@ -13,9 +13,18 @@ pub struct TrainArgs {
     /// Base model: a Hugging Face folder, a .gguf file, or a hub id
     #[arg(long, visible_alias = "model", value_name = "PATH", env = "BITDELTA_MODEL", hide_env_values = true)]
     base: String,
-    /// Conversations: a JSON or JSONL file (messages, sharegpt, alpaca, or prompt and response)
+    /// Conversations: a JSON, JSONL or CSV file (messages, sharegpt, alpaca, or prompt and response)
+    #[arg(long, value_name = "FILE", required_unless_present = "preferences")]
+    data: Option<String>,
+    /// What the user prefers: text, a JSON dictionary, or a file of either; learnt beside the data, or alone
+    #[arg(long, value_name = "FILE|TEXT")]
+    preferences: Option<String>,
+    /// Data whose prompts the preferences are taught on, instead of built-in ones
     #[arg(long, value_name = "FILE")]
-    data: String,
+    preference_prompts: Option<String>,
+    /// What the data holds: sft (answers), dpo (chosen and rejected answers) or kto (answers with a kto_tag)
+    #[arg(long, value_name = "STAGE")]
+    stage: Option<String>,
     /// Held-out conversations; or hold some out of the data with --val-size
     #[arg(long, value_name = "FILE")]
     eval_data: Option<String>,
@@ -99,6 +108,10 @@ pub struct TrainArgs {
 impl TrainArgs {
     fn config(&self) -> Result<TrainConfig, Error> {
         let given = [
+            ("dataset", &self.data),
+            ("preferences", &self.preferences),
+            ("preference_prompts", &self.preference_prompts),
+            ("stage", &self.stage),
             ("eval_dataset", &self.eval_data),
             ("val_size", &self.val_size),
             ("finetuning_type", &self.method),
@@ -120,8 +133,7 @@ impl TrainArgs {
         ];
         let folder = self.folder()?;
         let folder = folder.to_str().ok_or_else(|| Error::Usage("the output path is not UTF-8".to_owned()))?;
-        let mut pairs =
-            vec![("model_name_or_path", self.base.as_str()), ("dataset", &self.data), ("output_dir", folder)];
+        let mut pairs = vec![("model_name_or_path", self.base.as_str()), ("output_dir", folder)];
         pairs.extend(given.iter().filter_map(|(name, value)| value.as_deref().map(|value| (*name, value))));
         if self.overwrite {
             pairs.push(("overwrite_output_dir", "true"));
@@ -200,6 +212,12 @@ pub(crate) fn report(outcome: &Outcome, json: bool) -> Result<(), Error> {
         (figure(outcome.loss_base), figure(outcome.loss_trained), figure(outcome.loss_variant))
     {
         output::line(&format!("held-out loss: base {base}, trained {trained}, variant {variant}"))?;
+    }
+    if let Some(accuracy) = outcome.accuracy {
+        output::line(&format!(
+            "held-out preferences that the variant ranks as the data does: {:.1} %",
+            100.0 * accuracy
+        ))?;
     }
     let name = |path: &Path| path.display().to_string();
     output::line(&format!(

@@ -29,9 +29,10 @@ pub use scales::{SCALE_RATE, distil_scales};
 pub use svd::truncated;
 
 use crate::{
-    Error,
+    Error, TrainConfig,
     batch::Example,
     compress::{check_shapes, vectors_and_tables},
+    data::Conversation,
     graph::{Adaptation, Graph},
     progress::Progress,
 };
@@ -39,7 +40,7 @@ use bitdelta_delta::{
     Extra, Info, LinearDelta, Part, Variant,
     metrics::{Distance, distance},
 };
-use bitdelta_model::Base;
+use bitdelta_model::{Base, chat::Template};
 use std::sync::atomic::AtomicBool;
 
 /// Bits an entry that the largest rank is chosen by where factors are trained: at fewer, most levels are zero and more
@@ -70,6 +71,24 @@ impl Options {
     pub fn new(bytes: u64) -> Self {
         Self { bytes, rank: None, schedule: Schedule { epochs: 4.0, batch: 8, rate: RATE, seed: 42 } }
     }
+}
+
+/// Conversations as the model sees them, of which the answers count; what is longer than a training run takes is cut, and
+/// what has no answer is left out.
+///
+/// # Errors
+/// A conversation that the template cannot render.
+pub fn examples(base: &Base, template: &Template, conversations: &[Conversation]) -> Result<Vec<Example>, Error> {
+    let config = TrainConfig::default();
+    let mut examples = conversations
+        .iter()
+        .map(|conversation| Example::new(&base.tokenizer, template, &conversation.messages, &config))
+        .collect::<Result<Vec<_>, Error>>()?;
+    for example in &mut examples {
+        example.cut(config.cutoff_len);
+    }
+    examples.retain(|example| example.targets() > 0);
+    Ok(examples)
 }
 
 /// The difference of a pair in at most `options.bytes`, trained towards the fine-tuned model on `examples` where there are

@@ -22,7 +22,7 @@ pub struct Format {
 pub enum Shape {
     /// instruction, input, output
     Alpaca,
-    /// A list of turns.
+    /// A list of turns, as sharegpt and OpenAI write them.
     #[serde(alias = "openai")]
     Sharegpt,
 }
@@ -43,6 +43,20 @@ pub struct Columns {
     pub system: Option<String>,
     /// sharegpt: the turns ("conversations")
     pub messages: Option<String>,
+    /// The better answer of two ("chosen")
+    pub chosen: Option<String>,
+    /// The worse one ("rejected")
+    pub rejected: Option<String>,
+    /// Whether an answer was good ("kto_tag")
+    pub kto_tag: Option<String>,
+    /// Descriptions of tools ("tools"); only read to say that they are not supported.
+    pub tools: Option<String>,
+    /// As `tools` ("images").
+    pub images: Option<String>,
+    /// As `tools` ("videos").
+    pub videos: Option<String>,
+    /// As `tools` ("audios").
+    pub audios: Option<String>,
 }
 
 /// How sharegpt turns name their parts and speakers.
@@ -83,7 +97,7 @@ impl Default for Tags {
 
 impl Tags {
     /// OpenAI's messages.
-    fn openai() -> Self {
+    pub(super) fn openai() -> Self {
         let [role, content, user, assistant, tool, system] =
             ["role", "content", "user", "assistant", "tool", "system"].map(String::from);
         Self {
@@ -117,7 +131,7 @@ pub(super) struct Wrong {
     pub problem: String,
 }
 
-fn wrong<T>(field: impl Into<String>, problem: impl Into<String>) -> Result<T, Wrong> {
+pub(super) fn wrong<T>(field: impl Into<String>, problem: impl Into<String>) -> Result<T, Wrong> {
     Err(Wrong { field: field.into(), problem: problem.into() })
 }
 
@@ -127,39 +141,73 @@ impl Format {
         let Some(example) = example.as_object() else {
             return wrong("example", format!("must be an object, not {}", kind(example)));
         };
-        if example.contains_key("chosen") || example.contains_key("rejected") || example.contains_key("kto_tag") {
-            return wrong("chosen", "this is preference data, which stage sft does not take");
+        let c = &self.columns;
+        for (given, usual, stage) in
+            [(&c.chosen, "chosen", "dpo"), (&c.rejected, "rejected", "dpo"), (&c.kto_tag, "kto_tag", "kto")]
+        {
+            let name = given.as_deref().unwrap_or(usual);
+            if example.contains_key(name) {
+                return wrong(
+                    name,
+                    format!("this is preference data, which stage sft does not take; use stage {stage}"),
+                );
+            }
         }
-        let shape = self.shape.or_else(|| {
-            let turns = ["messages", "conversations"].iter().any(|field| example.contains_key(*field));
-            turns.then_some(Shape::Sharegpt)
-        });
-        let messages = match shape {
-            Some(Shape::Sharegpt) => self.turns(example)?,
-            _ => self.alpaca(example)?,
-        };
+        let messages = self.messages(example)?;
         if !messages.iter().any(|message| message.role == "assistant") {
             return wrong("example", "there is no assistant turn, so nothing to learn");
         }
         Ok(Conversation { messages })
     }
 
-    fn alpaca(&self, example: &Map<String, Value>) -> Result<Vec<Message>, Wrong> {
+    /// All turns, answers too.
+    pub(super) fn messages(&self, example: &Map<String, Value>) -> Result<Vec<Message>, Wrong> {
+        if self.shape_of(example) == Shape::Sharegpt {
+            return self.turns(example);
+        }
+        let mut messages = self.alpaca_prompt(example)?;
+        let name = self.response_name(example);
+        match self.alpaca_response(example)? {
+            Some(answer) => messages.push(message("assistant", &answer)),
+            None if example.contains_key(&name) => return wrong(name, "is empty"),
+            None => required(example, &name).map(|_| ())?,
+        }
+        Ok(messages)
+    }
+
+    /// The shape of an example: as its data set says, or as its fields show.
+    pub(super) fn shape_of(&self, example: &Map<String, Value>) -> Shape {
+        self.shape.unwrap_or_else(|| {
+            let has = |field: &&str| example.get(*field).is_some_and(|value| !value.is_null());
+            let is_list = |field: &&str| example.get(*field).is_some_and(Value::is_array);
+            let turns = ["messages", "conversations"].iter().any(|field| has(field)) || is_list(&"prompt");
+            if turns { Shape::Sharegpt } else { Shape::Alpaca }
+        })
+    }
+
+    fn response_name(&self, example: &Map<String, Value>) -> String {
+        name_in(example, self.columns.response.as_deref(), &["output", "response", "completion", "answer"])
+    }
+
+    /// The answer of an alpaca example; `None` when there is none or it is empty.
+    pub(super) fn alpaca_response(&self, example: &Map<String, Value>) -> Result<Option<String>, Wrong> {
+        let answer = optional(example, &self.response_name(example))?;
+        Ok((!answer.is_empty()).then(|| answer.to_owned()))
+    }
+
+    /// All turns of an alpaca example before its answer.
+    pub(super) fn alpaca_prompt(&self, example: &Map<String, Value>) -> Result<Vec<Message>, Wrong> {
+        self.refuse_unsupported(example)?;
         let c = &self.columns;
-        // Without columns of its own, an example may also call the two by plainer names.
-        let name = |given: &Option<String>, usual: &[&str]| match given {
-            Some(given) => given.clone(),
-            None => (*usual.iter().find(|name| example.contains_key(**name)).unwrap_or(&usual[0])).to_owned(),
-        };
-        let prompt_name = name(&c.prompt, &["instruction", "prompt", "question"]);
-        let response_name = name(&c.response, &["output", "response", "completion", "answer"]);
+        // Without columns of its own, an example may also call its prompt by plainer names.
+        let prompt_name = name_in(example, c.prompt.as_deref(), &["instruction", "prompt", "question"]);
         let mut messages = Vec::new();
-        let system = optional(example, &name(&c.system, &["system"]))?;
+        let system = optional(example, c.system.as_deref().unwrap_or("system"))?;
         if !system.is_empty() {
             messages.push(message("system", system));
         }
-        let history_name = name(&c.history, &["history"]);
-        match example.get(&history_name) {
+        let history_name = c.history.as_deref().unwrap_or("history");
+        match example.get(history_name) {
             None | Some(Value::Null) => {}
             Some(Value::Array(turns)) => {
                 for (i, turn) in turns.iter().enumerate() {
@@ -176,38 +224,42 @@ impl Format {
             }
             Some(other) => return wrong(history_name, format!("must be a list, not {}", kind(other))),
         }
-        let (prompt, query) = (required(example, &prompt_name)?, optional(example, &name(&c.query, &["input"]))?);
+        let prompt = required(example, &prompt_name)?;
+        let query = optional(example, c.query.as_deref().unwrap_or("input"))?;
         let asked = [prompt, query].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n");
         if asked.is_empty() {
             return wrong(prompt_name, "is empty");
         }
-        let answer = required(example, &response_name)?;
-        if answer.is_empty() {
-            return wrong(response_name, "is empty");
-        }
         messages.push(message("user", &asked));
-        messages.push(message("assistant", answer));
         Ok(messages)
     }
 
-    fn turns(&self, example: &Map<String, Value>) -> Result<Vec<Message>, Wrong> {
-        let usual = if example.contains_key("messages") { "messages" } else { "conversations" };
-        let name = self.columns.messages.as_deref().unwrap_or(usual);
-        let turns = match example.get(name) {
+    /// All turns of a sharegpt example.
+    pub(super) fn turns(&self, example: &Map<String, Value>) -> Result<Vec<Message>, Wrong> {
+        self.refuse_unsupported(example)?;
+        let name = name_in(example, self.columns.messages.as_deref(), &["conversations", "messages", "prompt"]);
+        let turns = match example.get(&name) {
             Some(Value::Array(turns)) if !turns.is_empty() => turns,
             Some(Value::Array(_)) => return wrong(name, "is an empty list"),
             Some(other) => return wrong(name, format!("must be a list of turns, not {}", kind(other))),
             None => return wrong(name, "is missing"),
         };
+        let mut messages = self.turns_of(&name, turns)?;
+        let system = optional(example, self.columns.system.as_deref().unwrap_or("system"))?;
+        if !system.is_empty() && messages.first().is_none_or(|first| first.role != "system") {
+            messages.insert(0, message("system", system));
+        }
+        Ok(messages)
+    }
+
+    /// A list of turns in field `name`.
+    pub(super) fn turns_of(&self, name: &str, turns: &[Value]) -> Result<Vec<Message>, Wrong> {
         // OpenAI's fields are recognised even where no tags say so.
         let openai = Tags::openai();
-        let is_openai = turns[0].get(&self.tags.role_tag).is_none() && turns[0].get("role").is_some();
+        let is_openai =
+            turns.first().is_some_and(|first| first.get(&self.tags.role_tag).is_none() && first.get("role").is_some());
         let tags = if is_openai { &openai } else { &self.tags };
-        let mut messages = Vec::with_capacity(turns.len() + 1);
-        let system = optional(example, self.columns.system.as_deref().unwrap_or("system"))?;
-        if !system.is_empty() {
-            messages.push(message("system", system));
-        }
+        let mut messages = Vec::with_capacity(turns.len());
         for (i, turn) in turns.iter().enumerate() {
             let at = |field: &str| format!("{name}[{i}].{field}");
             let Some(turn) = turn.as_object() else {
@@ -231,6 +283,33 @@ impl Format {
         }
         Ok(messages)
     }
+}
+
+impl Format {
+    /// What training would otherwise leave out in silence.
+    pub(super) fn refuse_unsupported(&self, example: &Map<String, Value>) -> Result<(), Wrong> {
+        let c = &self.columns;
+        let fields = [(&c.tools, "tools"), (&c.images, "images"), (&c.videos, "videos"), (&c.audios, "audios")];
+        for (given, usual) in fields {
+            let name = given.as_deref().unwrap_or(usual);
+            let empty = match example.get(name) {
+                None | Some(Value::Null) => true,
+                Some(Value::String(text)) => text.trim().is_empty() || text.trim() == "[]",
+                Some(Value::Array(list)) => list.is_empty(),
+                Some(_) => false,
+            };
+            if !empty {
+                return wrong(name, format!("{usual} are not supported: only text is learnt; leave the field out"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `given`, or the first of the `usual` names that the example has.
+pub(super) fn name_in(example: &Map<String, Value>, given: Option<&str>, usual: &[&str]) -> String {
+    let found = || usual.iter().find(|name| example.contains_key(**name)).unwrap_or(&usual[0]);
+    given.unwrap_or_else(|| found()).to_owned()
 }
 
 /// OpenAI's content as a list of parts, all of which must be text.
@@ -267,7 +346,7 @@ fn optional<'a>(example: &'a Map<String, Value>, field: &str) -> Result<&'a str,
     }
 }
 
-fn kind(value: &Value) -> &'static str {
+pub(super) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",

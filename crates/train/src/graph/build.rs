@@ -3,6 +3,7 @@
 use super::{
     Graph,
     attention::Attention,
+    frozen::{Frozen, Storage},
     layer::Layer,
     linear::{Adapter, LinearPart, Linears, Weight},
     matrix::Matrix,
@@ -68,7 +69,22 @@ impl Graph {
         longest: usize,
         checkpointing: bool,
     ) -> Result<Self, Error> {
-        let mut builder = Builder::new(config, weights, adaptation);
+        Self::stored(config, weights, adaptation, Storage::F32, longest, checkpointing)
+    }
+
+    /// As [`Graph::new`], with linears that stay kept as `storage` says. Embedding and head stay in f32.
+    ///
+    /// # Errors
+    /// As [`Graph::new`].
+    pub fn stored(
+        config: &ModelConfig,
+        weights: &dyn Weights,
+        adaptation: Adaptation,
+        storage: Storage,
+        longest: usize,
+        checkpointing: bool,
+    ) -> Result<Self, Error> {
+        let mut builder = Builder::new(config, weights, adaptation, storage);
         let embedding = builder.matrix("model.embed_tokens.weight", config.vocab, config.hidden)?;
         let head = match config.tied {
             true => None,
@@ -84,17 +100,18 @@ struct Builder<'a> {
     config: &'a ModelConfig,
     weights: &'a dyn Weights,
     adaptation: Adaptation,
+    storage: Storage,
     rng: StdRng,
     next_linear: usize,
 }
 
 impl<'a> Builder<'a> {
-    fn new(config: &'a ModelConfig, weights: &'a dyn Weights, adaptation: Adaptation) -> Self {
+    fn new(config: &'a ModelConfig, weights: &'a dyn Weights, adaptation: Adaptation, storage: Storage) -> Self {
         let seed = match adaptation {
             Adaptation::LowRank { seed, .. } => seed,
             Adaptation::Frozen | Adaptation::Full => 0,
         };
-        Self { config, weights, adaptation, rng: StdRng::seed_from_u64(seed), next_linear: 0 }
+        Self { config, weights, adaptation, storage, rng: StdRng::seed_from_u64(seed), next_linear: 0 }
     }
 
     fn layer(&mut self, layer: usize) -> Result<Layer, Error> {
@@ -152,7 +169,7 @@ impl<'a> Builder<'a> {
         Ok(Linears {
             weight: match self.adaptation {
                 Adaptation::Full => Weight::Trained(Arc::new(Parameter::new(format!("{first}.stack"), weight))),
-                Adaptation::Frozen | Adaptation::LowRank { .. } => Weight::Frozen(weight),
+                Adaptation::Frozen | Adaptation::LowRank { .. } => Weight::Frozen(Frozen::new(weight, self.storage)),
             },
             bias,
             adapter: match self.adaptation {

@@ -5,6 +5,7 @@
 //! gets a gradient: a frozen W costs one product backward (dX = dY·W) instead of two.
 
 use super::{
+    frozen::Frozen,
     matrix::{Matrix, product},
     parameter::Parameter,
 };
@@ -37,7 +38,7 @@ pub struct LinearPart {
 #[derive(Debug)]
 pub enum Weight {
     /// Stays as in the base.
-    Frozen(Matrix),
+    Frozen(Frozen),
     /// Learns.
     Trained(Arc<Parameter>),
 }
@@ -88,7 +89,7 @@ impl Linears {
     /// What candle's product reports.
     pub fn forward(&self, x: &Matrix) -> candle_core::Result<Matrix> {
         let mut y = match &self.weight {
-            Weight::Frozen(weight) => product(x.view(), weight.t())?,
+            Weight::Frozen(weight) => weight.forward(x.view())?,
             Weight::Trained(weight) => product(x.view(), weight.value().t())?,
         };
         if let Some(bias) = &self.bias {
@@ -115,7 +116,7 @@ impl Linears {
     /// What candle's product reports.
     pub fn backward(&self, x: &Matrix, dy: &Matrix) -> candle_core::Result<Matrix> {
         let mut dx = match &self.weight {
-            Weight::Frozen(weight) => product(dy.view(), weight.view())?,
+            Weight::Frozen(weight) => weight.backward(dy.view())?,
             Weight::Trained(weight) => {
                 weight.accumulate(product(dy.t(), x.view())?);
                 product(dy.view(), weight.value().view())?

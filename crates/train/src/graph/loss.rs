@@ -10,12 +10,14 @@ use rayon::prelude::*;
 /// Rows whose logits exist at one time.
 pub(crate) const ROWS_PER_BLOCK: usize = 128;
 
-/// Σ of the losses of all rows, and the gradient of `hidden`, (rows, width), if asked for.
+/// The losses of all rows, and the gradient of `hidden`, (rows, width), if asked for.
 #[derive(Debug)]
 pub struct CrossEntropy {
     /// Σ −ln p(target), not scaled.
     pub loss: f64,
-    /// `scale` times the gradient of that sum.
+    /// −ln p(target) of each row.
+    pub of_rows: Vec<f64>,
+    /// The gradient of the sum, each row's loss times its weight.
     pub gradient: Option<Matrix>,
 }
 
@@ -29,25 +31,50 @@ pub fn cross_entropy(
     targets: &[u32],
     scale: Option<f32>,
 ) -> candle_core::Result<CrossEntropy> {
-    let mut loss = 0.0;
-    let mut gradient = scale.map(|_| Vec::with_capacity(hidden.rows() * hidden.cols()));
+    in_blocks(hidden, head, targets, scale.is_some(), |_| scale.unwrap_or_default())
+}
+
+/// As [`cross_entropy`], with the gradient of Σ weight · (−ln p(target)): a weight a row, which may be negative.
+///
+/// # Errors
+/// What candle's product reports.
+pub fn weighted_cross_entropy(
+    hidden: &Matrix,
+    head: &Matrix,
+    targets: &[u32],
+    weights: &[f32],
+) -> candle_core::Result<CrossEntropy> {
+    assert_eq!(weights.len(), hidden.rows(), "a weight a row");
+    in_blocks(hidden, head, targets, true, |row| weights[row])
+}
+
+fn in_blocks(
+    hidden: &Matrix,
+    head: &Matrix,
+    targets: &[u32],
+    wants_gradient: bool,
+    weight: impl Fn(usize) -> f32 + Sync,
+) -> candle_core::Result<CrossEntropy> {
+    let mut of_rows = Vec::with_capacity(hidden.rows());
+    let mut gradient = wants_gradient.then(|| Vec::with_capacity(hidden.rows() * hidden.cols()));
     for from in (0..hidden.rows()).step_by(ROWS_PER_BLOCK) {
         let to = (from + ROWS_PER_BLOCK).min(hidden.rows());
         let mut logits = product(hidden.view().rows(from..to), head.t())?;
         let cols = logits.cols();
-        let losses: Vec<f64> = logits
-            .values_mut()
-            .par_chunks_mut(cols)
-            .zip(&targets[from..to])
-            .map(|(logits, &target)| row(logits, target as usize, scale))
-            .collect();
-        loss += losses.iter().sum::<f64>();
+        of_rows.par_extend(
+            logits
+                .values_mut()
+                .par_chunks_mut(cols)
+                .zip(&targets[from..to])
+                .enumerate()
+                .map(|(at, (logits, &target))| row(logits, target as usize, wants_gradient.then(|| weight(from + at)))),
+        );
         if let Some(gradient) = &mut gradient {
             gradient.extend_from_slice(product(logits.view(), head.view())?.values());
         }
     }
     let gradient = gradient.map(|values| Matrix::new(hidden.rows(), hidden.cols(), values));
-    Ok(CrossEntropy { loss, gradient })
+    Ok(CrossEntropy { loss: of_rows.iter().sum(), of_rows, gradient })
 }
 
 /// One row's loss; with a scale, its logits become scale · (softmax − one-hot).

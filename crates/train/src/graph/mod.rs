@@ -10,6 +10,7 @@
 pub mod attention;
 mod build;
 pub mod distil_loss;
+pub mod frozen;
 pub mod layer;
 pub mod linear;
 pub mod loss;
@@ -21,4 +22,5 @@ pub mod rope;
 pub mod swiglu;
 
 pub use build::{Adaptation, Weights};
+pub use frozen::Storage;
 pub use model::{Graph, PackedBatch};

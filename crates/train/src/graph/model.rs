@@ -83,6 +83,19 @@ impl Graph {
         Ok(self.final_norm.forward(&x.select_rows(&batch.rows)))
     }
 
+    /// As [`Graph::accumulate_by`], or forward alone when nothing is to be learnt.
+    ///
+    /// # Errors
+    /// As [`Graph::accumulate_by`].
+    pub fn pass_by<T>(
+        &self,
+        batch: &PackedBatch,
+        learn: bool,
+        loss: impl FnOnce(&Matrix, &Matrix) -> Result<(T, Option<Matrix>), Error>,
+    ) -> Result<T, Error> {
+        if learn { self.accumulate_by(batch, loss) } else { Ok(loss(&self.hidden(batch)?, self.head())?.0) }
+    }
+
     /// Forward and back with a loss of the caller's: `loss` gets the hidden states of `batch.rows` (as [`Graph::hidden`]
     /// gives them) and the head, and returns what it likes and the gradient of those hidden states, which is taken
     /// through the model and added to what learns; without a gradient, nothing is added.
@@ -147,15 +160,14 @@ impl Graph {
         }
     }
 
-    /// Values of the base that stay as they are and are held in memory.
-    pub fn frozen_values(&self) -> usize {
+    /// Bytes of the base that stays as it is.
+    pub fn frozen_bytes(&self) -> usize {
         let linears = self.stacks().map(|stack| match &stack.weight {
-            Weight::Frozen(weight) => weight.values().len(),
+            Weight::Frozen(weight) => weight.bytes(),
             Weight::Trained(_) => 0,
         });
-        self.embedding.values().len()
-            + self.head.as_ref().map_or(0, |head| head.values().len())
-            + linears.sum::<usize>()
+        let tables = self.embedding.values().len() + self.head.as_ref().map_or(0, |head| head.values().len());
+        size_of::<f32>() * tables + linears.sum::<usize>()
     }
 
     /// The frozen head, (vocabulary, hidden).

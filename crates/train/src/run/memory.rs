@@ -3,10 +3,19 @@
 use crate::{Error, TrainConfig, config::Method, graph::loss::ROWS_PER_BLOCK};
 use bitdelta_model::ModelConfig;
 
+/// What a run's data asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Load {
+    /// Tokens of the largest forward pass.
+    pub tokens: usize,
+    /// f32 values kept beside the model for the whole run.
+    pub cached_values: usize,
+}
+
 /// Bytes of one run, by what they are for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Need {
-    /// The base's weights in f32.
+    /// The base's weights as they are kept.
     pub base: u64,
     /// What learns: values, gradients, two moments, and the best so far if it is kept.
     pub learning: u64,
@@ -14,11 +23,14 @@ pub struct Need {
     pub activations: u64,
     /// Short-lived matrices and logits.
     pub working: u64,
+    /// What a teacher said, kept for the whole run.
+    pub cached: u64,
 }
 
 impl Need {
-    /// For batches of at most `tokens`; `checkpointing` forms activations again.
-    pub fn new(model: &ModelConfig, config: &TrainConfig, tokens: usize, checkpointing: bool) -> Self {
+    /// For this load; `checkpointing` forms activations again.
+    pub fn new(model: &ModelConfig, config: &TrainConfig, load: Load, checkpointing: bool) -> Self {
+        let tokens = load.tokens;
         let c = model;
         let (queries, keys) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
         let qkv = queries + 2 * keys;
@@ -27,9 +39,12 @@ impl Need {
         let copies = if config.load_best_model_at_end { 5 } else { 4 };
         let sizes = [c.hidden + queries, c.hidden + keys, c.hidden + keys, queries + c.hidden];
         let factors = config.lora_rank * c.layers * (sizes.iter().sum::<usize>() + 3 * (c.hidden + c.intermediate));
-        let (base, learning) = match config.method {
-            Method::Full => (heads, linears * copies),
-            Method::LowRank => (heads + linears, factors * copies),
+        // A code's share of its group's scale, as for a long row; rows are thousands of weights.
+        const ROW: usize = 1 << 12;
+        let frozen = linears as u64 * config.storage().bytes(1, ROW) as u64 / ROW as u64;
+        let (frozen, learning) = match config.method {
+            Method::Full => (0, linears * copies),
+            Method::LowRank => (frozen, factors * copies),
         };
         let saved = 2 * c.hidden + qkv + queries + 2 * c.intermediate;
         let kept = if checkpointing { c.layers * c.hidden + saved } else { c.layers * saved };
@@ -37,16 +52,17 @@ impl Need {
         let working = tokens * (6 * c.intermediate + 2 * qkv + 6 * c.hidden) + 2 * ROWS_PER_BLOCK * c.vocab;
         let bytes = |values: usize| values as u64 * 4;
         Self {
-            base: bytes(base),
+            base: bytes(heads) + frozen,
             learning: bytes(learning),
             activations: bytes(kept * tokens),
             working: bytes(working),
+            cached: bytes(load.cached_values),
         }
     }
 
     /// All of it.
     pub fn total(&self) -> u64 {
-        self.base + self.learning + self.activations + self.working
+        self.base + self.learning + self.activations + self.working + self.cached
     }
 }
 
@@ -54,9 +70,9 @@ impl Need {
 ///
 /// # Errors
 /// [`Error::Memory`] when it fits neither way.
-pub fn plan(model: &ModelConfig, config: &TrainConfig, tokens: usize, available: Option<u64>) -> Result<bool, Error> {
+pub fn plan(model: &ModelConfig, config: &TrainConfig, load: Load, available: Option<u64>) -> Result<bool, Error> {
     let Some(available) = available else { return Ok(config.gradient_checkpointing.unwrap_or(false)) };
-    let need = |checkpointing| Need::new(model, config, tokens, checkpointing);
+    let need = |checkpointing| Need::new(model, config, load, checkpointing);
     let tried: &[bool] = match config.gradient_checkpointing {
         None => &[false, true],
         Some(true) => &[true],
@@ -78,6 +94,13 @@ pub fn plan(model: &ModelConfig, config: &TrainConfig, tokens: usize, available:
     }
     if config.method == Method::Full {
         help.push("finetuning_type lowrank, which trains few weights beside the base".into());
+    }
+    if config.method == Method::LowRank && least.base > least.total() / 10 {
+        match config.quantization_bit {
+            None | Some(16) => help.push("quantization_bit 8 (or 4), which keeps the base in fewer bytes".into()),
+            Some(8) => help.push("quantization_bit 4".into()),
+            Some(_) => {}
+        }
     }
     if help.is_empty() {
         help.push("the base's weights alone are too large for this machine".into());

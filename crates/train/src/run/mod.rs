@@ -6,21 +6,25 @@
 
 mod budget;
 mod checkpoint;
+mod data;
 pub mod memory;
 mod result;
 
 use crate::{
-    Error, TrainConfig,
-    batch::{self, Example},
-    config::{Every, Method},
-    data::{self, Conversation},
+    Error, TrainConfig, batch,
+    batch::Example,
+    config::{Every, Method, Stage},
     graph::{Adaptation, Graph, matrix::Matrix, parameter::Parameter},
+    objective::{self, Item, Score},
     optimiser::{self, AdamW},
     progress::Progress,
+    teach::{self, Preferences},
+    template,
 };
 use bitdelta_delta::{Info, Variant};
 use bitdelta_model::{Base, chat::Template};
 use checkpoint::State;
+use data::Data;
 use serde::Serialize;
 use serde_json::json;
 use std::{
@@ -48,12 +52,15 @@ pub struct Outcome {
     pub bytes: u64,
     /// Optimiser steps.
     pub steps: usize,
-    /// Mean held-out loss of an answer's token under the base; `None` without held-out data, as the two below.
+    /// Mean held-out loss under the base, of an answer's token or of a preference; `None` without held-out data, as the
+    /// two below.
     pub loss_base: Option<f64>,
     /// The same after training.
     pub loss_trained: Option<f64>,
     /// The same with the quantised variant.
     pub loss_variant: Option<f64>,
+    /// Share of held-out preferences that the variant ranks as their data does, more than the base; `None` for answers.
+    pub accuracy: Option<f64>,
     /// Training tokens a second.
     pub tokens_per_second: f64,
     /// What the user should know.
@@ -78,13 +85,23 @@ pub fn run(config: &TrainConfig, progress: &dyn Progress, stop: &AtomicBool) -> 
 pub fn run_on(base: &Base, config: &TrainConfig, progress: &dyn Progress, stop: &AtomicBool) -> Result<Outcome, Error> {
     config.validate()?;
     let config = &config.for_base(base)?;
-    let template = config.template()?;
     let mut warnings = config.bitdelta()?.warnings();
-    let data = Data::load(base, &template, config, &mut warnings)?;
+    let (template, warning) = template::choose(config.template.as_deref(), &base.tokenizer)?;
+    warnings.extend(warning);
+    let mut data = Data::load(base, &template, config, &mut warnings)?;
     let _lock = lock(&config.output_dir)?;
     let resume = prepare_output(config, progress)?;
-    let tokens = data.largest_batch(config);
-    let checkpointing = memory::plan(&base.config, config, tokens, bitdelta_model::memory::available())?;
+    let preferences = config.preferences.as_deref().map(Preferences::read).transpose()?;
+    if let Some(preferences) = &preferences {
+        let lessons = teach::lessons(base, &template, config, preferences, progress, stop)?;
+        let Some(lessons) = lessons else {
+            return Err(Error::Interrupted { step: 0, checkpoint: config.output_dir.clone() });
+        };
+        data.add_lessons(lessons, config)?;
+    }
+    let load =
+        memory::Load { tokens: data.largest_batch(config), cached_values: data.cached_values(base.config.hidden) };
+    let checkpointing = memory::plan(&base.config, config, load, bitdelta_model::memory::available())?;
     if checkpointing && config.gradient_checkpointing.is_none() {
         progress.say("activations are formed again on the way back (gradient_checkpointing), to fit in memory");
     }
@@ -97,7 +114,9 @@ pub fn run_on(base: &Base, config: &TrainConfig, progress: &dyn Progress, stop: 
             Adaptation::LowRank { rank: config.lora_rank, scale: config.factor_scale(), seed: config.seed }
         }
     };
-    let graph = Graph::new(&base.config, base, adaptation, data.longest, checkpointing)?;
+    let graph = Graph::stored(&base.config, base, adaptation, config.storage(), data.longest(), checkpointing)?;
+    objective::prepare(&graph, &mut data.train, config.per_device_eval_batch_size, progress)?;
+    objective::prepare(&graph, &mut data.held_out, config.per_device_eval_batch_size, progress)?;
     let parameters = graph.parameters();
     let mut session = Session {
         config,
@@ -115,89 +134,6 @@ pub fn run_on(base: &Base, config: &TrainConfig, progress: &dyn Progress, stop: 
     session.start(resume.as_deref())?;
     session.train()?;
     session.finish(base, &template, warnings)
-}
-
-/// What is learnt from and what is held out.
-struct Data {
-    train: Vec<Example>,
-    held_out: Vec<Example>,
-    conversations: usize,
-    longest: usize,
-    hash: String,
-}
-
-impl Data {
-    fn load(base: &Base, template: &Template, config: &TrainConfig, warnings: &mut Vec<String>) -> Result<Self, Error> {
-        let mut conversations = data::load(&config.dataset, &config.dataset_dir)?;
-        conversations.truncate(config.max_samples.unwrap_or(usize::MAX));
-        let held_out = match &config.eval_dataset {
-            Some(name) => data::load(name, &config.dataset_dir)?,
-            None => split(&mut conversations, config)?,
-        };
-        let mut hasher = blake3::Hasher::new();
-        for message in conversations.iter().flat_map(|conversation| &conversation.messages) {
-            for text in [&message.role, &message.content] {
-                hasher.update(&(text.len() as u64).to_le_bytes());
-                hasher.update(text.as_bytes());
-            }
-        }
-        let train = batch::tokenise(&base.tokenizer, template, &conversations, config)?;
-        let held = batch::tokenise(&base.tokenizer, template, &held_out, config)?;
-        if train.truncated > 0 {
-            warnings.push(format!(
-                "{} of {} conversations were cut at {} tokens (cutoff_len)",
-                train.truncated,
-                conversations.len(),
-                config.cutoff_len
-            ));
-        }
-        if train.dropped > 0 {
-            warnings
-                .push(format!("{} conversations have no answer left to learn from and were left out", train.dropped));
-        }
-        if train.examples.is_empty() {
-            let problem = "no conversation has an answer to learn from within cutoff_len".into();
-            return Err(Error::Dataset { name: config.dataset.clone(), problem });
-        }
-        let longest =
-            train.examples.iter().chain(&held.examples).map(|example| example.tokens.len()).max().unwrap_or(0);
-        Ok(Self {
-            train: train.examples,
-            held_out: held.examples,
-            conversations: conversations.len(),
-            longest,
-            hash: hasher.finalize().to_hex().to_string(),
-        })
-    }
-
-    /// Tokens of the largest batch that any order can give.
-    fn largest_batch(&self, config: &TrainConfig) -> usize {
-        let mut lengths: Vec<usize> = self.train.iter().map(|example| example.tokens.len()).collect();
-        lengths.sort_unstable_by(|a, b| b.cmp(a));
-        lengths.iter().take(config.per_device_train_batch_size).sum()
-    }
-}
-
-/// Takes the held-out share from `conversations`: drawn by the seed, or the last ones when nothing is shuffled.
-fn split(conversations: &mut Vec<Conversation>, config: &TrainConfig) -> Result<Vec<Conversation>, Error> {
-    let total = conversations.len();
-    let count =
-        if config.val_size < 1.0 { (total as f64 * config.val_size).ceil() as usize } else { config.val_size as usize };
-    if count == 0 {
-        return Ok(Vec::new());
-    }
-    if count >= total {
-        let problem = format!("{} leaves nothing of {total} conversations to learn from", config.val_size);
-        return Err(Error::setting("val_size", problem));
-    }
-    let mut drawn = batch::order(total, usize::MAX, config.seed, config.shuffle).split_off(total - count);
-    drawn.sort_unstable();
-    let mut held_out = Vec::with_capacity(count);
-    for index in drawn.into_iter().rev() {
-        held_out.push(conversations.remove(index));
-    }
-    held_out.reverse();
-    Ok(held_out)
 }
 
 /// Makes `output_dir` and takes it for this process: two runs that write one folder would continue each other.
@@ -265,6 +201,9 @@ fn identity(base: &Base, config: &TrainConfig, data: &Data) -> String {
         dataset: String::new(),
         dataset_dir: PathBuf::new(),
         eval_dataset: config.eval_dataset.as_ref().map(|_| String::new()),
+        // What they say is in the data's hash.
+        preferences: config.preferences.as_ref().map(|_| String::new()),
+        preference_prompts: config.preference_prompts.as_ref().map(|_| String::new()),
         output_dir: PathBuf::new(),
         overwrite_output_dir: false,
         resume_from_checkpoint: None,
@@ -276,8 +215,23 @@ fn identity(base: &Base, config: &TrainConfig, data: &Data) -> String {
         ..config.clone()
     };
     let settings = serde_json::to_string(&neutral).unwrap_or_default();
-    let text = format!("{settings}\n{}\n{}\n{}", data.hash, base.fingerprint(), data.held_out.len());
+    let text = format!("{settings}\n{}\n{}\n{}", data.hash(), base.fingerprint(), data.held_out.len());
     blake3::hash(text.as_bytes()).to_hex().to_string()
+}
+
+/// What one optimiser step did.
+struct Step {
+    loss: f64,
+    accuracy: Option<f64>,
+    norm: f64,
+    rate: f64,
+}
+
+/// What the held-out items say.
+#[derive(Debug, Clone, Copy)]
+struct Measured {
+    loss: f64,
+    accuracy: Option<f64>,
 }
 
 /// A run under way.
@@ -318,7 +272,7 @@ impl Session<'_> {
         }
         let log = self.config.output_dir.join(LOG_FILE);
         fs::write(&log, "").map_err(|source| Error::io(&log, source))?;
-        self.state.loss_base = self.held_out_loss("measuring the base")?;
+        self.state.loss_base = self.held_out("measuring the base")?.map(|found| found.loss);
         if let Some(loss) = self.state.loss_base {
             self.progress.say(&format!("held-out loss before training: {loss:.4}"));
         }
@@ -331,7 +285,7 @@ impl Session<'_> {
         self.progress.advance(self.state.step as u64, "");
         let (mut loss_sum, mut loss_steps) = (0.0, 0usize);
         while self.state.step < total {
-            let Some((loss, norm, rate)) = self.step(total)? else {
+            let Some(Step { loss, accuracy, norm, rate }) = self.step(total)? else {
                 self.progress.end();
                 let checkpoint = self.save()?;
                 return Err(Error::Interrupted { step: self.state.step, checkpoint });
@@ -343,10 +297,14 @@ impl Session<'_> {
             let epoch = step as f64 / per_epoch as f64;
             if step.is_multiple_of(self.config.logging_steps) || step == total {
                 let mean = loss_sum / loss_steps as f64;
-                self.log(&json!({
+                let mut line = json!({
                     "step": step, "epoch": epoch, "loss": mean, "learning_rate": rate, "grad_norm": norm,
                     "tokens_per_second": self.tokens_per_second(),
-                }))?;
+                });
+                if let Some(accuracy) = accuracy {
+                    line["accuracy"] = json!(accuracy);
+                }
+                self.log(&line)?;
                 (loss_sum, loss_steps) = (0.0, 0);
             }
             let due = |every: Every, steps: usize| match every {
@@ -373,31 +331,30 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// One optimiser step: its mean loss, gradient norm and rate. `None` when asked to stop; then nothing has changed.
-    fn step(&mut self, total: usize) -> Result<Option<(f64, f64, f64)>, Error> {
+    /// One optimiser step. `None` when asked to stop; then nothing has changed.
+    fn step(&mut self, total: usize) -> Result<Option<Step>, Error> {
         let config = self.config;
         let per_epoch = self.steps_per_epoch();
         let (epoch, place) = (self.state.step / per_epoch, self.state.step % per_epoch);
         let order = batch::order(self.data.train.len(), epoch, config.seed, config.shuffle);
         let per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps;
-        let chosen: Vec<&Example> =
+        let chosen: Vec<&Item> =
             order.iter().skip(place * per_step).take(per_step).map(|&index| &self.data.train[index]).collect();
-        let targets: usize = chosen.iter().map(|example| example.targets()).sum();
+        let units: usize = chosen.iter().map(|item| item.units()).sum();
         let start = Instant::now();
-        let mut loss = 0.0;
-        for examples in chosen.chunks(config.per_device_train_batch_size) {
+        let mut score = Score::default();
+        for items in chosen.chunks(config.per_device_train_batch_size) {
             if self.stop.load(Ordering::Relaxed) {
                 for parameter in &self.parameters {
                     *parameter.gradient() = None;
                 }
                 return Ok(None);
             }
-            let packed = batch::pack(examples.iter().copied());
-            self.trained_tokens += packed.tokens.len();
-            // The mean is over all targets of the step, however they fall into forward passes.
-            loss += self.graph.accumulate(&packed, 1.0 / targets as f32)?;
+            self.trained_tokens += items.iter().map(|item| item.tokens()).sum::<usize>();
+            // The mean is over all units of the step, however they fall into forward passes.
+            score += objective::pass(self.graph, config, items, Some(1.0 / units as f32))?;
         }
-        loss /= targets as f64;
+        let loss = score.loss / units as f64;
         let rate = optimiser::learning_rate(config, self.state.step, total);
         let norm = optimiser::gradient_norm(&self.parameters);
         if !loss.is_finite() || !norm.is_finite() {
@@ -406,13 +363,17 @@ impl Session<'_> {
         self.optimiser.update(&self.parameters, rate, optimiser::clip_factor(norm, config.max_grad_norm));
         self.seconds += start.elapsed().as_secs_f64();
         self.state.step += 1;
-        Ok(Some((loss, norm, rate)))
+        Ok(Some(Step { loss, accuracy: score.accuracy(), norm, rate }))
     }
 
     /// Measures the held-out loss; true when it has not fallen for long enough to stop.
     fn evaluate(&mut self, epoch: f64) -> Result<bool, Error> {
-        let Some(loss) = self.held_out_loss("")? else { return Ok(false) };
-        self.log(&json!({"step": self.state.step, "epoch": epoch, "eval_loss": loss}))?;
+        let Some(Measured { loss, accuracy }) = self.held_out("")? else { return Ok(false) };
+        let mut line = json!({"step": self.state.step, "epoch": epoch, "eval_loss": loss});
+        if let Some(accuracy) = accuracy {
+            line["eval_accuracy"] = json!(accuracy);
+        }
+        self.log(&line)?;
         self.progress.say(&format!("epoch {epoch:.2}: held-out loss {loss:.4}"));
         self.state.loss_held_out = Some(loss);
         if self.state.best.is_none_or(|best| loss < best) {
@@ -427,8 +388,8 @@ impl Session<'_> {
         Ok(self.config.early_stopping_steps.is_some_and(|patience| self.state.since_best >= patience.max(1)))
     }
 
-    /// Mean loss of a held-out answer's token; `None` without held-out data. A named phase shows its progress.
-    fn held_out_loss(&self, phase: &str) -> Result<Option<f64>, Error> {
+    /// The mean loss over the held-out items' units; `None` without held-out data. A named phase shows its progress.
+    fn held_out(&self, phase: &str) -> Result<Option<Measured>, Error> {
         if self.data.held_out.is_empty() {
             return Ok(None);
         }
@@ -436,11 +397,11 @@ impl Session<'_> {
         if !phase.is_empty() {
             self.progress.begin(phase, batches.len() as u64, "batches");
         }
-        let (mut loss, mut targets) = (0.0, 0usize);
-        for examples in batches {
-            let packed = batch::pack(examples);
-            loss += self.graph.loss(&packed)?;
-            targets += packed.targets.len();
+        let (mut score, mut units) = (Score::default(), 0);
+        for items in batches {
+            let items: Vec<&Item> = items.iter().collect();
+            score += objective::pass(self.graph, self.config, &items, None)?;
+            units += items.iter().map(|item| item.units()).sum::<usize>();
             if !phase.is_empty() {
                 self.progress.advance(1, "");
             }
@@ -448,7 +409,7 @@ impl Session<'_> {
         if !phase.is_empty() {
             self.progress.end();
         }
-        Ok(Some(loss / targets as f64))
+        Ok(Some(Measured { loss: score.loss / units as f64, accuracy: score.accuracy() }))
     }
 
     fn save(&self) -> Result<PathBuf, Error> {
@@ -484,7 +445,7 @@ impl Session<'_> {
             loss_trained = self.state.best;
         }
         if loss_trained.is_none() {
-            loss_trained = self.held_out_loss("measuring what was learnt")?;
+            loss_trained = self.held_out("measuring what was learnt")?.map(|found| found.loss);
         }
         let saved = if self.config.budget.is_some() { Some(self.save()?) } else { None };
         // Moments and gradients are done with; their memory serves what follows.
@@ -497,8 +458,9 @@ impl Session<'_> {
             Some(bytes) => {
                 // The figures that are still missing take as much as these.
                 info.notes = self.notes(loss_trained, loss_trained, &warnings);
-                let (examples, work) = (&self.data.train, (bytes, self.config.budget_schedule()));
-                budget::round(base, self.graph, examples, work, &info, (self.progress, self.stop))?
+                let examples: Vec<Example> = self.data.train.iter().flat_map(Item::examples).cloned().collect();
+                let work = (bytes, self.config.budget_schedule());
+                budget::round(base, self.graph, &examples, work, &info, (self.progress, self.stop))?
             }
         };
         if let Some(checkpoint) = saved {
@@ -507,7 +469,8 @@ impl Session<'_> {
             }
             fs::remove_dir_all(&checkpoint).map_err(|source| Error::io(&checkpoint, source))?;
         }
-        let loss_variant = self.held_out_loss("measuring the variant")?;
+        let measured = self.held_out("measuring the variant")?;
+        let loss_variant = measured.map(|found| found.loss);
         if let (Some(before), Some(after)) = (self.state.loss_base, loss_variant)
             && after >= before
         {
@@ -518,6 +481,7 @@ impl Session<'_> {
         info.notes = self.notes(loss_trained, loss_variant, &warnings);
         let path = self.config.output_dir.join(VARIANT_FILE);
         let bytes = Variant::new(info, linears).write(&path)?;
+        teach::clean(&self.config.output_dir)?;
         self.log(&json!({
             "loss_base": self.state.loss_base, "loss_trained": loss_trained, "loss_variant": loss_variant, "bytes": bytes,
         }))?;
@@ -528,6 +492,7 @@ impl Session<'_> {
             loss_base: self.state.loss_base,
             loss_trained,
             loss_variant,
+            accuracy: measured.and_then(|found| found.accuracy),
             tokens_per_second: self.tokens_per_second(),
             warnings,
         })
@@ -543,16 +508,30 @@ impl Session<'_> {
         let config = self.config;
         let mut training = json!({
             "type": config.method,
+            "stage": config.stage,
             "steps": self.state.step,
             "epochs": self.state.step as f64 / self.steps_per_epoch() as f64,
             "batch": config.per_device_train_batch_size * config.gradient_accumulation_steps,
             "learning_rate": config.learning_rate(),
             "seed": config.seed,
-            "conversations": self.data.conversations,
-            "data": self.data.hash,
+            "conversations": self.data.examples,
+            "data": self.data.hash(),
         });
+        if config.preferences.is_some() {
+            let lessons = self.data.train.iter().filter(|item| matches!(item, Item::Taught(_))).count();
+            training["lessons_of_preferences"] = json!(lessons);
+        }
+        if matches!(config.stage, Stage::Dpo | Stage::Kto) {
+            training["pref_beta"] = json!(config.pref_beta);
+        }
+        if config.stage == Stage::Dpo {
+            training["pref_loss"] = json!(config.pref_loss);
+        }
         if config.method == Method::LowRank {
             training["rank"] = json!(config.lora_rank);
+            if let Some(bits) = config.quantization_bit {
+                training["base_bits"] = json!(bits);
+            }
             training["factor_bits"] = json!(config.factor_bits);
         }
         let mut notes = serde_json::Map::new();
