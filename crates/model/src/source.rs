@@ -178,7 +178,7 @@ impl Stored {
 }
 
 /// One row's bytes to its values.
-fn dequantize(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
+pub(crate) fn dequantize(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
     match dtype {
         Dtype::F32 => {
             for (value, raw) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
