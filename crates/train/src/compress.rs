@@ -253,7 +253,7 @@ fn read_block<'a>(
 }
 
 /// Both models must have the same tensors of the same shapes.
-fn check_shapes(base: &Base, finetuned: &Base) -> Result<(), Error> {
+pub(crate) fn check_shapes(base: &Base, finetuned: &Base) -> Result<(), Error> {
     let shape = |tensor: &TensorRef| (tensor.rows, tensor.cols);
     let pair = |problem: String| Error::Pair { base: base.path.clone(), finetuned: finetuned.path.clone(), problem };
     let tuned: HashMap<&str, _> = finetuned.tensors().iter().map(|t| (t.name.as_str(), shape(t))).collect();

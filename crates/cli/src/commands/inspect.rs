@@ -110,6 +110,9 @@ fn describe(part: &Part) -> String {
 }
 
 fn codes(matrix: &PackedMatrix) -> String {
+    if matrix.is_float() {
+        return format!("f{}", matrix.bits);
+    }
     let offsets = if matrix.offsets.is_empty() { "" } else { " with offsets" };
     format!("{} bit, group {}{offsets}", matrix.bits, matrix.group)
 }

@@ -7,9 +7,11 @@
 //! has them transposed, and [`Factors`] turns them round. DoRA adds a magnitude for each output.
 
 mod config;
+mod write;
 
 use crate::{Base, Error, layout::TABLES, source::Dtype};
 use config::Config;
+pub use write::write;
 use safetensors::{SafeTensors, tensor::Dtype as FileDtype};
 use std::{
     collections::BTreeMap,
