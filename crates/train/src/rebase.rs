@@ -246,7 +246,7 @@ impl Request<'_> {
     ) -> Result<Losses, Error> {
         let template = self.template.clone().or_else(|| recorded_template(&variant, &base.tokenizer));
         let samples = samples(&base.tokenizer, &template.unwrap_or_default(), conversations)?;
-        let model = Model::load(Arc::clone(base), self.options)?;
+        let model = Model::load(Arc::clone(base), self.options.clone())?;
         let bytes = variant.payload_bytes();
         let subject = Subject { base: &model, variant, path: self.path, bytes, finetuned: None };
         let report = evaluate(subject, &samples, progress)?;
