@@ -48,7 +48,7 @@ lint: .venv/ready ## Formatting, clippy, ruff, and documentation without warning
 
 .PHONY: fuzz
 fuzz: .cache/bin/cargo-fuzz ## Feed the parsers of untrusted bytes for a minute each
-	cd fuzz && for target in variant base; do \
+	cd fuzz && for target in variant base adapter; do \
 	    PATH="$(CURDIR)/.cache/bin:$$PATH" RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run $$target -- -max_total_time=60 || exit 1; \
 	done
 

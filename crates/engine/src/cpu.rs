@@ -1,5 +1,6 @@
 //! The CPU backend: buffers are vectors, operations are the `kernels` crate's.
 
+mod factors;
 mod kv;
 
 use crate::{
@@ -15,6 +16,7 @@ use bitdelta_kernels as kernels;
 use bitdelta_kernels::{
     Activations, Arena, Elements, Int8Weights, Matrix, Packed, PlaneTiles, Product, Team, Term, Weights, for_each_chunk,
 };
+use factors::CpuFactors;
 use half::{bf16, f16};
 pub use kv::CpuKv;
 use std::ops::Range;
@@ -109,6 +111,7 @@ fn widen(tensor: HostTensor) -> Vec<f32> {
 /// One linear's delta: what the base's dtype lets be multiplied with rounded activations, and the rest as it is.
 pub struct CpuDelta {
     tiles: Vec<PlaneTiles>,
+    factors: Vec<CpuFactors>,
     rest: LinearDelta,
 }
 
@@ -122,7 +125,7 @@ impl CpuDelta {
                 Matrix::Floats(Weights { elements: Elements::F16(values), rows: *rows, cols: *cols })
             }
         });
-        self.tiles.iter().map(Matrix::Planes).chain(rest)
+        self.tiles.iter().map(Matrix::Planes).chain(rest).chain(self.factors.iter().map(CpuFactors::matrix))
     }
 }
 
@@ -173,8 +176,13 @@ impl Backend for Cpu {
 
     fn delta(&self, delta: LinearDelta, arena: &mut Arena) -> CpuDelta {
         let mut tiles = Vec::new();
+        let mut factors = Vec::new();
         let mut parts = Vec::new();
         for part in delta.parts {
+            if let Some(floats) = CpuFactors::of(&part) {
+                factors.push(floats);
+                continue;
+            }
             let tiled = match &part {
                 Part::Dense(matrix) if self.base_dtype == BaseDtype::Int8 => {
                     PlaneTiles::new(&packed_view(matrix), arena)
@@ -187,13 +195,15 @@ impl Backend for Cpu {
             }
         }
         tiles.shrink_to_fit();
+        factors.shrink_to_fit();
         parts.shrink_to_fit();
-        CpuDelta { tiles, rest: LinearDelta { parts, ..delta } }
+        CpuDelta { tiles, factors, rest: LinearDelta { parts, ..delta } }
     }
 
     fn delta_bytes(&self, delta: &CpuDelta) -> u64 {
         let tiles: u64 = delta.tiles.iter().map(PlaneTiles::bytes).sum();
-        tiles + delta.rest.parts.iter().map(Part::bytes).sum::<u64>()
+        let factors: u64 = delta.factors.iter().map(CpuFactors::bytes).sum();
+        tiles + factors + delta.rest.parts.iter().map(Part::bytes).sum::<u64>()
     }
 
     fn buffer(&self, len: usize) -> Vec<f32> {
@@ -217,13 +227,14 @@ impl Backend for Cpu {
     }
 
     fn add_embedding_delta(&self, delta: &CpuDelta, tokens: &[u32], rows: Range<usize>, out: &mut Vec<f32>) {
-        let CpuDelta { tiles, rest: delta } = delta;
+        let CpuDelta { tiles, factors, rest: delta } = delta;
         let out = &mut out[rows.start * delta.cols..rows.end * delta.cols];
         let tokens = &tokens[rows];
         for_each_chunk(out, delta.cols, |i, out| {
             let token = tokens[i] as usize;
             part::add_row(&delta.parts, token, out);
             tiles.iter().for_each(|tiles| tiles.add_row(token, out));
+            factors.iter().for_each(|factors| factors.add_row(token, out));
         });
     }
 

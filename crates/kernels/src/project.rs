@@ -41,6 +41,8 @@ pub enum Matrix<'a> {
     Packed(Packed<'a>),
     /// Bᵀ · A with A (rank, inputs) and B (rank, outputs).
     LowRank(Packed<'a>, Packed<'a>),
+    /// `scale` · B · A of floats, with A (rank, inputs) and B (outputs, rank).
+    Factors(Weights<'a>, Weights<'a>, f32),
 }
 
 impl Matrix<'_> {
@@ -52,6 +54,16 @@ impl Matrix<'_> {
             Self::Planes(d) => d.shape(),
             Self::Packed(d) => (d.rows, d.cols),
             Self::LowRank(a, b) => (b.cols, a.cols),
+            Self::Factors(a, b, _) => (b.rows, a.cols),
+        }
+    }
+
+    /// The rank of a product of two factors.
+    fn rank(&self) -> Option<usize> {
+        match self {
+            Self::LowRank(a, _) => Some(a.rows),
+            Self::Factors(a, ..) => Some(a.rows),
+            _ => None,
         }
     }
 
@@ -67,6 +79,11 @@ impl Matrix<'_> {
                 a.check();
                 b.check();
                 assert_eq!(a.rows, b.rows, "factors of one rank");
+            }
+            Self::Factors(a, b, _) => {
+                a.check();
+                b.check();
+                assert_eq!(a.rows, b.cols, "factors of one rank");
             }
         }
     }
@@ -141,7 +158,7 @@ fn check(isa: Isa, x: &Activations, product: &Product) {
         assert!(term.rows.start <= term.rows.end && term.rows.end <= x.rows, "rows {:?} of {}", term.rows, x.rows);
         term.matrix.check(isa, x);
     }
-    let begins = |term: &Term| term.rows == (0..x.rows) && !matches!(term.matrix, Matrix::LowRank(..));
+    let begins = |term: &Term| term.rows == (0..x.rows) && term.matrix.rank().is_none();
     assert!(product.add || product.terms.first().is_some_and(begins), "the first term gives every output");
 }
 
@@ -149,9 +166,8 @@ fn check(isa: Isa, x: &Activations, product: &Product) {
 fn work(x: &Activations, product: &Product) -> usize {
     let outputs = product.y.len() / x.rows;
     let each = |term: &Term| match term.matrix {
-        Matrix::LowRank(_, b) => b.rows * outputs,
         Matrix::Int8(_) => outputs * x.width / 4,
-        _ => outputs * x.width,
+        _ => outputs * term.matrix.rank().unwrap_or(x.width),
     };
     product.terms.iter().map(|term| term.rows.len() * each(term)).sum()
 }
@@ -173,9 +189,7 @@ impl Factors {
             firsts.push(begins.len());
             for term in &product.terms {
                 begins.push(length);
-                if let Matrix::LowRank(a, _) = term.matrix {
-                    length += term.rows.len() * a.rows;
-                }
+                length += term.rows.len() * term.matrix.rank().unwrap_or(0);
             }
         }
         let mut factors = Self { values: vec![0.0; length], begins, products: firsts };
@@ -189,22 +203,26 @@ impl Factors {
         let mut tasks = Vec::new();
         let terms = products.iter().flat_map(|product| &product.terms);
         for (term, begin) in terms.zip(&self.begins) {
-            let Matrix::LowRank(a, _) = &term.matrix else { continue };
+            let Some(rank) = term.matrix.rank() else { continue };
             for first in term.rows.clone().step_by(FACTOR_ROWS) {
-                let at = begin + (first - term.rows.start) * a.rows;
-                tasks.push((a, first..term.rows.end.min(first + FACTOR_ROWS), at));
+                let at = begin + (first - term.rows.start) * rank;
+                tasks.push((&term.matrix, rank, first..term.rows.end.min(first + FACTOR_ROWS), at));
             }
         }
         let values = Output::new(&mut self.values);
         // Each is a matter of a microsecond: several to a piece.
         let together = tasks.len().div_ceil(threads() * TASKS).max(1);
         for_each(tasks.len().div_ceil(together), |piece| {
-            for (a, rows, at) in tasks.iter().skip(piece * together).take(together) {
+            for (matrix, rank, rows, at) in tasks.iter().skip(piece * together).take(together) {
                 // SAFETY: the task's part of the values lies at `at`.
                 let y = unsafe { values.pointer().add(*at) };
                 let (rows, y_row) = (rows.clone(), rows.start);
-                let job = Job { x, rows, outputs: a.rows, first: 0, last: a.rows, y, y_row, add: false };
-                lowrank::run_first(isa, job, a);
+                let job = Job { x, rows, outputs: *rank, first: 0, last: *rank, y, y_row, add: false };
+                match matrix {
+                    Matrix::LowRank(a, _) => lowrank::run_first(isa, job, a),
+                    Matrix::Factors(a, ..) => run_floats(isa, job, a),
+                    _ => unreachable!("it has a rank"),
+                }
             }
         });
     }
@@ -234,9 +252,21 @@ fn run_terms<'f>(
             Matrix::Planes(d) => run_planes(isa, job, d),
             Matrix::Packed(d) => packed::run_product(isa, job, d),
             Matrix::LowRank(_, b) => lowrank::run_second(isa, job, t, b),
+            Matrix::Factors(_, b, scale) => run_second(isa, job, t, b, *scale),
         }
         add = true;
     }
+}
+
+/// `y[job.rows] += scale · t · bᵀ`, t being (rows of the job, rank).
+fn run_second(isa: Isa, job: Job, t: &[f32], b: &Weights, scale: f32) {
+    let scaled: Vec<f32> = t[..job.rows.len() * b.cols].iter().map(|t| t * scale).collect();
+    let t = Activations::exact(&scaled, b.cols);
+    // The factors' rows count from the term's first.
+    let (rows, y_row) = (0..job.rows.len(), 0);
+    // SAFETY: the job's rows lie in y.
+    let y = unsafe { job.y.add((job.rows.start - job.y_row) * job.outputs) };
+    run_floats(isa, Job { x: &t, rows, y, y_row, ..job }, b);
 }
 
 /// Outputs `first..last` of some rows. Kernels get it by value, checked: the rows are among those of `x`, the outputs

@@ -240,6 +240,32 @@ fn low_rank_products_are_right_for_every_width_rank_and_group() {
 }
 
 #[test]
+fn factors_of_floats_are_multiplied_as_they_are_whatever_the_activations() {
+    let mut values = Values(41);
+    for (m, outputs, cols) in SHAPES {
+        for (rank, scale) in [(1, 1.0f32), (8, 0.25), (17, 3.0)] {
+            let (a, b) = (values.vec(rank * cols), values.vec(outputs * rank));
+            let halves: Vec<u16> = b.iter().map(|b| f16::from_f32(*b).to_bits()).collect();
+            let b: Vec<f32> = halves.iter().map(|b| f16::from_bits(*b).to_f32()).collect();
+            let (x, y) = (values.vec(m * cols), values.vec(m * outputs));
+            let t = product(&x, &a, &vec![0.0; m * rank], cols);
+            let scaled: Vec<f32> = t.iter().map(|t| t.0 as f32 * scale).collect();
+            let magnitude = t.iter().fold(0.0, |most: f64, t| most.max(t.1));
+            let mut want = product(&scaled, &b, &y, rank);
+            want.iter_mut().for_each(|want| want.1 += magnitude * f64::from(scale) * rank as f64);
+            let first = Weights { elements: Elements::F32(&a), rows: rank, cols };
+            let second = Weights { elements: Elements::F16(&halves), rows: outputs, cols: rank };
+            for rounded in [false, true] {
+                let what = format!("rank {rank}, ({m}, {outputs}, {cols})");
+                check(&what, &x, cols, &y, outputs, &want, |isa, x, y| {
+                    multiply(isa, x, cols, rounded, Matrix::Factors(first, second, scale), y, true);
+                });
+            }
+        }
+    }
+}
+
+#[test]
 fn a_projection_adds_each_term_to_its_own_rows() {
     let mut values = Values(37);
     let (m, n, k) = (11, 200, 130);
@@ -254,6 +280,9 @@ fn a_projection_adds_each_term_to_its_own_rows() {
     let base = Term { matrix: Matrix::Int8(&int8), rows: 0..m };
     let first = Term { matrix: Matrix::Planes(&tiles), rows: 0..4 };
     let second = Term { matrix: Matrix::LowRank(a.packed(), b.packed()), rows: 3..9 };
+    let (float_a, float_b) = (values.vec(5 * k), values.vec(n * 5));
+    let float = |values, rows, cols| Weights { elements: Elements::F32(values), rows, cols };
+    let third = Term { matrix: Matrix::Factors(float(&float_a, 5, k), float(&float_b, n, 5), 0.5), rows: 6..11 };
     let run = |rows: std::ops::Range<usize>, terms: Vec<Term>| {
         let mut y = vec![0.0; rows.len() * n];
         project(
@@ -262,10 +291,10 @@ fn a_projection_adds_each_term_to_its_own_rows() {
         );
         y
     };
-    let together = run(0..m, vec![base.clone(), first.clone(), second.clone()]);
+    let together = run(0..m, vec![base.clone(), first.clone(), second.clone(), third.clone()]);
     for row in 0..m {
         let here = |term: &Term| term.rows.contains(&row);
-        let terms = [&base, &first, &second].into_iter().filter(|t| here(t));
+        let terms = [&base, &first, &second, &third].into_iter().filter(|t| here(t));
         let terms = terms.map(|t| Term { rows: 0..1, ..t.clone() }).collect();
         assert_eq!(run(row..row + 1, terms), together[row * n..(row + 1) * n], "row {row}");
     }

@@ -207,6 +207,11 @@ impl Base {
         })
     }
 
+    /// The whole of a GGUF base's file.
+    pub(crate) fn first_file(&self) -> &[u8] {
+        self.files.first().map_or(&[], |file| file)
+    }
+
     /// Whether a tensor has one dimension.
     pub(crate) fn is_vector(&self, name: &str) -> bool {
         self.find(name).is_ok_and(|(_, stored)| stored.shape.len() == 1)

@@ -147,10 +147,7 @@ impl Stored {
     fn file_row(&self, row: usize) -> usize {
         match self.interleaved_head_dim {
             None => row,
-            Some(width) => {
-                let (head, inside) = (row / width, row % width);
-                head * width + (inside % (width / 2)) * 2 + inside / (width / 2)
-            }
+            Some(width) => interleaved(row, width),
         }
     }
 
@@ -177,8 +174,14 @@ impl Stored {
     }
 }
 
+/// Where a Llama GGUF has row `row` of an HF model's queries or keys, in heads of `width`.
+pub(crate) fn interleaved(row: usize, width: usize) -> usize {
+    let (head, inside) = (row / width, row % width);
+    head * width + (inside % (width / 2)) * 2 + inside / (width / 2)
+}
+
 /// One row's bytes to its values.
-fn dequantize(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
+pub(crate) fn dequantize(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
     match dtype {
         Dtype::F32 => {
             for (value, raw) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {

@@ -104,6 +104,18 @@ pub enum Error {
         /// The smallest file.
         least: u64,
     },
+    /// A variant that cannot be moved to another base.
+    #[error("{variant} cannot be moved from {from} to {to}: {problem}")]
+    Rebase {
+        /// The variant's file.
+        variant: PathBuf,
+        /// Name of the base it was made on.
+        from: String,
+        /// Name of the base it was to fit.
+        to: String,
+        /// Why not, and what to do.
+        problem: String,
+    },
     /// The base model.
     #[error(transparent)]
     Model(#[from] bitdelta_model::base::Error),

@@ -184,7 +184,7 @@ impl CompressArgs {
 }
 
 /// The output's folder is made before minutes of work, and a folder in the output's place is refused before them.
-fn make_folder_of(output: &Path) -> Result<(), Error> {
+pub(super) fn make_folder_of(output: &Path) -> Result<(), Error> {
     if output.is_dir() || output.file_name().is_none() {
         return Err(Error::Usage(format!("{} is a folder: -o names the file to write", output.display())));
     }

@@ -113,6 +113,9 @@ fn codes(matrix: &PackedMatrix) -> String {
     if Levels::of_matrix(matrix).is_some() {
         return format!("{} bit coded", matrix.bits);
     }
+    if matrix.is_float() {
+        return format!("f{}", matrix.bits);
+    }
     let offsets = if matrix.offsets.is_empty() { "" } else { " with offsets" };
     format!("{} bit, group {}{offsets}", matrix.bits, matrix.group)
 }
