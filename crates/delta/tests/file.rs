@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 use bitdelta_delta::{
-    BitDeltaConfig, Error, Extra, GroupSize, Info, LinearDelta, Part, Variant, exact_factors, factor, file, metrics, quantize,
+    BitDeltaConfig, Error, Extra, GroupSize, Info, LinearDelta, Part, Variant, exact_factors, factor, file, metrics,
+    quantize,
     quantize::{Codes, pack},
 };
 use proptest::prelude::*;

@@ -95,11 +95,7 @@ pub fn run(args: &RebaseArgs) -> Result<(), Error> {
             Way::Keep => Method::Keep,
             Way::Recompute => Method::Recompute,
         }),
-        options: ModelOptions {
-            threads: args.threads,
-            base_dtype: args.base_dtype.into(),
-            ..ModelOptions::default()
-        },
+        options: ModelOptions { threads: args.threads, base_dtype: args.base_dtype.into(), ..ModelOptions::default() },
     };
     let (moved, report) = rebase(&request, &Bar::new()).context(format!("rebasing {}", path.display()))?;
     let bytes = moved.write(&args.output).context("writing the variant")?;
