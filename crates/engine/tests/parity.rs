@@ -2,7 +2,8 @@
 //! `tests/golden/make_tiny.py`), against merged weights, and against itself in other company.
 
 use bitdelta_delta::{
-    BitDeltaConfig, Extra, GroupSize, Info, LinearDelta, Part, Variant, exact_factors, factor, part::dequantize, quantize,
+    BitDeltaConfig, Extra, GroupSize, Info, LinearDelta, Part, Variant, exact_factors, factor, part::dequantize,
+    quantize,
 };
 use bitdelta_engine::{Engine, EngineOptions, Error, Model, ModelOptions, Resident, Sampling};
 use bitdelta_model::{Base, Dtype};

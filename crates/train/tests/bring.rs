@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use bitdelta_delta::{BitDeltaConfig, Part, Variant, part};
-use bitdelta_engine::ModelOptions;
+use bitdelta_engine::{Model, ModelOptions};
 use bitdelta_model::{
     Adapter, Base, Dtype,
     adapter::{self, Factors},
@@ -13,6 +13,7 @@ use bitdelta_train::{
     Error,
     compress::compress_pair,
     data::Conversation,
+    evaluate::{Subject, evaluate, samples},
     import::import,
     merge::{export_adapter, export_gguf},
     progress::Silent,
@@ -222,10 +223,22 @@ fn versions(keep: &Path, bits: u8, share: f32) -> (Base, Base, Base, Variant) {
     (old, tuned, open(&path), variant)
 }
 
-/// What the fine-tuned model says most likely, as a user's conversation: the fine-tune is better at it than the base.
-fn conversations() -> Vec<Conversation> {
+/// Of a few sentences the one that `variant` likes most beside its base: models of random weights know no language.
+fn conversations(base: &Base, variant: &Variant) -> Vec<Conversation> {
     let turn = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
-    vec![Conversation { messages: vec![turn("user", "hello there"), turn("assistant", "good day to you")] }]
+    let model = Model::load(Arc::new(open(&base.path)), ModelOptions::default()).unwrap();
+    let gain = |text: &str| {
+        let talk = Conversation { messages: vec![turn("user", "hello"), turn("assistant", text)] };
+        let samples = samples(&base.tokenizer, &Template::ChatMl, std::slice::from_ref(&talk)).unwrap();
+        let (variant, path) = (variant.clone(), Path::new("v"));
+        let subject = Subject { base: &model, variant, path, bytes: 1, finetuned: None };
+        let report = evaluate(subject, &samples, &Silent).unwrap();
+        (report.loss_base - report.loss_variant, talk)
+    };
+    let texts = ["good day", "a b c", "1 2 3", "zebra", "no!", "what is it?", "yes", "(x)", "the end", "oh well"];
+    let (gain, talk) = texts.iter().map(|text| gain(text)).max_by(|a, b| a.0.total_cmp(&b.0)).unwrap();
+    assert!(gain > 0.1, "the variant likes nothing ({gain})");
+    vec![talk]
 }
 
 fn moved(
@@ -265,17 +278,11 @@ fn a_variant_moves_to_a_new_base_by_keeping_or_from_its_fine_tune() {
     part::add_to(&recomputed.linears[0].parts, &mut weights, new.linears()[0].cols);
     assert!(distance(&weights, &tuned.tensor_f32(name).unwrap()) < 0.1);
 
-    let data = conversations();
+    let data = conversations(&old, &variant);
     for finetuned in [None, Some(&tuned)] {
-        let result = moved((&old, &new), &variant, finetuned, Some(&data), None);
-        let (best, report) = match result {
-            Ok(moved) => moved,
-            Err(error) => {
-                // The fine-tune of random weights need not like the sentence; then nothing may be written.
-                assert!(error.to_string().contains("worse than none"), "{error}");
-                continue;
-            }
-        };
+        let (best, report) = moved((&old, &new), &variant, finetuned, Some(&data), None).unwrap();
+        let before = report.before.unwrap();
+        assert!(before.variant < before.base, "{report:?}");
         assert_eq!(report.tried.len(), 1 + usize::from(finetuned.is_some()));
         let losses: Vec<f64> = report.tried.iter().map(|tried| tried.losses.unwrap().variant).collect();
         let after = report.after.unwrap();
@@ -313,6 +320,7 @@ fn what_nobody_can_vouch_for_is_not_moved() {
 fn a_variant_that_harms_on_the_new_base_is_refused_with_both_losses() {
     let keep = tempfile::tempdir().unwrap();
     let (old, _, new, mut variant) = versions(keep.path(), 1, 0.02);
+    let data = conversations(&old, &variant);
     // Far too large a change of everything.
     for delta in &mut variant.linears {
         for part in &mut delta.parts {
@@ -321,7 +329,6 @@ fn a_variant_that_harms_on_the_new_base_is_refused_with_both_losses() {
             }
         }
     }
-    let data: Vec<Conversation> = conversations();
     let result = moved((&old, &new), &variant, None, Some(&data), None);
     let message = result.map(|(_, report)| report).unwrap_err().to_string();
     assert!(message.contains("worse than none (loss"), "{message}");

@@ -1,5 +1,6 @@
 //! The binaries as a shell sees them: help, exit codes, what goes to stdout and what to stderr.
 mod bench;
+mod bring;
 mod help;
 mod node;
 mod usage;

@@ -11,7 +11,6 @@ mod write;
 
 use crate::{Base, Error, layout::TABLES, source::Dtype};
 use config::Config;
-pub use write::write;
 use safetensors::{SafeTensors, tensor::Dtype as FileDtype};
 use std::{
     collections::BTreeMap,
@@ -19,6 +18,7 @@ use std::{
     ops::Range,
     path::{Path, PathBuf},
 };
+pub use write::write;
 
 /// Name of an adapter's configuration.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -95,7 +95,8 @@ impl Adapter {
     /// have or that a variant cannot hold, a tensor of the wrong shape. See [`Error`].
     pub fn open(folder: &Path, base: &Base) -> Result<Self, Error> {
         let config_path = folder.join(CONFIG_FILE);
-        let missing = |path: &Path, remedy: &str| Error::MissingFile { path: path.to_owned(), remedy: remedy.to_owned() };
+        let missing =
+            |path: &Path, remedy: &str| Error::MissingFile { path: path.to_owned(), remedy: remedy.to_owned() };
         if !config_path.is_file() {
             return Err(missing(&config_path, "name the folder that peft's save_pretrained wrote"));
         }

@@ -19,7 +19,9 @@ pub fn write(base: &Base, modules: Vec<(String, Factors)>, dir: &Path) -> Result
         return refuse("the variant changes nothing, and an adapter of no module is none");
     }
     if base.config.tied && modules.iter().any(|(tensor, _)| tensor == TABLES[0]) {
-        return refuse("it changes the embedding, which is this base's head too; PEFT would untie them: export it merged");
+        return refuse(
+            "it changes the embedding, which is this base's head too; PEFT would untie them: export it merged",
+        );
     }
     let most = modules.iter().map(|(_, factors)| factors.rank).max().unwrap_or(1);
     let mut ranks = Map::new();
@@ -49,10 +51,8 @@ pub fn write(base: &Base, modules: Vec<(String, Factors)>, dir: &Path) -> Result
     export::in_new_folder(dir, |folder| {
         export::save(folder, CONFIG_FILE, &config)?;
         let path = folder.join(TENSOR_FILE);
-        let failed = |error: safetensors::SafeTensorError| Error::Export {
-            path: path.clone(),
-            reason: error.to_string(),
-        };
+        let failed =
+            |error: safetensors::SafeTensorError| Error::Export { path: path.clone(), reason: error.to_string() };
         let views = tensors.iter().map(|(name, (shape, bytes))| {
             TensorView::new(Dtype::F32, shape.clone(), bytes).map(|view| (name.clone(), view))
         });

@@ -4,7 +4,10 @@
 //! ([`super::tokenizer`]) builds for each word it knows is held against the folder's own on a text that tells them apart.
 //! Where none agrees, there is no honest GGUF of the model and the export is refused.
 
-use super::{Gguf, tokenizer, write::{Pairs, header}};
+use super::{
+    Gguf, tokenizer,
+    write::{Pairs, header},
+};
 use crate::{Base, Error, ModelConfig, RopeScaling, config::from_hf::yarn_magnitude};
 use serde_json::Value;
 use std::path::Path;
@@ -47,8 +50,11 @@ pub(super) fn model(pairs: &mut Pairs, config: &ModelConfig, name: &str) {
     pairs.f32(&key("rope.freq_base"), config.rope_theta);
     pairs.f32(&key("attention.layer_norm_rms_epsilon"), config.rms_eps);
     match config.rope_scaling {
-        // Llama 3's rule is a tensor: see `rope_divisors`.
-        RopeScaling::None | RopeScaling::Llama3 { .. } => {}
+        RopeScaling::None => {}
+        // Llama 3's rule is a tensor (`rope_divisors`); the length from which it counts helps our own reader alone.
+        RopeScaling::Llama3 { original_max_positions, .. } => {
+            pairs.u32(&key("rope.scaling.original_context_length"), original_max_positions);
+        }
         RopeScaling::Linear { factor } => {
             pairs.text(&key("rope.scaling.type"), "linear");
             pairs.f32(&key("rope.scaling.factor"), factor);

@@ -10,10 +10,7 @@ use super::{
     write::{Pairs, Tensor, header, put_padding, put_values},
 };
 use crate::{
-    Architecture, Base, Dtype, Error, RopeScaling, Rewrite,
-    export::parent_of,
-    open::Origin,
-    source::interleaved,
+    Architecture, Base, Dtype, Error, Rewrite, RopeScaling, export::parent_of, open::Origin, source::interleaved,
 };
 use std::{
     collections::HashMap,
@@ -72,7 +69,10 @@ impl Base {
                     let values = tensor(&name, self.tensor_f32(&name)?)?;
                     let expected: usize = entry.shape.iter().product();
                     if values.len() != expected {
-                        return Err(refuse(format!("tensor `{name}` got {} values, expected {expected}", values.len())));
+                        return Err(refuse(format!(
+                            "tensor `{name}` got {} values, expected {expected}",
+                            values.len()
+                        )));
                     }
                     put_values(&mut writer, path, &self.in_file_order(&name, values), entry.dtype)?;
                 }
@@ -126,10 +126,13 @@ impl Base {
     /// A tensor of the model in the table.
     fn entry(&self, name: &str, dtype: Dtype) -> (Tensor, Source) {
         let vector = self.is_vector(name);
-        let shape = self.tensor(name).map_or_else(|_| Vec::new(), |tensor| match vector {
-            true => vec![tensor.cols],
-            false => vec![tensor.rows, tensor.cols],
-        });
+        let shape = self.tensor(name).map_or_else(
+            |_| Vec::new(),
+            |tensor| match vector {
+                true => vec![tensor.cols],
+                false => vec![tensor.rows, tensor.cols],
+            },
+        );
         let whole = |dtype: Dtype| shape.last().is_some_and(|cols| dtype.row_bytes(*cols).is_some());
         let dtype = match dtype {
             _ if vector => Dtype::F32,

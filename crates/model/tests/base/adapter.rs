@@ -26,9 +26,10 @@ fn write(folder: &Path, config: &Value, tensors: &[Tensor]) {
     fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
     let bytes: Vec<Vec<u8>> =
         tensors.iter().map(|(_, _, values)| values.iter().flat_map(|x| x.to_le_bytes()).collect()).collect();
-    let views = tensors.iter().zip(&bytes).map(|((name, shape, _), bytes)| {
-        (*name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap())
-    });
+    let views = tensors
+        .iter()
+        .zip(&bytes)
+        .map(|((name, shape, _), bytes)| (*name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
     fs::write(folder.join("adapter_model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
 }
 
@@ -85,10 +86,8 @@ fn an_embeddings_factors_are_turned_round() {
     let Factors { a, b, .. } = adapter.factors("model.embed_tokens.weight").unwrap().unwrap();
     assert_eq!((a.len(), b.len()), (144, 600));
     assert_eq!((a[1], b[1]), (ramp(3)[2], ramp(301)[300]), "a (2, 72) is Bᵀ, b (300, 2) is Aᵀ");
-    let message = refused(&tied(), json!({}), &[
-        (tensors[0].0, vec![2, 288], ramp(576)),
-        (tensors[1].0, vec![64, 2], ramp(128)),
-    ]);
+    let message =
+        refused(&tied(), json!({}), &[(tensors[0].0, vec![2, 288], ramp(576)), (tensors[1].0, vec![64, 2], ramp(128))]);
     assert!(message.contains("ensure_weight_tying"), "{message}");
 }
 
