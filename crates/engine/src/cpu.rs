@@ -13,7 +13,8 @@ use bitdelta_delta::{
 };
 use bitdelta_kernels as kernels;
 use bitdelta_kernels::{
-    Activations, Arena, Elements, Int8Weights, Matrix, Packed, PlaneTiles, Product, Team, Term, Weights, for_each_chunk,
+    Activations, Arena, Elements, Int8Weights, LowRankTiles, Matrix, Packed, PlaneTiles, Product, Team, Term, Weights,
+    for_each_chunk,
 };
 use half::{bf16, f16};
 pub use kv::CpuKv;
@@ -108,8 +109,48 @@ fn widen(tensor: HostTensor) -> Vec<f32> {
 
 /// One linear's delta: what the base's dtype lets be multiplied with rounded activations, and the rest as it is.
 pub struct CpuDelta {
-    tiles: Vec<PlaneTiles>,
+    tiles: Vec<Tiles>,
     rest: LinearDelta,
+}
+
+/// A part in the layout of the products with rounded activations.
+enum Tiles {
+    Dense(PlaneTiles),
+    LowRank(LowRankTiles),
+}
+
+impl Tiles {
+    /// `None` for what has no such layout.
+    fn new(part: &Part, arena: &mut Arena) -> Option<Self> {
+        match part {
+            Part::Dense(matrix) => PlaneTiles::new(&packed_view(matrix), arena).map(Self::Dense),
+            Part::LowRank { a, bt } => {
+                LowRankTiles::new(&packed_view(a), &packed_view(bt), arena).map(Self::LowRank)
+            }
+            Part::Full { .. } => None,
+        }
+    }
+
+    fn matrix(&self) -> Matrix<'_> {
+        match self {
+            Self::Dense(tiles) => Matrix::Planes(tiles),
+            Self::LowRank(tiles) => Matrix::LowRankTiles(tiles),
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Dense(tiles) => tiles.bytes(),
+            Self::LowRank(tiles) => tiles.bytes(),
+        }
+    }
+
+    fn add_row(&self, row: usize, out: &mut [f32]) {
+        match self {
+            Self::Dense(tiles) => tiles.add_row(row, out),
+            Self::LowRank(tiles) => tiles.add_row(row, out),
+        }
+    }
 }
 
 impl CpuDelta {
@@ -122,7 +163,7 @@ impl CpuDelta {
                 Matrix::Floats(Weights { elements: Elements::F16(values), rows: *rows, cols: *cols })
             }
         });
-        self.tiles.iter().map(Matrix::Planes).chain(rest)
+        self.tiles.iter().map(Tiles::matrix).chain(rest)
     }
 }
 
@@ -175,12 +216,7 @@ impl Backend for Cpu {
         let mut tiles = Vec::new();
         let mut parts = Vec::new();
         for part in delta.parts {
-            let tiled = match &part {
-                Part::Dense(matrix) if self.base_dtype == BaseDtype::Int8 => {
-                    PlaneTiles::new(&packed_view(matrix), arena)
-                }
-                _ => None,
-            };
+            let tiled = if self.base_dtype == BaseDtype::Int8 { Tiles::new(&part, arena) } else { None };
             match tiled {
                 Some(tiled) => tiles.push(tiled),
                 None => parts.push(part),
@@ -192,7 +228,7 @@ impl Backend for Cpu {
     }
 
     fn delta_bytes(&self, delta: &CpuDelta) -> u64 {
-        let tiles: u64 = delta.tiles.iter().map(PlaneTiles::bytes).sum();
+        let tiles: u64 = delta.tiles.iter().map(Tiles::bytes).sum();
         tiles + delta.rest.parts.iter().map(Part::bytes).sum::<u64>()
     }
 

@@ -35,6 +35,7 @@ pub use bandwidth::read_bandwidth;
 pub use heap::{give_back_free_memory, keep_heap_small};
 pub use int8::Int8Weights;
 pub use isa::Isa;
+pub use lowrank::LowRankTiles;
 pub use matmul::{Elements, Weights};
 pub use packed::Packed;
 pub use parallel::{Team, for_each, for_each_chunk};

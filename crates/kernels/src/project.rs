@@ -6,19 +6,19 @@
 //! and then adds every delta to the same outputs while they are in cache.
 
 use crate::{
-    int8::{Int8Weights, TILE, run_int8},
+    int8::{Int8Weights, run_int8},
     isa::Isa,
-    lowrank,
+    lowrank::{self, LowRankTiles},
     matmul::{Weights, run_floats},
     packed::{self, Packed},
     parallel::{Output, for_each, threads},
     planes::{PlaneTiles, run_planes},
-    rounded::{Activations, Rounded},
+    rounded::{Activations, BLOCK, Rounded},
 };
 use std::ops::Range;
 
-/// Outputs of a task are a multiple of this.
-const UNIT: usize = TILE;
+/// Outputs of a task are a multiple of this: two tiles of the base, a block of a low-rank delta's second factor.
+const UNIT: usize = BLOCK;
 /// Tasks for each thread: a few, so that one slow core does not hold up the others.
 const TASKS: usize = 8;
 /// Multiply-adds below which a second thread costs more than it brings.
@@ -39,8 +39,10 @@ pub enum Matrix<'a> {
     Planes(&'a PlaneTiles),
     /// A dense delta as its file stores it.
     Packed(Packed<'a>),
-    /// Bᵀ · A with A (rank, inputs) and B (rank, outputs).
+    /// Bᵀ · A with A (rank, inputs) and B (rank, outputs), as their file stores them.
     LowRank(Packed<'a>, Packed<'a>),
+    /// The same in tiles; the activations must be rounded.
+    LowRankTiles(&'a LowRankTiles),
 }
 
 impl Matrix<'_> {
@@ -52,13 +54,23 @@ impl Matrix<'_> {
             Self::Planes(d) => d.shape(),
             Self::Packed(d) => (d.rows, d.cols),
             Self::LowRank(a, b) => (b.cols, a.cols),
+            Self::LowRankTiles(d) => d.shape(),
+        }
+    }
+
+    /// The rank of a low-rank delta.
+    fn rank(&self) -> Option<usize> {
+        match self {
+            Self::LowRank(a, _) => Some(a.rows),
+            Self::LowRankTiles(d) => Some(d.rank()),
+            _ => None,
         }
     }
 
     fn check(&self, isa: Isa, x: &Activations) {
         match self {
             Self::Floats(w) => w.check(),
-            Self::Int8(_) | Self::Planes(_) => {
+            Self::Int8(_) | Self::Planes(_) | Self::LowRankTiles(_) => {
                 let suits = x.rounded.as_ref().is_some_and(|rounded| rounded.suits(isa));
                 assert!(suits, "activations rounded on {isa:?} for integer products");
             }
@@ -141,7 +153,7 @@ fn check(isa: Isa, x: &Activations, product: &Product) {
         assert!(term.rows.start <= term.rows.end && term.rows.end <= x.rows, "rows {:?} of {}", term.rows, x.rows);
         term.matrix.check(isa, x);
     }
-    let begins = |term: &Term| term.rows == (0..x.rows) && !matches!(term.matrix, Matrix::LowRank(..));
+    let begins = |term: &Term| term.rows == (0..x.rows) && term.matrix.rank().is_none();
     assert!(product.add || product.terms.first().is_some_and(begins), "the first term gives every output");
 }
 
@@ -150,6 +162,7 @@ fn work(x: &Activations, product: &Product) -> usize {
     let outputs = product.y.len() / x.rows;
     let each = |term: &Term| match term.matrix {
         Matrix::LowRank(_, b) => b.rows * outputs,
+        Matrix::LowRankTiles(d) => d.rank() * outputs / 4,
         Matrix::Int8(_) => outputs * x.width / 4,
         _ => outputs * x.width,
     };
@@ -173,9 +186,7 @@ impl Factors {
             firsts.push(begins.len());
             for term in &product.terms {
                 begins.push(length);
-                if let Matrix::LowRank(a, _) = term.matrix {
-                    length += term.rows.len() * a.rows;
-                }
+                length += term.rows.len() * term.matrix.rank().unwrap_or(0);
             }
         }
         let mut factors = Self { values: vec![0.0; length], begins, products: firsts };
@@ -189,22 +200,26 @@ impl Factors {
         let mut tasks = Vec::new();
         let terms = products.iter().flat_map(|product| &product.terms);
         for (term, begin) in terms.zip(&self.begins) {
-            let Matrix::LowRank(a, _) = &term.matrix else { continue };
+            let Some(rank) = term.matrix.rank() else { continue };
             for first in term.rows.clone().step_by(FACTOR_ROWS) {
-                let at = begin + (first - term.rows.start) * a.rows;
-                tasks.push((a, first..term.rows.end.min(first + FACTOR_ROWS), at));
+                let at = begin + (first - term.rows.start) * rank;
+                tasks.push((&term.matrix, rank, first..term.rows.end.min(first + FACTOR_ROWS), at));
             }
         }
         let values = Output::new(&mut self.values);
         // Each is a matter of a microsecond: several to a piece.
         let together = tasks.len().div_ceil(threads() * TASKS).max(1);
         for_each(tasks.len().div_ceil(together), |piece| {
-            for (a, rows, at) in tasks.iter().skip(piece * together).take(together) {
+            for (matrix, rank, rows, at) in tasks.iter().skip(piece * together).take(together) {
                 // SAFETY: the task's part of the values lies at `at`.
                 let y = unsafe { values.pointer().add(*at) };
                 let (rows, y_row) = (rows.clone(), rows.start);
-                let job = Job { x, rows, outputs: a.rows, first: 0, last: a.rows, y, y_row, add: false };
-                lowrank::run_first(isa, job, a);
+                let job = Job { x, rows, outputs: *rank, first: 0, last: *rank, y, y_row, add: false };
+                match matrix {
+                    Matrix::LowRankTiles(d) => lowrank::run_first(isa, job, d),
+                    Matrix::LowRank(a, _) => packed::run_product(isa, job, a),
+                    _ => unreachable!("it has a rank"),
+                }
             }
         });
     }
@@ -233,7 +248,8 @@ fn run_terms<'f>(
             Matrix::Int8(w) => run_int8(isa, job, w),
             Matrix::Planes(d) => run_planes(isa, job, d),
             Matrix::Packed(d) => packed::run_product(isa, job, d),
-            Matrix::LowRank(_, b) => lowrank::run_second(isa, job, t, b),
+            Matrix::LowRank(_, b) => packed::run_transposed(isa, job, t, b),
+            Matrix::LowRankTiles(d) => lowrank::run_second(isa, job, t, d),
         }
         add = true;
     }

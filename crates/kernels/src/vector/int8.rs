@@ -25,7 +25,7 @@ pub unsafe trait Int8Vector: Copy {
     type Floats: Vector;
     /// Sixteen times four codes.
     type Codes: Copy;
-    /// 64 inputs.
+    /// As many inputs.
     type Inputs: Copy;
 
     /// Sums to which [`Self::add_dots`] of a whole block adds up Σ w · x, where `offset` is −zero · Σ x.
@@ -58,14 +58,12 @@ pub unsafe trait Int8Vector: Copy {
     unsafe fn add_dots(self, codes: Self::Codes, x: i32) -> Self;
     /// Sum by sum.
     unsafe fn add(self, other: Self) -> Self;
-    /// 64 neighbouring inputs of one row.
-    unsafe fn load_inputs(from: *const i8) -> Self::Inputs;
-    /// Sums to which one [`Self::add_neighbours`] adds up Σ w · x, for codes of planes.
-    unsafe fn begin_neighbours(zero: i32, x: Self::Inputs) -> Self;
-    /// Adds the products of codes 4j .. 4j + 4 with inputs 4j .. 4j + 4 to sum j.
-    unsafe fn add_neighbours(self, codes: Self::Codes, x: Self::Inputs) -> Self;
-    /// w of each of 64 codes, which have this zero.
-    unsafe fn codes_to_floats(codes: Self::Codes, zero: i32) -> [Self::Floats; 4];
+    /// 64 codes of `BITS` bits, 2 or 4: bits `BITS · field ..` of each of the 64 bytes at `from`.
+    unsafe fn load_fields<const BITS: usize>(from: *const u8, field: usize) -> Self::Codes;
+    /// 16 inputs, four times over.
+    unsafe fn load_inputs_four_times(from: *const i8) -> Self::Inputs;
+    /// Adds the products of each four codes with the four inputs in their place.
+    unsafe fn add_narrow_neighbours(narrow: Self::Narrow, codes: Self::Codes, x: Self::Inputs) -> Self::Narrow;
     /// 128 · self + fine.
     unsafe fn join(self, fine: Self) -> Self;
     /// The sums as floats.
@@ -129,21 +127,19 @@ unsafe impl Int8Vector for Scalar {
     unsafe fn join(self, fine: Self) -> Self {
         Self(std::array::from_fn(|o| (self.0[o] << 7) + fine.0[o]))
     }
-    unsafe fn load_inputs(from: *const i8) -> [i8; 64] {
-        // SAFETY: the caller promises 64 readable inputs.
-        unsafe { from.cast::<[i8; 64]>().read() }
+    unsafe fn load_fields<const BITS: usize>(from: *const u8, field: usize) -> [u8; 64] {
+        // SAFETY: the caller promises 64 readable bytes.
+        let bytes = unsafe { from.cast::<[u8; 64]>().read() };
+        bytes.map(|byte| byte >> (BITS * field) & ((1 << BITS) - 1))
     }
-    unsafe fn begin_neighbours(zero: i32, x: [i8; 64]) -> Self {
-        Self(std::array::from_fn(|j| -zero * x[4 * j..4 * j + 4].iter().map(|x| i32::from(*x)).sum::<i32>()))
+    unsafe fn load_inputs_four_times(from: *const i8) -> [i8; 64] {
+        // SAFETY: the caller promises 16 readable inputs.
+        let inputs = unsafe { from.cast::<[i8; 16]>().read() };
+        std::array::from_fn(|i| inputs[i % 16])
     }
-    unsafe fn add_neighbours(self, codes: [u8; 64], x: [i8; 64]) -> Self {
+    unsafe fn add_narrow_neighbours(narrow: Self, codes: [u8; 64], x: [i8; 64]) -> Self {
         let dot = |j: usize| (4 * j..4 * j + 4).map(|i| i32::from(codes[i]) * i32::from(x[i])).sum::<i32>();
-        Self(std::array::from_fn(|j| self.0[j] + dot(j)))
-    }
-    unsafe fn codes_to_floats(codes: [u8; 64], zero: i32) -> [Self::Floats; 4] {
-        let values = codes.map(|code| (i32::from(code) - zero) as f32);
-        // SAFETY: 16 readable floats each.
-        std::array::from_fn(|part| unsafe { Self::Floats::load(values[16 * part..].as_ptr()) })
+        Self(std::array::from_fn(|j| narrow.0[j] + dot(j)))
     }
     unsafe fn to_floats(self) -> Self::Floats {
         let floats = self.0.map(|sum| sum as f32);
@@ -191,15 +187,6 @@ mod x86 {
             let bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(bits as i32), which);
             let each = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
             _mm256_cmpeq_epi8(_mm256_and_si256(bytes, each), each)
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn sixteen_floats(bytes: __m128i) -> avx2::Avx2 {
-        // SAFETY: AVX2, the caller's promise.
-        unsafe {
-            let (low, high) = (_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(bytes)));
-            avx2::Avx2::of(_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high))
         }
     }
 
@@ -320,36 +307,32 @@ mod x86 {
             }
         }
         #[inline(always)]
-        unsafe fn load_inputs(from: *const i8) -> (__m256i, __m256i) {
-            // SAFETY: see the impl.
-            unsafe { (_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(32).cast())) }
-        }
-        #[inline(always)]
-        unsafe fn begin_neighbours(zero: i32, x: (__m256i, __m256i)) -> Self {
-            // SAFETY: see the impl.
+        unsafe fn load_fields<const BITS: usize>(from: *const u8, field: usize) -> (__m256i, __m256i) {
+            // SAFETY: see the impl. What is shifted in from the neighbouring byte is masked out.
             unsafe {
-                let (zeros, none) = (_mm256_set1_epi8(zero as i8), _mm256_setzero_si256());
-                let sum = |x| _mm256_sub_epi32(none, pairs(_mm256_maddubs_epi16(zeros, x)));
-                Self(sum(x.0), sum(x.1))
+                let (shift, keep) = (_mm_cvtsi32_si128((BITS * field) as i32), _mm256_set1_epi8((1 << BITS) - 1));
+                let field = |bytes| _mm256_and_si256(_mm256_srl_epi16(bytes, shift), keep);
+                (field(_mm256_loadu_si256(from.cast())), field(_mm256_loadu_si256(from.add(32).cast())))
             }
         }
         #[inline(always)]
-        unsafe fn add_neighbours(self, codes: (__m256i, __m256i), x: (__m256i, __m256i)) -> Self {
+        unsafe fn load_inputs_four_times(from: *const i8) -> (__m256i, __m256i) {
             // SAFETY: see the impl.
-            unsafe { self.widen((_mm256_maddubs_epi16(codes.0, x.0), _mm256_maddubs_epi16(codes.1, x.1))) }
+            let inputs = unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(from.cast())) };
+            (inputs, inputs)
         }
         #[inline(always)]
-        unsafe fn codes_to_floats(codes: (__m256i, __m256i), zero: i32) -> [avx2::Avx2; 4] {
+        unsafe fn add_narrow_neighbours(
+            narrow: (__m256i, __m256i),
+            codes: (__m256i, __m256i),
+            x: (__m256i, __m256i),
+        ) -> (__m256i, __m256i) {
             // SAFETY: see the impl.
             unsafe {
-                let zeros = _mm256_set1_epi8(zero as i8);
-                let (low, high) = (_mm256_sub_epi8(codes.0, zeros), _mm256_sub_epi8(codes.1, zeros));
-                [
-                    sixteen_floats(_mm256_castsi256_si128(low)),
-                    sixteen_floats(_mm256_extracti128_si256::<1>(low)),
-                    sixteen_floats(_mm256_castsi256_si128(high)),
-                    sixteen_floats(_mm256_extracti128_si256::<1>(high)),
-                ]
+                (
+                    _mm256_add_epi16(narrow.0, _mm256_maddubs_epi16(codes.0, x.0)),
+                    _mm256_add_epi16(narrow.1, _mm256_maddubs_epi16(codes.1, x.1)),
+                )
             }
         }
         #[inline(always)]
@@ -357,12 +340,6 @@ mod x86 {
             // SAFETY: see the impl.
             unsafe { avx2::Avx2::of(_mm256_cvtepi32_ps(self.0), _mm256_cvtepi32_ps(self.1)) }
         }
-    }
-
-    #[inline(always)]
-    unsafe fn sixteen_floats_512(bytes: __m128i) -> avx512::Avx512 {
-        // SAFETY: AVX-512 F, the caller's promise.
-        avx512::Avx512::of(unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)) })
     }
 
     /// Σ w · x of four bytes in each i32, without the instruction for it: even and odd bytes of both sides are widened
@@ -488,34 +465,28 @@ mod x86 {
             Self(unsafe { _mm512_add_epi32(_mm512_slli_epi32::<7>(self.0), fine.0) })
         }
         #[inline(always)]
-        unsafe fn load_inputs(from: *const i8) -> __m512i {
-            // SAFETY: see the impl.
-            unsafe { _mm512_loadu_si512(from.cast()) }
-        }
-        #[inline(always)]
-        unsafe fn begin_neighbours(zero: i32, x: __m512i) -> Self {
-            // SAFETY: see the impl.
+        unsafe fn load_fields<const BITS: usize>(from: *const u8, field: usize) -> __m512i {
+            // SAFETY: see the impl. What is shifted in from the neighbouring byte is masked out.
             unsafe {
-                let (zeros, none) = (_mm512_set1_epi8(zero as i8), _mm512_setzero_si512());
-                Self(_mm512_sub_epi32(none, Self::add_products(none, zeros, x)))
+                let shift = _mm_cvtsi32_si128((BITS * field) as i32);
+                let bytes = _mm512_srl_epi16(_mm512_loadu_si512(from.cast()), shift);
+                _mm512_and_si512(bytes, _mm512_set1_epi8((1 << BITS) - 1))
             }
         }
         #[inline(always)]
-        unsafe fn add_neighbours(self, codes: __m512i, x: __m512i) -> Self {
+        unsafe fn load_inputs_four_times(from: *const i8) -> __m512i {
             // SAFETY: see the impl.
-            Self(unsafe { Self::add_products(self.0, codes, x) })
+            unsafe { _mm512_broadcast_i32x4(_mm_loadu_si128(from.cast())) }
         }
         #[inline(always)]
-        unsafe fn codes_to_floats(codes: __m512i, zero: i32) -> [avx512::Avx512; 4] {
+        unsafe fn add_narrow_neighbours(narrow: __m512i, codes: __m512i, x: __m512i) -> __m512i {
             // SAFETY: see the impl.
             unsafe {
-                let w = _mm512_sub_epi8(codes, _mm512_set1_epi8(zero as i8));
-                [
-                    sixteen_floats_512(_mm512_castsi512_si128(w)),
-                    sixteen_floats_512(_mm512_extracti32x4_epi32::<1>(w)),
-                    sixteen_floats_512(_mm512_extracti32x4_epi32::<2>(w)),
-                    sixteen_floats_512(_mm512_extracti32x4_epi32::<3>(w)),
-                ]
+                if VNNI {
+                    _mm512_dpbusd_epi32(narrow, codes, x)
+                } else {
+                    _mm512_add_epi16(narrow, _mm512_maddubs_epi16(codes, x))
+                }
             }
         }
         #[inline(always)]
