@@ -13,9 +13,10 @@ use bitdelta_delta::{
 };
 use bitdelta_kernels as kernels;
 use bitdelta_kernels::{
-    Activations, Arena, Elements, Int8Weights, LowRankTiles, Matrix, Packed, PlaneTiles, Product, Team, Term, Weights,
-    for_each_chunk,
+    Activations, Arena, Blocks, Elements, Int8Weights, Layout, LowRankTiles, Matrix, Packed, PlaneTiles, Product, Team,
+    Term, Weights, for_each_chunk,
 };
+use bitdelta_model::CodeBlocks;
 use half::{bf16, f16};
 pub use kv::CpuKv;
 use std::ops::Range;
@@ -43,7 +44,7 @@ impl Cpu {
 pub enum CpuWeights {
     /// Floats, multiplied as they are.
     Floats {
-        /// The elements.
+        /// The elements, floats of some width.
         tensor: HostTensor,
         /// Outputs.
         rows: usize,
@@ -70,6 +71,7 @@ impl CpuWeights {
                     HostTensor::F32(e) => Elements::F32(e),
                     HostTensor::F16(e) => Elements::F16(e),
                     HostTensor::Bf16(e) => Elements::Bf16(e),
+                    HostTensor::Codes { .. } => unreachable!("weights() keeps codes as int8"),
                 };
                 Matrix::Floats(Weights { elements, rows: *rows, cols: *cols })
             }
@@ -95,6 +97,7 @@ impl CpuWeights {
             Self::Floats { tensor: HostTensor::Bf16(e), .. } => {
                 out.iter_mut().zip(&e[at]).for_each(|(o, b)| *o = bf16::from_bits(*b).to_f32());
             }
+            Self::Floats { tensor: HostTensor::Codes { .. }, .. } => unreachable!("weights() keeps codes as int8"),
         }
     }
 }
@@ -104,6 +107,7 @@ fn widen(tensor: HostTensor) -> Vec<f32> {
         HostTensor::F32(values) => values,
         HostTensor::F16(bits) => bits.iter().map(|b| f16::from_bits(*b).to_f32()).collect(),
         HostTensor::Bf16(bits) => bits.iter().map(|b| bf16::from_bits(*b).to_f32()).collect(),
+        HostTensor::Codes { .. } => unreachable!("codes are read for a matrix in int8 alone"),
     }
 }
 
@@ -124,9 +128,7 @@ impl Tiles {
     fn new(part: &Part, arena: &mut Arena) -> Option<Self> {
         match part {
             Part::Dense(matrix) => PlaneTiles::new(&packed_view(matrix), arena).map(Self::Dense),
-            Part::LowRank { a, bt } => {
-                LowRankTiles::new(&packed_view(a), &packed_view(bt), arena).map(Self::LowRank)
-            }
+            Part::LowRank { a, bt } => LowRankTiles::new(&packed_view(a), &packed_view(bt), arena).map(Self::LowRank),
             Part::Full { .. } => None,
         }
     }
@@ -196,6 +198,10 @@ impl Backend for Cpu {
     }
 
     fn weights(&self, tensor: HostTensor, rows: usize, cols: usize, arena: &mut Arena) -> CpuWeights {
+        if let HostTensor::Codes { blocks: CodeBlocks { codes, scales, minima }, bits } = &tensor {
+            let layout = if *bits == 4 { Layout::Nibbles } else { Layout::Bytes };
+            return CpuWeights::Int8(Int8Weights::keep(&Blocks { codes, scales, minima }, layout, rows, cols, arena));
+        }
         let tensor = match self.base_dtype {
             _ if rows == 1 => HostTensor::F32(widen(tensor)),
             BaseDtype::Stored => tensor,

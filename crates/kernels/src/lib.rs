@@ -33,7 +33,7 @@ pub use arena::{Arena, Plain, Slab};
 pub use attention::{KvElements, KvPages, PAGE, attend, attend_on};
 pub use bandwidth::read_bandwidth;
 pub use heap::{give_back_free_memory, keep_heap_small};
-pub use int8::Int8Weights;
+pub use int8::{Blocks, Int8Weights, Layout, SHORT_BLOCK};
 pub use isa::Isa;
 pub use lowrank::LowRankTiles;
 pub use matmul::{Elements, Weights};

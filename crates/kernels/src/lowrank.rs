@@ -31,7 +31,7 @@ use crate::{
     vector::{LANES, Vector, int8::Int8Vector, prefetch},
 };
 use half::f16;
-use std::ops::Range;
+use std::{mem::MaybeUninit, ops::Range};
 
 /// Ranks whose codes lie in one unit.
 const QUAD: usize = 4;
@@ -43,6 +43,9 @@ const MAX_RANK: usize = 256;
 const NARROW: usize = 8;
 /// Rows that share the unpacking of a unit, where there are as many.
 const ROWS: usize = 4;
+
+/// Blocks whose digits are rounded before the first of them is multiplied.
+const AHEAD: usize = 8;
 
 /// The two factors of a low-rank delta.
 #[derive(Debug, Clone, PartialEq)]
@@ -340,9 +343,8 @@ unsafe fn dots<V: Int8Vector, D: Tiles, const R: usize>(job: &Job, d: D, row: us
 }
 
 /// `scale · t` of all ranks, rounded.
-#[derive(Clone, Copy)]
 struct Digits {
-    /// Coarse and fine; 0 up to a whole quad.
+    /// Coarse and fine; 0 from the last rank up to a whole vector, and not written past it.
     codes: [[i8; MAX_RANK]; 2],
     /// What 128 · coarse + fine is multiplied with.
     scale: f32,
@@ -352,9 +354,10 @@ struct Digits {
 
 impl Digits {
     /// # Safety
-    /// `scales` has a scale for each of the ranks, of which there are at most MAX_RANK, and fills a vector.
+    /// `to` may be written; `scales` has a scale for each of the ranks, of which there are at most MAX_RANK, and fills a
+    /// vector.
     #[inline(always)]
-    unsafe fn round<V: Vector>(&mut self, t: &[f32], scales: *const u16) {
+    unsafe fn round<V: Vector>(to: *mut Self, t: &[f32], scales: *const u16) {
         const PARTS: usize = MAX_RANK / LANES;
         let parts = t.len().div_ceil(LANES);
         // SAFETY: the last part of t is partial, and there t is 0.
@@ -371,16 +374,17 @@ impl Digits {
             // Below that its inverse would not be finite.
             let inverse = V::splat(if greatest > 1e-30 { 127.0 / greatest } else { 0.0 });
             let mut sums = V::splat(0.0);
+            let coarse_codes = (&raw mut (*to).codes).cast::<i8>();
             for part in 0..parts {
                 let steps = values[part].mul(inverse);
                 let coarse = steps.round();
                 let fine = steps.sub(coarse).mul(V::splat(FINE)).round();
-                coarse.store_i8(self.codes[0].as_mut_ptr().add(part * LANES));
-                fine.store_i8(self.codes[1].as_mut_ptr().add(part * LANES));
+                coarse.store_i8(coarse_codes.add(part * LANES));
+                fine.store_i8(coarse_codes.add(MAX_RANK + part * LANES));
                 sums = sums.add(fine.fma(coarse, V::splat(FINE)));
             }
-            self.sum = sums.sum();
-            self.scale = greatest / (127.0 * FINE);
+            (&raw mut (*to).sum).write(sums.sum());
+            (&raw mut (*to).scale).write(greatest / (127.0 * FINE));
         }
     }
 }
@@ -390,45 +394,75 @@ impl Digits {
 /// that start at a multiple of sixteen.
 #[inline(always)]
 unsafe fn second<V: Int8Vector, D: Tiles>(job: Job, t: &[f32], d: D) {
-    let mut digits = [Digits { codes: [[0; MAX_RANK]; 2], scale: 0.0, sum: 0.0 }; 2];
-    for block in job.first / BLOCK..job.last.div_ceil(BLOCK) {
+    let mut digits = [const { MaybeUninit::uninit() }; 2 * AHEAD];
+    let (first, last) = (job.first / BLOCK, job.last.div_ceil(BLOCK));
+    for first in (first..last).step_by(AHEAD) {
+        let blocks = first..last.min(first + AHEAD);
         let mut row = job.rows.start;
-        // SAFETY: the rows of every call are the job's, and the block's columns lie in B.
+        // SAFETY: the rows of every call are the job's, and the blocks' columns lie in B.
         unsafe {
             while V::HELD >= 8 && row + 2 <= job.rows.end {
-                outputs::<V, D, 2>(&job, t, d, row, block, &mut digits);
+                outputs::<V, D, 2>(&job, t, d, row, blocks.clone(), &mut digits);
                 row += 2;
             }
             while row < job.rows.end {
-                outputs::<V, D, 1>(&job, t, d, row, block, &mut digits);
+                outputs::<V, D, 1>(&job, t, d, row, blocks.clone(), &mut digits);
                 row += 1;
             }
         }
     }
 }
 
-/// 64 outputs of R rows.
+/// 64 outputs of R rows in each of the blocks. What they are multiplied with is rounded for all blocks first: a product
+/// that reads digits before they have left the core's store buffer waits for them, and nothing overlaps.
 ///
 /// # Safety
-/// As [`second`], for rows `row..row + R`; `digits` is 0 past the ranks.
+/// As [`second`], for rows `row..row + R` and at most AHEAD blocks.
 #[inline(always)]
 unsafe fn outputs<V: Int8Vector, D: Tiles, const R: usize>(
     job: &Job,
     t: &[f32],
     d: D,
     row: usize,
-    block: usize,
-    digits: &mut [Digits; 2],
+    blocks: Range<usize>,
+    digits: &mut [MaybeUninit<Digits>; 2 * AHEAD],
 ) {
     let LowRankTiles { rank, b, .. } = d.tiles();
-    let (rank, quads) = (*rank, rank.div_ceil(QUAD));
-    // SAFETY: as promised; the factor has a unit for each quad and block, and scales that fill a vector.
+    // SAFETY: as promised; the factor has scales for each block that fill a vector, and every block its digits.
     unsafe {
-        let scales = b.scales.as_ptr().add(block / b.blocks_per_group * quads * QUAD);
-        for r in 0..R {
-            let at = (row + r - job.rows.start) * rank;
-            digits[r].round::<V::Floats>(t.get_unchecked(at..at + rank), scales);
+        for (i, block) in blocks.clone().enumerate() {
+            let scales = b.scales.as_ptr().add(block / b.blocks_per_group * rank.next_multiple_of(QUAD));
+            for r in 0..R {
+                let at = (row + r - job.rows.start) * rank;
+                Digits::round::<V::Floats>(digits[2 * i + r].as_mut_ptr(), t.get_unchecked(at..at + rank), scales);
+            }
         }
+        for (i, block) in blocks.enumerate() {
+            let mut of_rows = [digits[2 * i].as_ptr(); R];
+            for r in 0..R {
+                of_rows[r] = digits[2 * i + r].as_ptr();
+            }
+            block_outputs::<V, D, R>(job, d, row, block, of_rows);
+        }
+    }
+}
+
+/// 64 outputs of R rows, with the digits of each.
+///
+/// # Safety
+/// As [`second`], for rows `row..row + R`; the digits were rounded.
+#[inline(always)]
+unsafe fn block_outputs<V: Int8Vector, D: Tiles, const R: usize>(
+    job: &Job,
+    d: D,
+    row: usize,
+    block: usize,
+    digits: [*const Digits; R],
+) {
+    let LowRankTiles { rank, b, .. } = d.tiles();
+    let quads = rank.div_ceil(QUAD);
+    // SAFETY: as promised; the factor has a unit for each quad and block.
+    unsafe {
         for pack in 0..D::PACKS {
             let from = b.units.as_ptr().add((block * D::PACKS + pack) * quads * PACK);
             // (vectors, rows, digits); vectors are at most four.
@@ -440,7 +474,8 @@ unsafe fn outputs<V: Int8Vector, D: Tiles, const R: usize>(
                         let codes = D::load::<V>(from.add(quad * PACK), vector);
                         for r in 0..R {
                             for digit in 0..2 {
-                                let z = digits[r].codes[digit].as_ptr().add(quad * QUAD).cast::<i32>();
+                                let codes_of = (&raw const (*digits[r]).codes).cast::<i8>().add(digit * MAX_RANK);
+                                let z = codes_of.add(quad * QUAD).cast::<i32>();
                                 narrow[vector][r][digit] =
                                     V::add_narrow(narrow[vector][r][digit], codes, z.read_unaligned());
                             }
@@ -462,8 +497,8 @@ unsafe fn outputs<V: Int8Vector, D: Tiles, const R: usize>(
                 }
                 let lanes = LANES.min(job.last - at);
                 for r in 0..R {
-                    let scale = digits[r].scale * b.tensor_scale;
-                    let less = V::Floats::splat(-(b.zero as f32) * scale * digits[r].sum);
+                    let scale = (*digits[r]).scale * b.tensor_scale;
+                    let less = V::Floats::splat(-(b.zero as f32) * scale * (*digits[r]).sum);
                     let sum = sums[vector][r][0].join(sums[vector][r][1]).to_floats();
                     let y = job.y.add((row + r - job.y_row) * job.outputs + at);
                     let total = V::Floats::load_partial(y, lanes).add(less);

@@ -210,13 +210,18 @@ impl Factors {
         // Each is a matter of a microsecond: several to a piece.
         let together = tasks.len().div_ceil(threads() * TASKS).max(1);
         for_each(tasks.len().div_ceil(together), |piece| {
-            for (matrix, rank, rows, at) in tasks.iter().skip(piece * together).take(together) {
+            for (i, (matrix, rank, rows, at)) in tasks.iter().enumerate().skip(piece * together).take(together) {
                 // SAFETY: the task's part of the values lies at `at`.
                 let y = unsafe { values.pointer().add(*at) };
                 let (rows, y_row) = (rows.clone(), rows.start);
                 let job = Job { x, rows, outputs: *rank, first: 0, last: *rank, y, y_row, add: false };
                 match matrix {
-                    Matrix::LowRankTiles(d) => lowrank::run_first(isa, job, d),
+                    Matrix::LowRankTiles(d) => {
+                        if let Some((Matrix::LowRankTiles(next), ..)) = tasks.get(i + 1) {
+                            next.prefetch_first();
+                        }
+                        lowrank::run_first(isa, job, d);
+                    }
                     Matrix::LowRank(a, _) => packed::run_product(isa, job, a),
                     _ => unreachable!("it has a rank"),
                 }
@@ -240,6 +245,13 @@ fn run_terms<'f>(
 ) {
     let mut add = product.add;
     let outputs = product.y.len() / x.rows;
+    // Short pieces from many places, which the memory would be waited for one after another: they come while the base is
+    // multiplied.
+    for term in &product.terms {
+        if let Matrix::LowRankTiles(d) = term.matrix {
+            d.prefetch_second(range.clone());
+        }
+    }
     for (term, t) in product.terms.iter().zip(factors) {
         let rows = term.rows.clone();
         let job = Job { x, rows, outputs, first: range.start, last: range.end, y, y_row: 0, add };

@@ -8,7 +8,7 @@
 pub mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub mod avx512;
-pub mod int8;
+pub(crate) mod int8;
 pub mod scalar;
 
 /// Lanes of a vector.

@@ -2,8 +2,8 @@
 //! scalar reference and against itself with other rows in the call.
 
 use bitdelta_kernels::{
-    Activations, Arena, Elements, Int8Weights, Isa, KvElements, KvPages, LowRankTiles, Matrix, PAGE, Packed, PlaneTiles, Product,
-    Team, Term, Weights, attend_on, project, project_on,
+    Activations, Arena, Blocks, Elements, Int8Weights, Isa, KvElements, KvPages, Layout, LowRankTiles, Matrix, PAGE,
+    Packed, PlaneTiles, Product, Team, Term, Weights, attend_on, project, project_on,
 };
 use half::{bf16, f16};
 
@@ -136,8 +136,8 @@ fn the_int8_product_is_that_of_the_rounded_matrices() {
         let mut rounded = vec![0.0; n * k];
         rounded.chunks_mut(k).enumerate().for_each(|(row, out)| weights.copy_row(row, out));
         for (w, rounded) in w.iter().zip(&rounded) {
-            // Half a step of a block whose greatest magnitude is at most 1, and the scale's own rounding to f16.
-            assert!((w - rounded).abs() <= 0.5 / 127.0 + 1e-3, "{w} became {rounded}");
+            // Half a step of a block that reaches from −1 to 1 at most, and the rounding of scale and minimum to f16.
+            assert!((w - rounded).abs() <= 1.0 / 255.0 + 1e-3, "{w} became {rounded}");
         }
         let inputs = rounded_inputs(&x, k, 2);
         let want = product(&inputs, &rounded, &vec![0.0; m * n], k);
@@ -145,6 +145,36 @@ fn the_int8_product_is_that_of_the_rounded_matrices() {
         check(&what, &x, k, &vec![0.0; m * n], n, &want, |isa, x, y| {
             multiply(isa, x, k, true, Matrix::Int8(&weights), y, false);
         });
+    }
+}
+
+#[test]
+fn a_files_own_codes_are_kept_and_multiplied_as_they_are() {
+    let mut values = Values(41);
+    for (m, n, k) in [(1, 1, 32), (2, 5, 64), (3, 33, 96), (9, 70, 160), (5, 16, 256)] {
+        for (layout, most) in [(Layout::Nibbles, 15), (Layout::Bytes, 255)] {
+            let codes: Vec<u8> = (0..n * k).map(|_| (values.bits() >> 20) as u8 & most).collect();
+            let mut halves = || (0..n * k / 32).map(|_| f16::from_f32(values.next()).to_bits()).collect::<Vec<_>>();
+            let (scales, minima) = (halves(), halves());
+            let blocks = Blocks { codes: &codes, scales: &scales, minima: &minima };
+            let weights = Int8Weights::keep(&blocks, layout, n, k, &mut Arena::default());
+            assert_eq!(weights.bytes(), Int8Weights::bytes_of(layout, n, k));
+            let real = |bits: u16| f16::from_bits(bits).to_f32();
+            let exact: Vec<f32> = (codes.iter().enumerate())
+                .map(|(i, code)| f32::from(*code) * real(scales[i / 32]) + real(minima[i / 32]))
+                .collect();
+            let mut found = vec![0.0; n * k];
+            found.chunks_mut(k).enumerate().for_each(|(row, out)| weights.copy_row(row, out));
+            assert_eq!(found, exact, "{layout:?} ({n}, {k})");
+            let x = values.vec(m * k);
+            let mut want = product(&rounded_inputs(&x, k, 2), &exact, &vec![0.0; m * n], k);
+            // Codes and minimum are multiplied apart, and what they add up to may be less than either.
+            want.iter_mut().for_each(|want| want.1 += f64::from(most) * k as f64);
+            let what = format!("{layout:?} ({m}, {n}, {k})");
+            check(&what, &x, k, &vec![0.0; m * n], n, &want, |isa, x, y| {
+                multiply(isa, x, k, true, Matrix::Int8(&weights), y, false);
+            });
+        }
     }
 }
 

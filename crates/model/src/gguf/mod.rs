@@ -10,6 +10,7 @@
 //! padding to `general.alignment`, then data; offsets count from there
 //! ```
 
+pub(crate) mod blocks;
 pub(crate) mod names;
 pub(crate) mod quants;
 pub(crate) mod tokenizer;
