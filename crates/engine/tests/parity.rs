@@ -5,7 +5,7 @@ use bitdelta_delta::{
     BitDeltaConfig, Extra, GroupSize, Info, LinearDelta, Part, Variant, exact_factors, factor, part::dequantize,
     quantize,
 };
-use bitdelta_engine::{Engine, EngineOptions, Error, Model, ModelOptions, Resident, Sampling};
+use bitdelta_engine::{BaseDtype, Engine, EngineOptions, Error, KvDtype, Model, ModelOptions, Resident, Sampling};
 use bitdelta_model::{Base, Dtype};
 use half::f16;
 use safetensors::SafeTensors;
@@ -143,6 +143,27 @@ fn gguf_files_equal_transformers_on_the_dequantised_weights() {
         let found = logits(&model, &prompt, 0..prompt.len(), None);
         assert_close(&found, &expected.floats("logits"), LOGIT_TOLERANCE, kind);
     }
+}
+
+#[test]
+fn an_int8_base_keeps_the_weights_of_a_quantised_gguf_file() {
+    // Only activations are rounded, to 15 bits: a tenth of what rounding the weights to 8 bits would do.
+    const TOLERANCE: f32 = 5e-3;
+    let open = |kind: &str| {
+        let path = golden(&format!("tiny-llama-gguf/{kind}.gguf"));
+        let base = Arc::new(Base::open(path.to_str().expect("a plain path")).expect("the base opens"));
+        let options = ModelOptions { threads: 2, base_dtype: BaseDtype::Int8, kv_dtype: KvDtype::F32 };
+        Arc::new(Model::load(base, options).expect("the base loads"))
+    };
+    for kind in ["q8_0", "q4_1"] {
+        let model = open(kind);
+        let expected = Golden::open(&golden(&format!("tiny-llama-gguf/{kind}.golden.safetensors")));
+        let prompt = expected.ids("input_ids");
+        let found = logits(&model, &prompt, 0..prompt.len(), None);
+        assert_close(&found, &expected.floats("logits"), TOLERANCE, kind);
+    }
+    let (floats, nibbles) = (open("f32").bytes(), open("q4_1").bytes());
+    assert!(nibbles * 10 < floats * 8, "4-bit codes take {nibbles} bytes, floats rounded to 8 bits {floats}");
 }
 
 /// How a test's variant holds each linear's difference.

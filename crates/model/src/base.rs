@@ -5,7 +5,7 @@ use crate::{
     config::ModelConfig,
     layout,
     open::{self, Opened, Origin},
-    source::{Raw, Stored, TensorRef},
+    source::{CodeBlocks, Raw, Stored, TensorRef},
 };
 use bitdelta_kernels::map::MappedFile;
 use rayon::prelude::*;
@@ -133,6 +133,16 @@ impl Base {
         let mut values = vec![0.0; tensor.rows * tensor.cols];
         stored.rows_f32(self.bytes(stored), 0..tensor.rows, &mut values);
         Ok(values)
+    }
+
+    /// A block-quantised matrix as it is stored, un-permuted; `None` for a type other than Q4_0 to Q8_0 and for a matrix
+    /// whose minima are beyond f16. Parallel inside (rayon).
+    ///
+    /// # Errors
+    /// [`Error::NoSuchTensor`].
+    pub fn code_blocks(&self, name: &str) -> Result<Option<CodeBlocks>, Error> {
+        let (_, stored) = self.find(name)?;
+        Ok(stored.code_blocks(self.bytes(stored)))
     }
 
     /// Rows `rows` of a tensor as f32 into `out` (streaming; `out.len() == rows.len() * cols`).

@@ -25,4 +25,4 @@ pub use error::Error;
 pub use export::Rewrite;
 pub use layout::{Linear, LinearKind};
 pub use random::{random_bytes, write_random};
-pub use source::{Dtype, Raw, TensorRef};
+pub use source::{CodeBlocks, Dtype, Raw, TensorRef};

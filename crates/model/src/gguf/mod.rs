@@ -10,6 +10,7 @@
 //! padding to `general.alignment`, then data; offsets count from there
 //! ```
 
+pub(crate) mod blocks;
 mod describe;
 mod export;
 pub(crate) mod names;
