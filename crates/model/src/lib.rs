@@ -5,6 +5,7 @@
 //! `gguf` parses GGUF on its own, treating the file as hostile. Not here: the forward pass (`bitdelta-engine`), deltas
 //! (`bitdelta-delta`), and any check of the weights' values.
 
+pub mod alias;
 pub mod base;
 pub mod chat;
 pub mod config;
