@@ -6,11 +6,11 @@
 
 use crate::{
     base::Base,
-    errors::{of_engine, of_model, raise},
+    errors::{of_engine, raise},
 };
 use bitdelta_engine::{
-    BaseDtype, Cancel, Engine as Running, EngineOptions, Error, Event, FinishReason, KvDtype, Model, ModelOptions, Registry,
-    RegistryOptions, Request, Sampling, prompt,
+    BaseDtype, Cancel, Engine as Running, EngineOptions, Error, Event, FinishReason, KvDtype, Model, ModelOptions,
+    Registry, RegistryOptions, Request, Sampling, prompt,
 };
 use bitdelta_model::chat::Message;
 use pyo3::{prelude::*, types::PyDict};
@@ -130,24 +130,20 @@ impl Engine {
         Ok(Self { running: RwLock::new(Some(Arc::new(inner))), reports: Mutex::new(reports) })
     }
 
-    /// Queues request `id`: a text as it is, or messages under the chat template that the variant was trained with.
+    /// Queues request `id`: messages (role, content) under the chat template that the variant was trained with.
     /// Returns a sentence for the caller to read, or None.
-    #[pyo3(signature = (id, user, messages, text, wanted))]
+    #[pyo3(signature = (id, user, messages, wanted))]
     fn submit(
         &self,
         py: Python<'_>,
         id: u64,
         user: Option<String>,
         messages: Vec<(String, String)>,
-        text: Option<String>,
         wanted: Wanted,
     ) -> PyResult<Option<String>> {
         let inner = self.inner(py)?;
-        let submitted = py.detach(|| inner.submit(id, user.as_deref(), messages, text, wanted));
-        submitted.map_err(|error| match error {
-            Error::Model(error) => of_model(py, &error),
-            error => of_engine(py, &error),
-        })
+        let submitted = py.detach(|| inner.submit(id, user.as_deref(), messages, wanted));
+        submitted.map_err(|error| of_engine(py, &error))
     }
 
     /// Calls a request back.
@@ -265,20 +261,14 @@ impl Inner {
         id: u64,
         user: Option<&str>,
         messages: Vec<(String, String)>,
-        text: Option<String>,
         wanted: Wanted,
     ) -> Result<Option<String>, Error> {
         let variant = user.map(|user| self.registry.resolve(user)).transpose()?;
         let tokenizer = &self.engine.model().base().tokenizer;
         let (template, mismatch) = prompt::template(tokenizer, variant.as_deref());
-        let tokens = match text {
-            Some(text) => tokenizer.encode(&text, true)?,
-            None => {
-                let message = |(role, content)| Message { role, content };
-                let messages: Vec<Message> = messages.into_iter().map(message).collect();
-                tokenizer.encode_chat(&messages, &template, true)?
-            }
-        };
+        let message = |(role, content)| Message { role, content };
+        let messages: Vec<Message> = messages.into_iter().map(message).collect();
+        let tokens = tokenizer.encode_chat(&messages, &template, true)?;
         let Wanted { max_tokens, temperature, top_p, top_k, seed, stop } = wanted;
         let cancel = Cancel::default();
         let mut sink = Sink { id, sender: self.sender.clone(), over: false };

@@ -7,13 +7,12 @@ use bitdelta_delta::Error as DeltaError;
 use bitdelta_engine::Error as EngineError;
 use bitdelta_model::Error as ModelError;
 use bitdelta_train::Error as TrainError;
-use pyo3::{prelude::*, types::PyTuple};
+use pyo3::{call::PyCallArgs, prelude::*};
 
 /// An exception of class `name` in `zoo.gym.errors` made of `arguments`.
-pub fn raise<'py>(py: Python<'py>, name: &str, arguments: impl IntoPyObject<'py, Target = PyTuple>) -> PyErr {
+pub fn raise<'py>(py: Python<'py>, name: &str, arguments: impl PyCallArgs<'py>) -> PyErr {
     let made = || -> PyResult<Bound<'py, PyAny>> {
         let class = py.import("zoo.gym.errors")?.getattr(name)?;
-        let arguments = arguments.into_pyobject(py).map_err(Into::into)?;
         class.call1(arguments)
     };
     made().map_or_else(|error| error, PyErr::from_value)

@@ -44,13 +44,8 @@ impl Matrix<'_> {
 }
 
 /// `quantize`'s answer: (bits, group, words, scales, offsets); 16 bits are f16 values with no scales.
-type Quantized<'py> = (
-    u8,
-    usize,
-    Bound<'py, PyAny>,
-    Option<Bound<'py, PyArray2<f32>>>,
-    Option<Bound<'py, PyArray2<f32>>>,
-);
+type Quantized<'py> =
+    (u8, usize, Bound<'py, PyAny>, Option<Bound<'py, PyArray2<f32>>>, Option<Bound<'py, PyArray2<f32>>>);
 
 /// Quantises `weight` − `base` as `config` (JSON) says; `bfloat` tells for each whether its bits are bf16's.
 #[pyfunction]

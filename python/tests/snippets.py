@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from conftest import ANSWER, EXAMPLES, QUESTION
-
 from zoo.gym import BitDeltaConfig, BitDeltaQuantizer
 
 
 def snippets(page: Path) -> list[tuple[int, str]]:
     """The page's Python blocks, each with the line where it starts."""
     text = page.read_text()
-    found = [(text.count("\n", 0, block.start(1)) + 1, block[1]) for block in re.finditer(r"```python\n(.*?)```", text, re.S)]
+    found = [
+        (text.count("\n", 0, block.start(1)) + 1, block[1]) for block in re.finditer(r"```python\n(.*?)```", text, re.S)
+    ]
     assert found, f"{page} has no Python"
     return found
 

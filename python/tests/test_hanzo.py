@@ -7,9 +7,9 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
-from conftest import ANSWER, BINARIES, EXAMPLES, GOLDEN, QUESTION, QUICK
 
 import hanzo
+from conftest import ANSWER, BINARIES, EXAMPLES, GOLDEN, QUESTION, QUICK
 from hanzo import Hanzo
 from zoo.gym import BitDeltaConfig
 from zoo.gym.errors import ConfigError, NotSupportedError, UnknownUserError
@@ -46,7 +46,10 @@ def test_an_answer_has_openais_shape(client):
     usage = response.usage
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens > usage.completion_tokens > 0
     dumped = response.model_dump()
-    assert dumped["choices"][0]["message"]["content"] == ANSWER and "cached_tokens" in dumped["usage"]["prompt_tokens_details"]
+    assert (
+        dumped["choices"][0]["message"]["content"] == ANSWER
+        and "cached_tokens" in dumped["usage"]["prompt_tokens_details"]
+    )
     assert json.loads(response.model_dump_json()) == dumped
 
 
@@ -123,7 +126,12 @@ def test_what_this_process_does_not_do_is_refused(taught):
 def test_a_variant_is_trained_and_served_in_this_process():
     with Hanzo(inference_mode="local") as client:
         done = client.train_variant(
-            user_id="u", base_model="tiny", dataset=EXAMPLES, config=BitDeltaConfig(group_size=32), progress=False, **QUICK
+            user_id="u",
+            base_model="tiny",
+            dataset=EXAMPLES,
+            config=BitDeltaConfig(group_size=32),
+            progress=False,
+            **QUICK,
         )
         assert done.path == "variants/u/variant.safetensors"
         response = client.chat.completions.create(model="tiny", user_id="u", messages=MESSAGES)
@@ -163,7 +171,9 @@ def moody():
 
 
 def test_a_busy_node_is_asked_again_with_the_key(moody):
-    response = Hanzo(base_url=moody, api_key="secret").chat.completions.create(model="m", messages=MESSAGES, user_id="u")
+    response = Hanzo(base_url=moody, api_key="secret").chat.completions.create(
+        model="m", messages=MESSAGES, user_id="u"
+    )
     assert [key for key, _ in Moody.seen] == ["Bearer secret"] * 3
     assert Moody.seen[0][1] == {"model": "m", "messages": MESSAGES, "user_id": "u"}
     # What this package does not know of is kept.

@@ -5,12 +5,12 @@ import inspect
 import os
 import subprocess
 import sys
-import tomllib
 
 import pytest
+import tomllib
+
 from conftest import ROOT
 from snippets import run, snippets
-
 from zoo.gym import _native
 
 PACKAGES = ROOT / "python" / "packages"

@@ -3,8 +3,8 @@
 import asyncio
 
 import pytest
-from conftest import ANSWER, QUESTION
 
+from conftest import ANSWER, QUESTION
 from zoo.gym import BitDeltaConfig, PersonalizedServer
 from zoo.gym.errors import DeviceError, EngineError, PromptError, UnknownUserError, VariantError, WrongBaseError
 

@@ -5,8 +5,8 @@ import os
 import signal
 
 import pytest
-from conftest import ANSWER, EXAMPLES, GOLDEN, QUESTION, QUICK
 
+from conftest import ANSWER, EXAMPLES, GOLDEN, QUESTION, QUICK
 from zoo.gym import BitDeltaConfig, DeltaSoupConfig, NotEnforcedWarning, PersonalizedTrainer, TrainingInterrupted
 from zoo.gym.errors import (
     ConfigError,

@@ -53,11 +53,7 @@ pub(crate) fn open(name_or_path: &str, lender: Option<&Base>) -> Result<Opened, 
 
 /// Opens the folder or GGUF file at `path`, if there is one.
 fn open_local(path: &Path, lender: Option<&Base>) -> Option<Result<Opened, Error>> {
-    if path.is_dir() {
-        Some(safetensors::open(path, lender))
-    } else {
-        path.is_file().then(|| gguf::open(path))
-    }
+    if path.is_dir() { Some(safetensors::open(path, lender)) } else { path.is_file().then(|| gguf::open(path)) }
 }
 
 /// Puts the tensors that the configuration asks for into the fixed order, each with the shape that follows from it.

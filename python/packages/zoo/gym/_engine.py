@@ -193,7 +193,7 @@ class LocalEngine:
     def _submit(self, ticket: _Ticket, user_id: str | None, prompt: Any, sampling: Sampling) -> None:
         if not ticket.wanted:
             return
-        sentence = self._native.submit(ticket.number, user_id, messages_of(prompt), None, sampling.wanted())
+        sentence = self._native.submit(ticket.number, user_id, messages_of(prompt), sampling.wanted())
         if sentence is not None:
             warnings.warn(sentence, stacklevel=4)
         if not ticket.wanted:
