@@ -1,10 +1,11 @@
 """The hanzo client: the same words to a model in this process and to a node."""
 
+import contextlib
 import json
 import re
 import subprocess
 import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -119,8 +120,6 @@ def test_what_this_process_does_not_do_is_refused(taught):
     for arguments in ({}, {"inference_mode": "cloud"}, {"inference_mode": "local", "base_url": "x"}):
         with pytest.raises(hanzo.HanzoError):
             Hanzo(**arguments)
-    with pytest.raises(NotSupportedError, match="local"):
-        Hanzo(base_url="x").train_variant("u", "tiny", EXAMPLES)
 
 
 def test_a_variant_is_trained_and_served_in_this_process():
@@ -136,6 +135,91 @@ def test_a_variant_is_trained_and_served_in_this_process():
         assert done.path == "variants/u/variant.safetensors"
         response = client.chat.completions.create(model="tiny", user_id="u", messages=MESSAGES)
         assert response.choices[0].message.content == ANSWER
+
+
+class Teacher(BaseHTTPRequestHandler):
+    """A node's side of a training job: keeps what it was sent, reports two states, ends as ``outcome`` says."""
+
+    seen: list = []
+    outcome: dict = {}
+
+    def do_POST(self):
+        self.seen.append(("POST", self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+        self.answer(202, json.dumps({"object": "training", "status": "queued"}))
+
+    def do_GET(self):
+        if self.path == "/v1/models":
+            self.answer(200, json.dumps({"object": "list", "data": [{"id": "tiny"}]}))
+            return
+        running = {"status": "running", "phase": "training", "done": 1, "total": 2, "unit": "steps", "lines": ["begun"]}
+        events = [running, {**running, "done": 2, "lines": ["begun", "ended"], **self.outcome}]
+        self.answer(200, "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n")
+
+    def do_DELETE(self):
+        self.seen.append(("DELETE", self.path, None))
+        self.answer(202, "{}")
+
+    def answer(self, status, text):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_):
+        """Says nothing."""
+
+
+@contextlib.contextmanager
+def serving(handler):
+    """The handler at an address."""
+    handler.seen.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_node_trains_as_this_process_does():
+    Teacher.outcome = {"status": "succeeded", "version": 3}
+    seen = []
+    with serving(Teacher) as url:
+        pairs = [{"prompt": "x", "chosen": "y"}]
+        config = BitDeltaConfig(bits=2, group_size=32)
+        done = Hanzo(base_url=url).train_variant("a b", "tiny", EXAMPLES, config, pairs, progress=seen.append, seed=7)
+    [(_, path, body)] = Teacher.seen
+    assert path == "/v1/variants/a%20b/train"
+    assert [len(body["data"]), body["eval_data"]] == [2, []]
+    expected = {"bits": 2, "group_size": 32, "seed": 7, "num_train_epochs": 3, "finetuning_type": "full"}
+    assert expected.items() <= body["settings"].items()
+    assert (done.status, done.version) == ("succeeded", 3)
+    assert [event.message for event in seen if event.message] == ["begun", "ended"]
+    assert [event.done for event in seen if not event.message] == [1, 2]
+
+
+def test_a_nodes_training_that_fails_or_is_left_says_so():
+    Teacher.outcome = {"status": "failed", "error": "the loss became NaN"}
+
+    class EnoughError(Exception):
+        pass
+
+    def enough(progress):
+        raise EnoughError
+
+    with serving(Teacher) as url:
+        client = Hanzo(base_url=url)
+        with pytest.raises(hanzo.HanzoError, match="u failed: the loss became NaN"):
+            client.train_variant("u", dataset=EXAMPLES, progress=False)
+        with pytest.raises(hanzo.HanzoError, match="does not serve 'other'; it serves tiny"):
+            client.train_variant("u", "other", EXAMPLES)
+        with pytest.raises(ConfigError, match="decided"):
+            client.train_variant("u", "tiny", EXAMPLES, BitDeltaConfig(), bits=2)
+        with pytest.raises(EnoughError):
+            client.train_variant("u", dataset=EXAMPLES, progress=enough)
+    assert [(method, path) for method, path, _ in Teacher.seen][-1] == ("DELETE", "/v1/variants/u/train")
 
 
 class Moody(BaseHTTPRequestHandler):
@@ -161,13 +245,8 @@ class Moody(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def moody():
-    Moody.seen.clear()
-    with HTTPServer(("127.0.0.1", 0), Moody) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with serving(Moody) as url:
+        yield url
 
 
 def test_a_busy_node_is_asked_again_with_the_key(moody):

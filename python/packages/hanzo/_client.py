@@ -6,13 +6,14 @@ import os
 from collections.abc import Generator, Iterable, Iterator
 from typing import Any, Literal, overload
 
-from zoo.gym import BitDeltaConfig, TrainedVariant
-from zoo.gym.errors import NotSupportedError
+from zoo.gym import BitDeltaConfig, TrainedVariant, _data, _preferences
+from zoo.gym._progress import ProgressCallback, Reporter
+from zoo.gym.trainer import run_settings
 
 from ._local import Local
 from ._remote import Remote
 from .errors import HanzoError
-from .types import ChatCompletion, ChatCompletionChunk
+from .types import ChatCompletion, ChatCompletionChunk, Training
 
 
 class Hanzo:
@@ -56,16 +57,43 @@ class Hanzo:
         dataset: Any = None,
         config: BitDeltaConfig | None = None,
         preferences: Any = None,
+        *,
+        num_epochs: float = 3,
+        eval_dataset: Any = None,
+        method: str | None = None,
+        progress: bool | ProgressCallback | None = None,
         **settings: Any,
-    ) -> TrainedVariant:
-        """Trains and publishes a user's variant in this process; see
-        :meth:`zoo.gym.PersonalizedTrainer.create_variant`."""
-        if not isinstance(self._backend, Local):
-            raise NotSupportedError(
-                "train_variant trains in this process: use Hanzo(inference_mode='local') on the node's own machine, with "
-                "variants_dir set to the folder that the node serves"
+    ) -> TrainedVariant | Training:
+        """Trains and publishes a user's variant: in this process as
+        :meth:`zoo.gym.PersonalizedTrainer.create_variant` does, else as a job at the node, whose end is waited for.
+
+        The data and settings are the same; a node trains its own base, so ``base_model`` must be a name of it.
+        """
+        if isinstance(self._backend, Local):
+            return self._backend.train(
+                user_id,
+                base_model,
+                config,
+                dataset=dataset,
+                preferences=preferences,
+                num_epochs=num_epochs,
+                eval_dataset=eval_dataset,
+                method=method,
+                progress=progress,
+                **settings,
             )
-        return self._backend.train(user_id, base_model, config, dataset=dataset, preferences=preferences, **settings)
+        run = run_settings(config, num_epochs, method, settings)
+        extra, of_preferences = _preferences.plan(preferences)
+        if base_model is not None:
+            served = [model["id"] for model in self._backend.get("/v1/models")["data"]]
+            if base_model not in served:
+                raise HanzoError(f"the node does not serve {base_model!r}; it serves {', '.join(served)}")
+        body = {
+            "data": [*_data.examples_of(dataset, "dataset"), *extra],
+            "eval_data": list(_data.examples_of(eval_dataset, "eval_dataset")),
+            "settings": {**run, **of_preferences},
+        }
+        return self._backend.train(user_id, body, Reporter(progress).show)
 
     def close(self) -> None:
         """Frees the models of this process."""

@@ -37,7 +37,9 @@ class Local:
         self._models: dict[str, LocalModel] = {}
         self._lock = threading.Lock()
 
-    def train(self, user_id: str, base_model: str, config: BitDeltaConfig | None, **settings: Any) -> TrainedVariant:
+    def train(
+        self, user_id: str, base_model: str | None, config: BitDeltaConfig | None, **settings: Any
+    ) -> TrainedVariant:
         """Trains and publishes a user's variant."""
         trainer = PersonalizedTrainer(base_model, config, variants_dir=self._variants_dir)
         return trainer.create_variant(user_id, **settings)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.client
 import json
 import random
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
-from .errors import APIConnectionError, APIStatusError, of_status
+from zoo.gym import Progress
+
+from .errors import APIConnectionError, APIStatusError, HanzoError, of_status
+from .types import Training
 
 #: Statuses that another try may change.
 _RETRIED = (408, 409, 429, 500, 502, 503, 504)
@@ -42,9 +47,36 @@ class Remote:
         with self._open("POST", path, body) as response:
             return self._json(response)
 
-    def stream(self, path: str, body: dict[str, Any]) -> Generator[Any, None, None]:
-        """The events of an answer. The request is sent at the first one asked for."""
-        with self._open("POST", path, body) as response:
+    def train(self, user_id: str, body: dict[str, Any], report: Callable[[Progress], None]) -> Training:
+        """Trains a user's variant at the node and waits for its end. An interruption here calls it back there."""
+        path = f"/v1/variants/{urllib.parse.quote(user_id, safe='')}/train"
+        training, said = Training.from_dict(self.post(path, body)), 0
+        try:
+            for event in self.stream(f"{path}/events", None):
+                training = Training.from_dict(event)
+                now = Progress(training.phase, training.done, training.total, training.unit, training.note)
+                for line in training.lines[said:]:
+                    report(dataclasses.replace(now, message=line))
+                said = max(said, len(training.lines))
+                report(now)
+        except BaseException:
+            self._call_back(path)
+            raise
+        if training.status != "succeeded":
+            raise HanzoError(f"the training of {user_id} {training.status}: {training.error or 'no reason given'}")
+        return training
+
+    def _call_back(self, path: str) -> None:
+        """Ends a training that nobody waits for, if it is not over."""
+        try:
+            self._open("DELETE", path, None).close()
+        except HanzoError:
+            # What made us leave is the error to report.
+            pass
+
+    def stream(self, path: str, body: dict[str, Any] | None) -> Generator[Any, None, None]:
+        """The events of an answer (of a ``GET`` without a body). The request is sent at the first one asked for."""
+        with self._open("GET" if body is None else "POST", path, body) as response:
             lines = iter(response)
             while True:
                 try:
@@ -59,7 +91,7 @@ class Remote:
                 if data == b"[DONE]":
                     return
                 event = json.loads(data)
-                if isinstance(event, dict) and "error" in event:
+                if isinstance(event, dict) and isinstance(event.get("error"), dict):
                     raise APIStatusError(_message(event, "the answer failed"), 200, event)
                 yield event
 

@@ -140,3 +140,22 @@ class ChatCompletionChunk(Model):
     choices: list[ChunkChoice] = dataclasses.field(default_factory=list)
     usage: CompletionUsage | None = None
     system_fingerprint: str | None = None
+
+
+@dataclasses.dataclass
+class Training(Model):
+    """A training at a node, as it stands."""
+
+    object: str = "training"
+    user_id: str = ""
+    #: queued, running, succeeded, failed or cancelled.
+    status: str = "queued"
+    phase: str = ""
+    done: int = 0
+    total: int = 0
+    unit: str = ""
+    note: str = ""
+    lines: list[str] = dataclasses.field(default_factory=list)
+    error: str | None = None
+    #: The version of the variant that came of it.
+    version: int | None = None

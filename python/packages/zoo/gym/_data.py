@@ -23,7 +23,7 @@ def as_file(dataset: Any, extra: list[dict[str, Any]], what: str = "dataset") ->
     with tempfile.TemporaryDirectory(prefix="zoo-gym-") as folder:
         path = os.path.join(folder, f"{what}.jsonl")
         with open(path, "w", encoding="utf-8") as file:
-            for example in [*_examples(dataset, what), *extra]:
+            for example in [*examples_of(dataset, what), *extra]:
                 try:
                     file.write(json.dumps(example, ensure_ascii=False) + "\n")
                 except (TypeError, ValueError) as error:
@@ -35,7 +35,8 @@ def as_file(dataset: Any, extra: list[dict[str, Any]], what: str = "dataset") ->
             raise DatasetError(re.sub(rf"^{what}: line (\d+)", rf"{what}: example \1", said)) from None
 
 
-def _examples(dataset: Any, what: str) -> Iterator[Mapping[str, Any]]:
+def examples_of(dataset: Any, what: str) -> Iterator[Mapping[str, Any]]:
+    """The examples of a data set in any of its forms; none for None."""
     if dataset is None:
         return
     if isinstance(dataset, (str, os.PathLike)):

@@ -11,29 +11,33 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ._data import _examples
+from ._data import examples_of
 from .errors import DatasetError, NotEnforcedWarning, NotSupportedError
 
 _ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
 
 
-def examples(preferences: Any) -> list[dict[str, Any]]:
-    """Examples to train on; none for None."""
+def plan(preferences: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """What a run is to learn of preferences: examples beside the data set's, and settings of the run."""
     if preferences is None:
-        return []
-    in_words = isinstance(preferences, str) and not os.path.isfile(preferences)
-    if in_words or isinstance(preferences, Mapping):
+        return [], {}
+    if _are_words(preferences):
         raise _in_words()
-    if not isinstance(preferences, (str, os.PathLike)) and isinstance(preferences, Iterable):
-        preferences = list(preferences)
-        if any(isinstance(item, str) for item in preferences):
-            raise _in_words()
-    pairs = list(_examples(preferences, "preferences"))
+    pairs = list(examples_of(preferences, "preferences"))
     found = [_example(pair, number) for number, pair in enumerate(pairs, 1)]
     if any("rejected" in pair for pair in pairs):
         sentence = "preferences: the chosen answers are learnt; the rejected ones are not used in this version"
         warnings.warn(sentence, NotEnforcedWarning, stacklevel=3)
-    return found
+    return found, {}
+
+
+def _are_words(preferences: Any) -> bool:
+    """A text, texts, or a dict of them, and no path to pairs."""
+    if isinstance(preferences, str):
+        return not os.path.isfile(preferences)
+    if isinstance(preferences, Mapping):
+        return True
+    return isinstance(preferences, (list, tuple)) and any(isinstance(item, str) for item in preferences)
 
 
 def _in_words() -> NotSupportedError:

@@ -34,19 +34,20 @@ class Reporter:
     """Turns a run's reports into :class:`Progress`, and that into a bar or a call."""
 
     def __init__(self, progress: bool | ProgressCallback | None) -> None:
+        #: What takes progress.
         if callable(progress):
-            self._show: ProgressCallback = progress
+            self.show: ProgressCallback = progress
         elif progress or (progress is None and (sys.stderr.isatty() or "ipykernel" in sys.modules)):
-            self._show = _Bar().show
+            self.show = _Bar().show
         else:
-            self._show = lambda progress: None
+            self.show = lambda progress: None
         self._now = Progress("", 0, 0, "")
 
     def __call__(self, kind: str, text: str, number: int, unit: str) -> None:
         if kind == "say":
             # Warnings come as Python's own, once the run is over.
             if not text.startswith("warning: "):
-                self._show(dataclasses.replace(self._now, message=text))
+                self.show(dataclasses.replace(self._now, message=text))
             return
         if kind == "begin":
             self._now = Progress(text, 0, number, unit)
@@ -54,7 +55,7 @@ class Reporter:
             self._now = dataclasses.replace(self._now, done=self._now.done + number, note=text)
         else:
             return
-        self._show(self._now)
+        self.show(self._now)
 
 
 class _Bar:
@@ -62,6 +63,7 @@ class _Bar:
 
     def __init__(self) -> None:
         self._bar: Any = None
+        self._phase = ""
 
     def show(self, progress: Progress) -> None:
         """Draws where the run is."""
@@ -70,9 +72,10 @@ class _Bar:
         if progress.message:
             tqdm.write(progress.message, file=sys.stderr)
             return
-        if progress.done == 0 or self._bar is None:
+        if self._bar is None or self._phase != progress.phase:
             if self._bar is not None:
                 self._bar.close()
+            self._phase = progress.phase
             self._bar = tqdm(total=progress.total, desc=progress.phase, unit=f" {progress.unit}")
         self._bar.set_postfix_str(progress.note, refresh=False)
         self._bar.update(progress.done - self._bar.n)

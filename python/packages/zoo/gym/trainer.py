@@ -62,6 +62,25 @@ class TrainedVariant:
     warnings: list[str]
 
 
+def run_settings(
+    config: BitDeltaConfig | None, num_epochs: float, method: str | None, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """A run's settings by name: what the configuration and the arguments decide, and the caller's others."""
+    if method not in (None, "full", "lowrank"):
+        raise ConfigError(f"method = {method!r} is not allowed: expected 'full' or 'lowrank'")
+    decided = {} if config is None else config._settings()
+    decided["finetuning_type"] = method or ("lowrank" if config is None else "full")
+    decided["num_train_epochs"] = num_epochs
+    run = dict(decided)
+    for name, value in settings.items():
+        name = _ALIASES.get(name, name)
+        if name in _DECIDED or name in decided:
+            raise ConfigError(f"{name}: is decided by the arguments and the configuration, not by a setting")
+        if value is not None:
+            run[name] = value
+    return run
+
+
 class PersonalizedTrainer:
     """One base model and a folder of users' variants."""
 
@@ -124,7 +143,8 @@ class PersonalizedTrainer:
         run = self._settings(user_id, folder, num_epochs, method, overwrite, settings)
         if preferences is None and dataset is None:
             raise DatasetError("nothing to learn from: pass dataset, or preferences as pairs")
-        extra = _preferences.examples(preferences)
+        extra, of_preferences = _preferences.plan(preferences)
+        run.update(of_preferences)
         report = Reporter(progress)
         if not self._given and method is None:
             report(
@@ -196,17 +216,8 @@ class PersonalizedTrainer:
         overwrite: bool | None,
         settings: dict[str, Any],
     ) -> dict[str, Any]:
-        run = {**self.config._settings(), "model_name_or_path": self._model.name, "output_dir": folder}
-        run["num_train_epochs"] = num_epochs
-        if method not in (None, "full", "lowrank"):
-            raise ConfigError(f"method = {method!r} is not allowed: expected 'full' or 'lowrank'")
-        run["finetuning_type"] = method or ("full" if self._given else "lowrank")
-        for name, value in settings.items():
-            name = _ALIASES.get(name, name)
-            if name in _DECIDED or name in self.config._settings():
-                raise ConfigError(f"{name}: is decided by the arguments and the configuration, not by a setting")
-            if value is not None:
-                run[name] = value
+        run = run_settings(self.config if self._given else None, num_epochs, method, settings)
+        run |= {"model_name_or_path": self._model.name, "output_dir": folder}
         finished, interrupted = _state(folder)
         if finished and overwrite is False:
             raise VariantExistsError(f"{user_id} has a variant in {folder}, and overwrite=False keeps it")
