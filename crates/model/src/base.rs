@@ -42,7 +42,7 @@ pub struct Base {
 }
 
 impl Base {
-    /// `name_or_path`: an HF folder, a `.gguf` file, or a hub id.
+    /// `name_or_path`: an HF folder, a `.gguf` file, an alias ([`crate::alias`]), or a hub id.
     ///
     /// # Errors
     /// Anything that would keep the model from running is found here, before any work: a missing or damaged file, an
@@ -62,7 +62,8 @@ impl Base {
 
     fn of(name_or_path: &str, opened: Opened) -> Self {
         let given = Path::new(name_or_path.trim_end_matches('/'));
-        let stem = if opened.origin == Origin::Gguf { given.file_stem() } else { given.file_name() };
+        let is_file = given.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+        let stem = if is_file { given.file_stem() } else { given.file_name() };
         let name = stem.map_or_else(|| name_or_path.to_owned(), |stem| stem.to_string_lossy().into_owned());
         let (tensors, stored): (Vec<TensorRef>, Vec<Stored>) = opened.tensors.into_iter().unzip();
         let positions = tensors.iter().enumerate().map(|(at, tensor)| (tensor.name.clone(), at)).collect();

@@ -6,6 +6,7 @@
 //! (`bitdelta-delta`), and any check of the weights' values.
 
 pub mod adapter;
+pub mod alias;
 pub mod base;
 pub mod chat;
 pub mod config;

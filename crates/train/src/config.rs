@@ -201,8 +201,16 @@ pub struct TrainConfig {
     pub clip_outliers: bool,
     /// σ multiple.
     pub outlier_threshold: f32,
+    /// False keeps a dense delta in f16, for comparison.
+    pub enable_compression: bool,
     /// Recorded; nothing enforces it yet.
     pub safety_threshold: f32,
+    /// Offer the variant to aggregation. Recorded, as the two below; nothing aggregates yet.
+    pub enable_deltasoup: bool,
+    /// Weight of the aggregate, 0 to 1.
+    pub aggregation_weight: f32,
+    /// Aggregate by a robust rule.
+    pub byzantine_robust: bool,
     /// Where the variant, the log and the checkpoints go.
     pub output_dir: PathBuf,
     /// Start anew in a folder that holds an earlier run.
@@ -335,7 +343,11 @@ impl Default for TrainConfig {
             symmetric: true,
             clip_outliers: true,
             outlier_threshold: 3.0,
+            enable_compression: true,
             safety_threshold: 0.0,
+            enable_deltasoup: false,
+            aggregation_weight: 0.1,
+            byzantine_robust: true,
             output_dir: PathBuf::new(),
             overwrite_output_dir: false,
             per_device_train_batch_size: 8,
@@ -621,7 +633,11 @@ impl TrainConfig {
             symmetric: self.symmetric,
             clip_outliers: self.clip_outliers,
             outlier_threshold: self.outlier_threshold,
+            enable_compression: self.enable_compression,
             safety_threshold: self.safety_threshold,
+            enable_deltasoup: self.enable_deltasoup,
+            aggregation_weight: self.aggregation_weight,
+            byzantine_robust: self.byzantine_robust,
             ..BitDeltaConfig::default()
         })
     }
