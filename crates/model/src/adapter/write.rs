@@ -46,7 +46,7 @@ pub fn write(base: &Base, modules: Vec<(String, Factors)>, dir: &Path) -> Result
         "use_dora": false,
         "modules_to_save": null,
     });
-    let tensors: BTreeMap<String, (Vec<usize>, Vec<u8>)> =
+    let tensors: BTreeMap<String, Stored> =
         modules.into_iter().flat_map(|(tensor, factors)| named(&tensor, factors)).collect();
     export::in_new_folder(dir, |folder| {
         export::save(folder, CONFIG_FILE, &config)?;
@@ -61,8 +61,11 @@ pub fn write(base: &Base, modules: Vec<(String, Factors)>, dir: &Path) -> Result
     })
 }
 
+/// Shape and bytes of a tensor.
+type Stored = (Vec<usize>, Vec<u8>);
+
 /// The two tensors of a module under PEFT's names.
-fn named(tensor: &str, factors: Factors) -> [(String, (Vec<usize>, Vec<u8>)); 2] {
+fn named(tensor: &str, factors: Factors) -> [(String, Stored); 2] {
     let Factors { rank, a, mut b, scale, .. } = factors;
     b.iter_mut().for_each(|b| *b *= scale);
     let module = format!("{PREFIX}{}", module_name(tensor));
