@@ -23,7 +23,7 @@ use serde_json::Value;
 use std::{
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
@@ -80,6 +80,8 @@ pub fn train(
     }
     let stop = Arc::new(AtomicBool::new(false));
     let (sender, reports) = channel();
+    // Only so that the wait for it may leave the interpreter's lock.
+    let reports = Mutex::new(reports);
     let run = {
         let (base, stop) = (Arc::clone(&base.inner), Arc::clone(&stop));
         move || run::run_on(&base, &config, &Reporter(sender), &stop)
@@ -104,12 +106,13 @@ pub fn train(
 }
 
 /// Passes reports on until the run ends. Returns the first exception, at which the run was asked to stop.
-fn listen(py: Python<'_>, reports: &Receiver<Report>, report: &Bound<'_, PyAny>, stop: &AtomicBool) -> Option<PyErr> {
+fn listen(py: Python<'_>, reports: &Mutex<Receiver<Report>>, report: &Bound<'_, PyAny>, stop: &AtomicBool) -> Option<PyErr> {
     let mut cause = None;
     loop {
-        let waited = py.detach(|| match reports.recv_timeout(PATIENCE) {
-            Ok(first) => Ok(std::iter::once(first).chain(reports.try_iter()).collect::<Vec<_>>()),
-            Err(error) => Err(error),
+        let waited = py.detach(|| {
+            let reports = reports.lock().unwrap_or_else(PoisonError::into_inner);
+            let first = reports.recv_timeout(PATIENCE)?;
+            Ok(std::iter::once(first).chain(reports.try_iter()).collect::<Vec<_>>())
         });
         let heard = match waited {
             Ok(heard) => heard,
