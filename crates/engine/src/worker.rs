@@ -53,7 +53,10 @@ impl<B: Backend> Worker<'_, B> {
                 match command {
                     Command::Submit(request, start_by) => {
                         let tenant = request.tenant.clone();
-                        let variant = request.variant.as_ref().map(|variant| variant.hash().to_owned());
+                        // The user too: one tenant may ask for several, and what two users asked stays apart even where their
+                        // files are equal.
+                        let variant =
+                            request.variant.as_ref().map(|variant| format!("{}/{}", variant.hash(), variant.user()));
                         let (sequence, tokens) =
                             Sequence::new(self.model.base(), request, self.options.max_context, start_by);
                         let scope = crate::pages::Scope { tenant, variant };

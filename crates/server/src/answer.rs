@@ -3,6 +3,10 @@
 //! A client that goes away drops its [`Admitted`], which calls its generations back, waiting or running.
 use crate::{
     ApiError,
+    auth::{
+        Caller, Right,
+        limits::{Reserved, Spent},
+    },
     extract::Body,
     loads,
     reply::{Choice, Reply, Usage},
@@ -28,6 +32,8 @@ pub struct Admitted {
     pub include_usage: bool,
     /// Events, each with the index of its answer. Bounded by the answers' lengths, so the channel need not be.
     pub events: UnboundedReceiver<(usize, Event)>,
+    /// Of the caller's tokens a minute.
+    _reserved: Option<Reserved>,
     user: Option<String>,
     started: Instant,
     _wanted: WhileWanted,
@@ -59,17 +65,23 @@ impl Admitted {
 /// Any status of [`ApiError`]; once a stream has begun, errors travel in it.
 pub async fn answer(
     service: Arc<Service>,
+    caller: Caller,
     endpoint: Endpoint,
     body: Body,
     query_model: Option<&str>,
 ) -> Result<Response, ApiError> {
     let started = Instant::now();
+    caller.require(Right::Chat)?;
     let wanted = Wanted::read(endpoint, &body.fields, query_model)?;
     match &wanted.prompt {
         Prompt::Messages(messages) => service.room.check_messages(messages, service.engine.max_context())?,
         Prompt::Text(text) => service.room.check_text(text, service.engine.max_context())?,
     }
     let user = service.names.resolve(&wanted.model, wanted.user.as_deref())?;
+    if let Some(user) = &user {
+        // Before anything is looked up: the refusal must not tell whether there is such a user.
+        caller.check_user(user)?;
+    }
     let streamed = wanted.stream;
     let variant = match &user {
         // Loading takes no turn from those who only need a prompt.
@@ -80,7 +92,7 @@ pub async fn answer(
     let admitted = blocking(&service, move |service| {
         // Both go with the work, which goes on when its client leaves.
         let _held = (turn, body);
-        admit(service, endpoint, wanted, user, variant, started)
+        admit(service, &caller, endpoint, wanted, user, variant, started)
     });
     let admitted = admitted.await?;
     match streamed {
@@ -92,6 +104,7 @@ pub async fn answer(
 /// Makes the prompt and queues the generation. Blocks.
 fn admit(
     service: &Service,
+    caller: &Caller,
     endpoint: Endpoint,
     wanted: Wanted,
     user: Option<String>,
@@ -117,8 +130,11 @@ fn admit(
     };
     let (sender, events) = unbounded_channel();
     let seed = wanted.seed.unwrap_or_else(fresh_number);
-    let tenant: Arc<str> = user.as_deref().unwrap_or_default().into();
+    let tenant = caller.tenant(user.as_deref());
+    let most = wanted.max_tokens.unwrap_or(service.defaults.max_tokens).min(service.engine.max_context() - 1);
+    let reserved = caller.reserve_tokens(prompt.len() + wanted.choices * most)?;
     let deadline = service.defaults.timeout.and_then(|limit| started.checked_add(limit));
+    let spent = reserved.as_ref().map(Reserved::spent).unwrap_or_default();
     // Before the first is queued: when a later one is refused, those before it are not wanted either.
     let still_wanted = WhileWanted::default();
     for index in 0..wanted.choices {
@@ -138,12 +154,29 @@ fn admit(
             stop: wanted.stop.clone(),
             deadline,
             cancel: still_wanted.0.clone(),
-            sink: Box::new(move |event| sender.send((index, event)).is_ok()),
+            sink: Box::new(counted(spent.clone(), move |event| sender.send((index, event)).is_ok())),
         })?;
     }
+    spent.add(prompt.len());
     let reply = Reply::new(endpoint, wanted.model, &fingerprint);
     let (choices, include_usage) = (wanted.choices, wanted.include_usage);
-    Ok(Admitted { reply, choices, include_usage, events, user, started, _wanted: still_wanted })
+    Ok(Admitted { reply, choices, include_usage, events, _reserved: reserved, user, started, _wanted: still_wanted })
+}
+
+/// Counts what an answer spends while it is made: a client that leaves before its end has had that much.
+fn counted(spent: Spent, mut sink: impl FnMut(Event) -> bool + Send) -> impl FnMut(Event) -> bool + Send {
+    let mut pieces = 0;
+    move |event| {
+        match &event {
+            Event::Text(_) => {
+                pieces += 1;
+                spent.add(1);
+            }
+            Event::Done(finish) => spent.add(finish.completion_tokens.saturating_sub(pieces)),
+            Event::Failed(_) => {}
+        }
+        sink(event)
+    }
 }
 
 /// Waits for every answer and sends them in one body.

@@ -5,7 +5,7 @@
 use crate::{
     ApiError,
     api_error::internal,
-    extract::Operator,
+    auth::{Caller, Right},
     service::{Service, blocking},
 };
 use axum::{
@@ -28,7 +28,8 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 ///
 /// # Errors
 /// 403 for others.
-pub async fn metrics(_: Operator, State(service): State<Arc<Service>>) -> Result<Response, ApiError> {
+pub async fn metrics(caller: Caller, State(service): State<Arc<Service>>) -> Result<Response, ApiError> {
+    caller.require(Right::Admin)?;
     let text = blocking(&service, |service| {
         let figures =
             Figures { engine: service.engine.stats(), variants: service.registry.as_ref().map(Registry::stats) };

@@ -2,7 +2,9 @@
 use crate::{
     ApiError,
     answer::answer,
+    auth::{self, Caller},
     extract::{Body, QueryModel},
+    http_options::HttpOptions,
     metrics, models,
     service::Service,
     variants,
@@ -14,46 +16,55 @@ use axum::{
     http::{Method, StatusCode, Uri},
     middleware::{self, Next},
     response::Response,
-    routing::{delete, get, post},
+    routing::{get, post},
 };
 use serde_json::{Value, json};
 use std::{sync::Arc, time::Instant};
 
-/// Every endpoint. Keys in any header are accepted and not looked at: there is no authentication yet.
-pub fn router(service: Arc<Service>) -> Router {
-    Router::new()
+/// Every endpoint. All but `/health` are behind [`auth::authenticate`].
+pub fn router(service: Arc<Service>, options: &HttpOptions) -> Router {
+    let guard = middleware::from_fn_with_state(Arc::clone(&service), auth::authenticate);
+    let guarded = Router::new()
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completions))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::get))
-        .route("/v1/variants", get(variants::list))
-        .route("/v1/variants/load", post(variants::load))
-        .route("/v1/variants/{user}", delete(variants::unload))
+        .route("/v1/variants", get(variants::list).post(variants::load))
+        .route("/v1/variants/{user}/unload", post(variants::unload))
         .route("/metrics", get(metrics::metrics))
-        .route("/health", get(health))
-        .fallback(unknown_path)
-        .method_not_allowed_fallback(wrong_method)
-        .layer(middleware::from_fn(log))
-        .with_state(service)
+        .route_layer(guard);
+    let app = guarded.route("/health", get(health)).fallback(unknown_path).method_not_allowed_fallback(wrong_method);
+    let app = match &options.cors {
+        Some(cors) => app.layer(cors.clone()),
+        None => app,
+    };
+    app.layer(middleware::from_fn(log)).with_state(service)
 }
 
 async fn chat(
     State(service): State<Arc<Service>>,
+    caller: Caller,
     QueryModel(model): QueryModel,
     body: Body,
 ) -> Result<Response, ApiError> {
-    answer(service, Endpoint::Chat, body, model.as_deref()).await
+    answer(service, caller, Endpoint::Chat, body, model.as_deref()).await
 }
 
 async fn completions(
     State(service): State<Arc<Service>>,
+    caller: Caller,
     QueryModel(model): QueryModel,
     body: Body,
 ) -> Result<Response, ApiError> {
-    answer(service, Endpoint::Completions, body, model.as_deref()).await
+    answer(service, caller, Endpoint::Completions, body, model.as_deref()).await
 }
 
+/// That it lives, and on a server for one's own machine what it does: from the cache's figures a tenant could tell what
+/// another one asked.
 async fn health(State(service): State<Arc<Service>>) -> Json<Value> {
+    if service.auth.is_required() {
+        return Json(json!({"status": "ok"}));
+    }
     let stats = service.engine.stats();
     Json(json!({
         "status": "ok",

@@ -1,5 +1,5 @@
 //! What all requests share: the engine, the variants, the names, and the defaults of fields that a request leaves out.
-use crate::{ApiError, api_error::internal, loads::Loads, names::Names, room::Room};
+use crate::{ApiError, api_error::internal, auth::Auth, loads::Loads, names::Names, room::Room};
 use bitdelta_engine::{Engine, Registry, Resident};
 use bitdelta_model::chat::{Template, Tokenizer};
 use std::{
@@ -42,6 +42,8 @@ pub struct Service {
     pub created: u64,
     /// Loads of variants under way.
     pub loads: Loads,
+    /// Who may ask.
+    pub auth: Auth,
 }
 
 impl Service {
@@ -49,7 +51,22 @@ impl Service {
     pub fn new(engine: Engine, registry: Option<Registry>, aliases: Vec<String>, defaults: Defaults) -> Self {
         let names = Names::new(engine.model().base().name.clone(), aliases, registry.is_some());
         let room = Room::new(&engine.model().base().tokenizer);
-        Self { engine, registry, names, defaults, room, created: unix_seconds(), loads: Loads::default() }
+        Self {
+            engine,
+            registry,
+            names,
+            defaults,
+            room,
+            created: unix_seconds(),
+            loads: Loads::default(),
+            auth: Auth::default(),
+        }
+    }
+
+    /// Asks callers for keys or tokens.
+    #[must_use]
+    pub fn with_auth(self, auth: Auth) -> Self {
+        Self { auth, ..self }
     }
 
     /// The variants.

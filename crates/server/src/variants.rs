@@ -2,7 +2,8 @@
 //! ([`Operator`]), because loading opens any path that the caller names.
 use crate::{
     ApiError,
-    extract::{Body, Operator, Segment},
+    auth::{Caller, Right},
+    extract::{Body, Segment},
     service::{Service, blocking, unix_seconds_of},
 };
 use axum::{Json, extract::State, http::StatusCode};
@@ -15,7 +16,8 @@ use std::{error::Error as _, path::PathBuf, sync::Arc};
 ///
 /// # Errors
 /// 400 when variants are not served, 403 for others than the operator.
-pub async fn list(_: Operator, State(service): State<Arc<Service>>) -> Result<Json<Value>, ApiError> {
+pub async fn list(caller: Caller, State(service): State<Arc<Service>>) -> Result<Json<Value>, ApiError> {
+    caller.require(Right::Admin)?;
     let data = blocking(&service, |service| {
         let line = |variant: Listed| {
             let loaded = variant.loaded.as_ref();
@@ -35,12 +37,13 @@ pub async fn list(_: Operator, State(service): State<Arc<Service>>) -> Result<Js
     Ok(Json(json!({"object": "list", "data": data.await?})))
 }
 
-/// `POST /v1/variants/load {"path": …}`: a variant file or a folder that holds one, under the user id that its name
+/// `POST /v1/variants {"path": …}`: a variant file or a folder that holds one, under the user id that its name
 /// gives.
 ///
 /// # Errors
 /// 400, 404 or 422 with the whole cause: the operator named the path, so it is no secret.
-pub async fn load(_: Operator, State(service): State<Arc<Service>>, body: Body) -> Result<Json<Value>, ApiError> {
+pub async fn load(caller: Caller, State(service): State<Arc<Service>>, body: Body) -> Result<Json<Value>, ApiError> {
+    caller.require(Right::Admin)?;
     let Some(path) = body.fields.string("path")?.map(PathBuf::from) else {
         return Err(ApiError::invalid("path", "path is required: a variant file or a folder that holds one"));
     };
@@ -60,15 +63,16 @@ pub async fn load(_: Operator, State(service): State<Arc<Service>>, body: Body) 
     Ok(Json(loaded.await?))
 }
 
-/// `DELETE /v1/variants/{user}`: frees its memory when its last request ends. Its file stays where it is.
+/// `POST /v1/variants/{user}/unload`: frees its memory when its last request ends. Its file stays where it is.
 ///
 /// # Errors
 /// 404 when it is not loaded.
 pub async fn unload(
-    _: Operator,
+    caller: Caller,
     State(service): State<Arc<Service>>,
     Segment(user): Segment,
 ) -> Result<Json<Value>, ApiError> {
+    caller.require(Right::Admin)?;
     let done = blocking(&service, move |service| match service.variants()?.unload(&user)? {
         true => Ok(json!({"object": "variant", "user_id": user, "loaded": false})),
         false => {

@@ -7,6 +7,7 @@ pub mod demo;
 pub mod eval;
 pub mod export;
 pub mod inspect;
+pub mod keys;
 pub mod progress;
 pub mod publish;
 pub mod serve;

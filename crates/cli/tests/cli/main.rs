@@ -1,6 +1,7 @@
 //! The binaries as a shell sees them: help, exit codes, what goes to stdout and what to stderr.
 mod bench;
 mod help;
+mod keys;
 mod node;
 mod usage;
 
