@@ -9,6 +9,8 @@ use crate::{
     },
     extract::Body,
     loads,
+    logprobs::Line,
+    observed::{Clock, Observed},
     reply::{Choice, Reply, Usage},
     service::{Service, blocking, fresh_number},
     stream,
@@ -18,9 +20,9 @@ use axum::{
     Json,
     response::{IntoResponse, Response},
 };
-use bitdelta_engine::{Cancel, Error as EngineError, Event, Request, Resident, Sampling};
+use bitdelta_engine::{Cancel, Error as EngineError, Event, Extras, Request, Resident, Sampling, Scored, Scores};
 use std::{sync::Arc, time::Instant};
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 /// A request that the engine has taken.
 pub struct Admitted {
@@ -31,12 +33,25 @@ pub struct Admitted {
     /// Whether the stream ends with the token counts.
     pub include_usage: bool,
     /// Events, each with the index of its answer. Bounded by the answers' lengths, so the channel need not be.
-    pub events: UnboundedReceiver<(usize, Event)>,
+    pub events: UnboundedReceiver<(usize, Said)>,
+    /// Whether log-probabilities were asked for.
+    pub logprobs: bool,
+    caller: Caller,
+    observed: Observed,
     /// Of the caller's tokens a minute.
     _reserved: Option<Reserved>,
     user: Option<String>,
     started: Instant,
     _wanted: WhileWanted,
+}
+
+/// What the engine's thread sends of an answer.
+#[derive(Debug)]
+pub enum Said {
+    /// Text, the end, or an error.
+    Event(Event),
+    /// A token's log-probabilities, before its text.
+    Scored(Line),
 }
 
 /// Calls generations back when nobody holds it any more.
@@ -50,12 +65,14 @@ impl Drop for WhileWanted {
 }
 
 impl Admitted {
-    /// Writes the access log's line about a finished answer. Never what was asked or said.
-    pub fn log(&self, usage: Usage, streamed: bool) {
+    /// Counts a finished answer and writes the log's line about it. Never what was asked or said.
+    pub fn done(&self, usage: Usage, streamed: bool) {
         let milliseconds = self.started.elapsed().as_millis();
         let (prompt_tokens, completion_tokens) = (usage.prompt_tokens, usage.completion_tokens);
+        self.observed.used(self.caller.id(), prompt_tokens, completion_tokens);
         let user = self.user.as_deref().unwrap_or("-");
-        tracing::info!(user, prompt_tokens, completion_tokens, streamed, milliseconds, "answered");
+        let key = self.caller.id();
+        tracing::info!(user, key, prompt_tokens, completion_tokens, streamed, milliseconds, "answered");
     }
 }
 
@@ -76,6 +93,7 @@ pub async fn answer(
     match &wanted.prompt {
         Prompt::Messages(messages) => service.room.check_messages(messages, service.engine.max_context())?,
         Prompt::Text(text) => service.room.check_text(text, service.engine.max_context())?,
+        Prompt::Tokens(_) => {}
     }
     let user = service.names.resolve(&wanted.model, wanted.user.as_deref())?;
     if let Some(user) = &user {
@@ -118,6 +136,8 @@ fn admit(
             tokenizer.encode_chat(messages, &template, true)
         }
         Prompt::Text(text) => tokenizer.encode(text, true),
+        // Checked by the engine.
+        Prompt::Tokens(tokens) => Ok(tokens.clone()),
     };
     // What a template refuses (a system turn where it has none, turns out of order) is the caller's to change.
     let prompt = prompt.map_err(|error| {
@@ -129,6 +149,7 @@ fn admit(
         None => service.engine.model().base().fingerprint().to_owned(),
     };
     let (sender, events) = unbounded_channel();
+    let clock = service.observed.clock(started);
     let seed = wanted.seed.unwrap_or_else(fresh_number);
     let tenant = caller.tenant(user.as_deref());
     let most = wanted.max_tokens.unwrap_or(service.defaults.max_tokens).min(service.engine.max_context() - 1);
@@ -138,6 +159,7 @@ fn admit(
     // Before the first is queued: when a later one is refused, those before it are not wanted either.
     let still_wanted = WhileWanted::default();
     for index in 0..wanted.choices {
+        let extras = extras(service, &wanted, index, &sender)?;
         let sender = sender.clone();
         let sampling = Sampling {
             temperature: wanted.temperature.unwrap_or(service.defaults.temperature),
@@ -145,7 +167,7 @@ fn admit(
             top_k: wanted.top_k,
             seed: seed.wrapping_add(index as u64),
         };
-        service.engine.submit(Request {
+        let request = Request {
             tenant: tenant.clone(),
             prompt: prompt.clone(),
             variant: variant.clone(),
@@ -154,23 +176,66 @@ fn admit(
             stop: wanted.stop.clone(),
             deadline,
             cancel: still_wanted.0.clone(),
-            sink: Box::new(counted(spent.clone(), move |event| sender.send((index, event)).is_ok())),
-        })?;
+            sink: Box::new(counted(spent.clone(), clock.clone(), move |event| {
+                sender.send((index, Said::Event(event))).is_ok()
+            })),
+        };
+        service.engine.submit_with(request, extras)?;
     }
     spent.add(prompt.len());
     let reply = Reply::new(endpoint, wanted.model, &fingerprint);
-    let (choices, include_usage) = (wanted.choices, wanted.include_usage);
-    Ok(Admitted { reply, choices, include_usage, events, _reserved: reserved, user, started, _wanted: still_wanted })
+    let (choices, include_usage, logprobs) = (wanted.choices, wanted.include_usage, wanted.logprobs.is_some());
+    let (caller, observed) = (caller.clone(), service.observed.clone());
+    Ok(Admitted {
+        reply,
+        choices,
+        include_usage,
+        events,
+        logprobs,
+        caller,
+        observed,
+        _reserved: reserved,
+        user,
+        started,
+        _wanted: still_wanted,
+    })
 }
 
-/// Counts what an answer spends while it is made: a client that leaves before its end has had that much.
-fn counted(spent: Spent, mut sink: impl FnMut(Event) -> bool + Send) -> impl FnMut(Event) -> bool + Send {
+/// The log-probabilities and the form that are wanted of answer `index`.
+fn extras(
+    service: &Service,
+    wanted: &Wanted,
+    index: usize,
+    sender: &UnboundedSender<(usize, Said)>,
+) -> Result<Extras, ApiError> {
+    let base = service.engine.model().base();
+    let constraint = wanted.schema.as_ref().map(|schema| service.grammars.json(base, schema)).transpose()?;
+    let scores = wanted.logprobs.map(|top| {
+        let (sender, model) = (sender.clone(), Arc::clone(service.engine.model()));
+        let bytes = Arc::clone(service.grammars.token_bytes(base));
+        let sink = Box::new(move |scored: Scored| {
+            let line = Line::new(&scored, &bytes, &model.base().tokenizer);
+            // Who left hears of nothing any more.
+            let _left = sender.send((index, Said::Scored(line)));
+        });
+        Scores { top, sink }
+    });
+    Ok(Extras { scores, constraint })
+}
+
+/// Counts and times what an answer spends while it is made: a client that leaves before its end has had that much.
+fn counted(
+    spent: Spent,
+    mut clock: Clock,
+    mut sink: impl FnMut(Event) -> bool + Send,
+) -> impl FnMut(Event) -> bool + Send {
     let mut pieces = 0;
     move |event| {
         match &event {
             Event::Text(_) => {
                 pieces += 1;
                 spent.add(1);
+                clock.piece();
             }
             Event::Done(finish) => spent.add(finish.completion_tokens.saturating_sub(pieces)),
             Event::Failed(_) => {}
@@ -181,19 +246,21 @@ fn counted(spent: Spent, mut sink: impl FnMut(Event) -> bool + Send) -> impl FnM
 
 /// Waits for every answer and sends them in one body.
 async fn whole(mut admitted: Admitted) -> Result<Response, ApiError> {
-    let mut choices = vec![Choice::default(); admitted.choices];
+    let empty = Choice { logprobs: admitted.logprobs.then(Vec::new), ..Choice::default() };
+    let mut choices = vec![empty; admitted.choices];
     let mut usage = Usage::default();
     while choices.iter().any(|choice| choice.finish.is_none()) {
-        let Some((index, event)) = admitted.events.recv().await else { return Err(EngineError::Stopped.into()) };
-        match event {
-            Event::Text(text) => choices[index].text += &text,
-            Event::Done(finish) => {
+        let Some((index, said)) = admitted.events.recv().await else { return Err(EngineError::Stopped.into()) };
+        match said {
+            Said::Scored(line) => choices[index].logprobs.get_or_insert_default().push(line),
+            Said::Event(Event::Text(text)) => choices[index].text += &text,
+            Said::Event(Event::Done(finish)) => {
                 usage.add(&finish);
                 choices[index].finish = Some(finish.reason);
             }
-            Event::Failed(error) => return Err(error.into()),
+            Said::Event(Event::Failed(error)) => return Err(error.into()),
         }
     }
-    admitted.log(usage, false);
+    admitted.done(usage, false);
     Ok(Json(admitted.reply.whole(&choices, usage)).into_response())
 }

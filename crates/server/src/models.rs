@@ -3,6 +3,7 @@ use crate::{
     ApiError,
     auth::{Caller, Right},
     extract::Segment,
+    openapi::schema,
     service::{Service, blocking},
 };
 use axum::{Json, extract::State};
@@ -13,12 +14,12 @@ use std::sync::Arc;
 ///
 /// # Errors
 /// 500 when the variants cannot be listed.
+#[utoipa::path(get, path = "/v1/models", operation_id = "list_models", tag = "models", responses((status = 200, body = schema::ModelList), (status = "default", body = schema::Failure)))]
 pub async fn list(State(service): State<Arc<Service>>, caller: Caller) -> Result<Json<Value>, ApiError> {
     caller.require(Right::Chat)?;
     let data = blocking(&service, move |service| {
         let bases = service.names.bases().map(|name| model(service, name));
-        let variants = service.registry.iter().flat_map(|registry| registry.list());
-        let variants = variants.filter(|variant| caller.covers(&variant.user));
+        let variants = service.registry.iter().flat_map(|registry| caller.variants(registry));
         let variants = variants.map(|variant| model(service, &service.names.variant(&variant.user)));
         Ok(bases.chain(variants).collect::<Vec<_>>())
     });
@@ -29,6 +30,7 @@ pub async fn list(State(service): State<Arc<Service>>, caller: Caller) -> Result
 ///
 /// # Errors
 /// 404 for a name that [`list`] would not show, 403 for a user that is not the caller's to ask for.
+#[utoipa::path(get, path = "/v1/models/{id}", operation_id = "get_model", tag = "models", params(("id" = String, Path)), responses((status = 200, body = schema::Model), (status = "default", body = schema::Failure)))]
 pub async fn get(
     State(service): State<Arc<Service>>,
     caller: Caller,

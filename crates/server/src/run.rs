@@ -53,7 +53,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send + 'static,
     options: HttpOptions,
 ) {
-    let app = router(service, &options);
+    let app = router(Arc::clone(&service), &options);
     let places = Arc::new(Semaphore::new(options.max_connections));
     let graceful = GracefulShutdown::new();
     // Its end cuts connections off.
@@ -89,6 +89,7 @@ pub async fn serve(
         });
     }
     drop(listener);
+    service.jobs.close();
     tokio::select! {
         () = graceful.shutdown() => {}
         () = tokio::time::sleep(options.shutdown) => {

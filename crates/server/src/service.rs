@@ -1,5 +1,8 @@
 //! What all requests share: the engine, the variants, the names, and the defaults of fields that a request leaves out.
-use crate::{ApiError, api_error::internal, auth::Auth, loads::Loads, names::Names, room::Room};
+use crate::{
+    ApiError, api_error::internal, auth::Auth, grammars::Grammars, jobs::Jobs, loads::Loads, names::Names,
+    observed::Observed, room::Room,
+};
 use bitdelta_engine::{Engine, Registry, Resident};
 use bitdelta_model::chat::{Template, Tokenizer};
 use std::{
@@ -44,6 +47,12 @@ pub struct Service {
     pub loads: Loads,
     /// Who may ask.
     pub auth: Auth,
+    /// Forms that answers may be given in.
+    pub grammars: Grammars,
+    /// What requests went through.
+    pub observed: Observed,
+    /// Variants that are being trained.
+    pub jobs: Jobs,
 }
 
 impl Service {
@@ -60,6 +69,9 @@ impl Service {
             created: unix_seconds(),
             loads: Loads::default(),
             auth: Auth::default(),
+            grammars: Grammars::default(),
+            observed: Observed::default(),
+            jobs: Jobs::default(),
         }
     }
 

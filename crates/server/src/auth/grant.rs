@@ -148,6 +148,10 @@ impl Grant {
         &self.id
     }
 
+    pub(super) fn users(&self) -> &Users {
+        &self.users
+    }
+
     pub(super) fn limits(&self) -> Limits {
         self.limits
     }

@@ -28,6 +28,7 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
+use bitdelta_engine::{Registry, registry::Listed};
 use limits::{Meter, Meters};
 use std::{sync::Arc, time::Instant};
 
@@ -107,9 +108,12 @@ impl Caller {
         Err(ApiError::new(StatusCode::FORBIDDEN, "user_not_allowed", message).about("user_id"))
     }
 
-    /// Whether [`Self::check_user`] would pass.
-    pub fn covers(&self, user: &str) -> bool {
-        self.grant.covers(user)
+    /// The variants that the caller may ask for. A caller with certain users does not cost a look at everybody's.
+    pub fn variants(&self, registry: &Registry) -> Vec<Listed> {
+        match self.grant.users() {
+            Users::All => registry.list(),
+            Users::Only(users) => users.iter().filter_map(|user| registry.listed(user).ok()).collect(),
+        }
     }
 
     /// For whom the engine works: places, the queue and the cache of prompts belong to a tenant.

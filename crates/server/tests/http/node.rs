@@ -142,6 +142,14 @@ impl Node {
         line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name} in {text}"))
     }
 
+    pub fn delete(&self, path: &str) -> (u16, Value) {
+        answer(agent().delete(format!("{}{path}", self.url)).call())
+    }
+
+    pub fn put(&self, path: &str, body: &[u8]) -> (u16, Value) {
+        answer(agent().put(format!("{}{path}", self.url)).send(body))
+    }
+
     pub fn post(&self, path: &str, body: &Value) -> (u16, Value) {
         self.post_raw(path, body.to_string().as_bytes())
     }
@@ -201,6 +209,14 @@ impl Client<'_> {
         self.post("/v1/chat/completions", &question(more))
     }
 
+    pub fn put(&self, path: &str, body: &[u8]) -> (u16, Value) {
+        answer(agent().put(self.at(path)).header("authorization", self.bearer()).send(body))
+    }
+
+    pub fn delete(&self, path: &str) -> (u16, Value) {
+        answer(agent().delete(self.at(path)).header("authorization", self.bearer()).call())
+    }
+
     fn at(&self, path: &str) -> String {
         format!("{}{path}", self.node.url)
     }
@@ -232,6 +248,13 @@ pub fn question(more: Value) -> Value {
 pub fn base(name: &str) -> Base {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name);
     Base::open(folder.to_str().expect("UTF-8")).expect("a golden model")
+}
+
+/// The bytes of [`write_variant`]'s file.
+pub fn variant_bytes(seed: u64) -> Vec<u8> {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    write_variant(file.path(), BASE, seed);
+    std::fs::read(file.path()).expect("bytes")
 }
 
 /// A 1-bit variant of a golden model with deltas as large as the weights.

@@ -116,6 +116,7 @@ fn lists_show_the_callers_own() {
     };
     assert_eq!(ids(&town.ann, "/v1/models", "id"), [BASE, "qwen3-4b", "tiny-llama:ann"]);
     assert_eq!(ids(&town.bob, "/v1/models", "id"), [BASE, "qwen3-4b", "tiny-llama:bob"]);
+    assert_eq!(ids(&town.ann, "/v1/variants", "user_id"), ["ann"]);
     let all = town.key(Users::All, &[Right::Chat]);
     assert_eq!(ids(&all, "/v1/models", "id").len(), 4);
 }
@@ -156,6 +157,25 @@ fn two_users_of_one_named_tenant_do_not_meet_in_the_cache_either() {
     };
     assert_eq!((cached("ann"), cached("bob")), (Some(0), Some(0)));
     assert!(cached("bob") > Some(0));
+}
+
+#[test]
+fn rights_are_apart_from_each_other() {
+    let town = Town::new(&[Right::Chat], Limits::default());
+    let ann = town.node.with_key(&town.ann);
+    for answer in [
+        ann.put("/v1/variants/ann", b"bytes"),
+        ann.delete("/v1/variants/ann"),
+        ann.post("/v1/variants/ann/rollback", &json!({})),
+        ann.post("/v1/variants/ann/train", &json!({"data": [{"prompt": "a", "response": "b"}]})),
+        ann.get("/v1/variants/ann/train"),
+        ann.get("/v1/variants"),
+    ] {
+        assert_eq!(code(&answer), (403, "right_missing"));
+    }
+    let publisher = town.key(only("ann"), &[Right::Publish]);
+    assert_eq!(town.node.with_key(&publisher).delete("/v1/variants/ann").0, 200);
+    assert_eq!(ann.chat(json!({"user_id": "ann"})).0, 404);
 }
 
 #[test]
