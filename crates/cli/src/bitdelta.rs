@@ -1,7 +1,9 @@
 //! The arguments of the `bitdelta` binary.
 use crate::{
     Error,
-    commands::{bench, chat, compress, demo, eval, export, import, inspect, publish, rebase, serve, train, variants},
+    commands::{
+        bench, chat, compress, demo, eval, export, import, inspect, keys, publish, rebase, serve, train, variants,
+    },
     logging,
 };
 use clap::{Parser, Subcommand};
@@ -45,6 +47,8 @@ enum Command {
     },
     /// Load, unload and list the variants of a running server
     Variants(variants::VariantsArgs),
+    /// Make, list and revoke the API keys of a server
+    Keys(keys::KeysArgs),
     /// Measure how fast this machine serves many users
     Bench(bench::BenchArgs),
     /// See it work: two users trained, compressed, served and asked
@@ -71,6 +75,7 @@ pub fn run(cli: &Cli) -> Result<(), Error> {
         Command::Publish(args) => publish::run(args),
         Command::Serve { serve, .. } => serve::run(serve, true),
         Command::Variants(args) => variants::run(args),
+        Command::Keys(args) => keys::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Demo(args) => demo::run(args),

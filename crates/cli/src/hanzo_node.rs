@@ -1,7 +1,7 @@
 //! The arguments of the `hanzo-node` binary.
 use crate::{
     Error,
-    commands::{serve, variants},
+    commands::{keys, serve, variants},
     logging,
 };
 use clap::{Parser, Subcommand};
@@ -29,6 +29,8 @@ enum Command {
     },
     /// Load, unload and list the variants of a running node
     Variants(variants::VariantsArgs),
+    /// Make, list and revoke the API keys of a node
+    Keys(keys::KeysArgs),
 }
 
 /// Runs the command.
@@ -41,5 +43,6 @@ pub fn run(cli: &Cli) -> Result<(), Error> {
     match &cli.command {
         Command::Start { enable_bitdelta, serve } => serve::run(serve, *enable_bitdelta),
         Command::Variants(args) => variants::run(args),
+        Command::Keys(args) => keys::run(args),
     }
 }

@@ -2,7 +2,7 @@
 use crate::{Context, Error};
 use serde_json::Value;
 use std::{io::Read, time::Duration};
-use ureq::{Agent, Body, http::Response};
+use ureq::{Agent, Body, RequestBuilder, http::Response};
 
 /// Where the running server is.
 #[derive(Debug, Clone, clap::Args)]
@@ -13,12 +13,16 @@ pub struct NodeArgs {
     /// The running server's port on this machine
     #[arg(long, value_name = "N", default_value_t = 8080)]
     port: u16,
+    /// Key for a server that asks for one
+    #[arg(long, value_name = "KEY", env = "BITDELTA_API_KEY", hide_env_values = true)]
+    api_key: Option<String>,
 }
 
 impl NodeArgs {
     /// A client of that server.
     pub fn client(&self) -> Node {
         Node::new(self.url.clone().unwrap_or_else(|| format!("http://127.0.0.1:{}", self.port)))
+            .with_key(self.api_key.as_deref())
     }
 }
 
@@ -27,6 +31,7 @@ impl NodeArgs {
 pub struct Node {
     url: String,
     agent: Agent,
+    authorization: Option<String>,
 }
 
 impl Node {
@@ -35,7 +40,13 @@ impl Node {
         let url = url.trim_end_matches('/').trim_end_matches("/v1").to_owned();
         let url = if url.contains("://") { url } else { format!("http://{url}") };
         let config = Agent::config_builder().http_status_as_error(false).timeout_connect(Some(Duration::from_secs(5)));
-        Self { url, agent: Agent::new_with_config(config.build()) }
+        Self { url, agent: Agent::new_with_config(config.build()), authorization: None }
+    }
+
+    /// Sends this key with every request.
+    #[must_use]
+    pub fn with_key(self, key: Option<&str>) -> Self {
+        Self { authorization: key.map(|key| format!("Bearer {key}")), ..self }
     }
 
     /// `GET path`.
@@ -43,7 +54,7 @@ impl Node {
     /// # Errors
     /// No server there, or what it answers as an error.
     pub fn get(&self, path: &str) -> Result<Value, Error> {
-        self.read(self.agent.get(self.at(path)).call())
+        self.read(self.signed(self.agent.get(self.at(path))).call())
     }
 
     /// `POST path` with a JSON body.
@@ -51,15 +62,7 @@ impl Node {
     /// # Errors
     /// As [`Self::get`].
     pub fn post(&self, path: &str, body: &Value) -> Result<Value, Error> {
-        self.read(self.agent.post(self.at(path)).send_json(body))
-    }
-
-    /// `DELETE path`.
-    ///
-    /// # Errors
-    /// As [`Self::get`].
-    pub fn delete(&self, path: &str) -> Result<Value, Error> {
-        self.read(self.agent.delete(self.at(path)).call())
+        self.read(self.signed(self.agent.post(self.at(path))).send_json(body))
     }
 
     /// `POST path` whose answer is a stream of server-sent events.
@@ -67,8 +70,15 @@ impl Node {
     /// # Errors
     /// As [`Self::get`].
     pub fn stream(&self, path: &str, body: &Value) -> Result<impl Read + 'static, Error> {
-        let response = self.accepted(self.agent.post(self.at(path)).send_json(body))?;
+        let response = self.accepted(self.signed(self.agent.post(self.at(path))).send_json(body))?;
         Ok(response.into_body().into_reader())
+    }
+
+    fn signed<B>(&self, request: RequestBuilder<B>) -> RequestBuilder<B> {
+        match &self.authorization {
+            Some(value) => request.header("authorization", value),
+            None => request,
+        }
     }
 
     fn at(&self, path: &str) -> String {

@@ -123,6 +123,12 @@ pub enum Error {
         /// The system's words.
         reason: String,
     },
+    /// The form that the answer must have cannot be kept.
+    #[error("the answer cannot be given in the form that was asked for: {reason}")]
+    Constraint {
+        /// What the grammar says.
+        reason: String,
+    },
     /// The engine is shutting down or its thread died.
     #[error("the engine has stopped")]
     Stopped,

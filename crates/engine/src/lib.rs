@@ -10,6 +10,7 @@
 pub mod backend;
 pub mod cpu;
 mod error;
+mod extras;
 mod fair;
 mod forward;
 mod gate;
@@ -30,6 +31,7 @@ mod worker;
 
 pub use backend::{BaseDtype, KvDtype};
 pub use error::Error;
+pub use extras::{Constraint, Extras, Scored, Scores};
 pub use forward::Phases;
 pub use model::{Model, ModelOptions};
 pub use registry::{Registry, RegistryOptions, RegistryStats};

@@ -1,12 +1,18 @@
 //! Choosing the next token.
 
-use crate::{Error, Sampling};
+use crate::{Constraint, Error, Extras, Sampling, Scored, Scores};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 /// One request's way of choosing, with its own generator: a request's choices never depend on its company.
 pub(crate) struct Sampler {
     sampling: Sampling,
     rng: StdRng,
+    constraint: Option<Box<dyn Constraint>>,
+    scores: Option<Scores>,
+    /// Of the token that was chosen last, until it is accepted.
+    scored: Option<Scored>,
+    /// Why the constraint cannot go on.
+    failure: Option<String>,
 }
 
 impl Sampling {
@@ -26,14 +32,46 @@ impl Sampling {
 }
 
 impl Sampler {
-    pub fn new(sampling: Sampling) -> Self {
+    pub fn new(sampling: Sampling, extras: Extras) -> Self {
         let rng = StdRng::seed_from_u64(sampling.seed);
-        Self { sampling, rng }
+        let Extras { scores, constraint } = extras;
+        Self { sampling, rng, constraint, scores, scored: None, failure: None }
+    }
+
+    /// The next token, of those that the constraint allows.
+    pub fn choose(&mut self, logits: &[f32]) -> u32 {
+        let token = match &mut self.constraint {
+            None => self.draw(logits),
+            Some(constraint) => {
+                let mut allowed = logits.to_vec();
+                self.failure = constraint.allow(&mut allowed).err();
+                self.draw(&allowed)
+            }
+        };
+        self.scored = self.scores.as_ref().map(|scores| Scored::of(logits, token, scores.top));
+        token
+    }
+
+    /// Notes that the chosen token is part of the answer.
+    ///
+    /// # Errors
+    /// [`Error::Constraint`].
+    pub fn accept(&mut self, token: u32) -> Result<(), Error> {
+        if let (Some(scores), Some(scored)) = (&mut self.scores, self.scored.take()) {
+            (scores.sink)(scored);
+        }
+        let fits = self.constraint.as_mut().map_or(Ok(()), |constraint| constraint.accept(token));
+        fits.map_err(|reason| Error::Constraint { reason })
+    }
+
+    /// Why the token that was chosen last means nothing.
+    pub fn failure(&mut self) -> Option<Error> {
+        self.failure.take().map(|reason| Error::Constraint { reason })
     }
 
     /// A token drawn from softmax(logits / temperature), cut to the `top_k` likeliest and then to the smallest set whose
     /// probability reaches `top_p` (Holtzman et al. 2020); the likeliest at temperature 0.
-    pub fn choose(&mut self, logits: &[f32]) -> u32 {
+    fn draw(&mut self, logits: &[f32]) -> u32 {
         let Sampling { temperature, top_p, top_k, .. } = self.sampling;
         let likeliest = argmax(logits);
         if temperature == 0.0 || top_k == 1 {
@@ -83,7 +121,7 @@ mod tests {
     const LOGITS: [f32; 4] = [1.0, 3.0, 2.0, 3.0];
 
     fn draws(sampling: Sampling) -> Vec<u32> {
-        let mut sampler = Sampler::new(sampling);
+        let mut sampler = Sampler::new(sampling, Extras::default());
         (0..2000).map(|_| sampler.choose(&LOGITS)).collect()
     }
 
@@ -117,6 +155,40 @@ mod tests {
         let top_p = draws(Sampling { temperature: 1.0, top_p: 0.5, ..Sampling::GREEDY });
         assert!(top_p.iter().all(|token| [1, 3].contains(token)));
         assert!(top_p.contains(&3), "0.5 is not reached by one of two equals that hold 0.42 each");
+    }
+
+    /// Allows the tokens that were not chosen yet.
+    struct EachOnce(Vec<u32>);
+
+    impl Constraint for EachOnce {
+        fn allow(&mut self, logits: &mut [f32]) -> Result<(), String> {
+            self.0.iter().for_each(|token| logits[*token as usize] = f32::NEG_INFINITY);
+            if self.0.len() < logits.len() { Ok(()) } else { Err("none is left".to_owned()) }
+        }
+
+        fn accept(&mut self, token: u32) -> Result<(), String> {
+            self.0.push(token);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_constraint_leaves_the_likeliest_of_what_it_allows_and_scores_stay_the_models() {
+        let (sender, scored) = std::sync::mpsc::channel();
+        let sink = Box::new(move |scored: Scored| drop(sender.send((scored.token, scored.logprob))));
+        let extras = Extras { scores: Some(Scores { top: 0, sink }), constraint: Some(Box::new(EachOnce(Vec::new()))) };
+        let mut sampler = Sampler::new(Sampling::GREEDY, extras);
+        for expected in [1, 3, 2, 0] {
+            let token = sampler.choose(&LOGITS);
+            assert_eq!((token, sampler.failure().is_none()), (expected, true));
+            sampler.accept(token).expect("allowed");
+        }
+        sampler.choose(&LOGITS);
+        assert!(sampler.failure().is_some_and(|error| error.to_string().contains("none is left")));
+        let scored: Vec<(u32, f32)> = scored.try_iter().collect();
+        assert_eq!(scored.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [1, 3, 2, 0]);
+        let total: f32 = scored.iter().map(|(_, logprob)| logprob.exp()).sum();
+        assert!((total - 1.0).abs() < 1e-5, "{total}");
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! how its prompt was cut. For the same reason it may take up the pages that an earlier request left (`pages.rs`).
 
 use crate::{
-    Cancel, Error, Event, Finish, Model, Request, Resident, Sampling,
+    Cancel, Error, Event, Extras, Finish, Model, Request, Resident, Sampling,
     backend::{Backend, PAGE},
     cpu::Cpu,
     error::check_memory,
@@ -91,6 +91,7 @@ pub struct Stats {
 pub struct Engine<B: Backend = Cpu> {
     model: Arc<Model<B>>,
     options: EngineOptions,
+    kv_bytes: u64,
     commands: Sender<Command<B>>,
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -98,8 +99,8 @@ pub struct Engine<B: Backend = Cpu> {
 
 /// What the engine's thread is told.
 pub(crate) enum Command<B: Backend> {
-    /// A request, and when it must have begun.
-    Submit(Request<B>, Option<Instant>),
+    /// A request, what else it wants, and when it must have begun.
+    Submit(Request<B>, Extras, Option<Instant>),
     /// Answer when nothing runs or waits.
     Drain(Sender<()>),
     Stop,
@@ -199,7 +200,8 @@ impl<B: Backend> Engine<B> {
             std::thread::Builder::new().name("bitdelta-engine".into()).spawn(run)
         };
         let thread = thread.map_err(|e| Error::Threads { reason: e.to_string() })?;
-        Ok(Self { model, options, commands, shared, thread: Mutex::new(Some(thread)) })
+        let kv_bytes = pages as u64 * page_bytes;
+        Ok(Self { model, options, kv_bytes, commands, shared, thread: Mutex::new(Some(thread)) })
     }
 
     /// The model.
@@ -212,12 +214,31 @@ impl<B: Backend> Engine<B> {
         self.options.max_context
     }
 
+    /// Bytes that the KV cache holds.
+    pub fn kv_bytes(&self) -> u64 {
+        self.kv_bytes
+    }
+
+    /// Whether it takes requests: not after [`Self::drain`], and not if its thread ended.
+    pub fn is_running(&self) -> bool {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        !self.shared.closed.load(Ordering::Acquire) && thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
     /// Checks and queues a request; its sink hears of the rest.
     ///
     /// # Errors
     /// [`Error::EmptyPrompt`], [`Error::PromptTooLong`], [`Error::UnknownToken`], [`Error::InvalidParameter`] for what the
     /// request asks; [`Error::Busy`] when the queue or the tenant's part of it is full; [`Error::Stopped`] after [`Self::drain`] or a crash.
     pub fn submit(&self, request: Request<B>) -> Result<(), Error> {
+        self.submit_with(request, Extras::default())
+    }
+
+    /// [`Self::submit`] with log-probabilities or a form that the answer must have.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    pub fn submit_with(&self, request: Request<B>, extras: Extras) -> Result<(), Error> {
         self.model.check_prompt(&request.prompt, self.options.max_context - 1)?;
         request.sampling.validate()?;
         if request.max_tokens == 0 {
@@ -231,7 +252,7 @@ impl<B: Backend> Engine<B> {
         let start_by = self.options.max_wait.and_then(|wait| Instant::now().checked_add(wait));
         let (tenant, tokens) = (request.tenant.clone(), request.prompt.len());
         self.shared.gate.enter(&tenant, tokens)?;
-        self.commands.send(Command::Submit(request, start_by)).map_err(|_| {
+        self.commands.send(Command::Submit(request, extras, start_by)).map_err(|_| {
             self.shared.gate.leave(&tenant, tokens);
             Error::Stopped
         })

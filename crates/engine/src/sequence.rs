@@ -1,7 +1,8 @@
 //! One request's own side: how its tokens are chosen, what was said so far, and who wants to know.
 
 use crate::{
-    Cancel, Error, Event, Finish, FinishReason, Request, Resident, backend::Backend, sampler::Sampler, stop::StopTexts,
+    Cancel, Error, Event, Extras, Finish, FinishReason, Request, Resident, backend::Backend, sampler::Sampler,
+    stop::StopTexts,
 };
 use bitdelta_model::{Base, chat::StreamDecoder};
 use std::{sync::Arc, time::Instant};
@@ -35,7 +36,13 @@ pub(crate) enum Fate {
 
 impl<'a, B: Backend> Sequence<'a, B> {
     /// The request, and its tokens. It fails when it has not begun by `start_by`.
-    pub fn new(base: &'a Base, request: Request<B>, max_context: usize, start_by: Option<Instant>) -> (Self, Vec<u32>) {
+    pub fn new(
+        base: &'a Base,
+        request: Request<B>,
+        extras: Extras,
+        max_context: usize,
+        start_by: Option<Instant>,
+    ) -> (Self, Vec<u32>) {
         let prompt_tokens = request.prompt.len();
         let sequence = Self {
             base,
@@ -43,7 +50,7 @@ impl<'a, B: Backend> Sequence<'a, B> {
             prompt_tokens,
             cached_tokens: None,
             variant: request.variant,
-            sampler: Sampler::new(request.sampling),
+            sampler: Sampler::new(request.sampling, extras),
             decoder: base.tokenizer.stream(),
             stop: StopTexts::new(request.stop),
             cancel: request.cancel,
@@ -56,10 +63,16 @@ impl<'a, B: Backend> Sequence<'a, B> {
 
     /// Takes the next token.
     pub fn accept(&mut self, tokens: &mut Vec<u32>, token: u32) -> Fate {
+        if let Some(error) = self.sampler.failure() {
+            return self.fail(error);
+        }
         if self.base.config.eos.contains(&token) {
             return self.end(tokens, FinishReason::Stop);
         }
         tokens.push(token);
+        if let Err(error) = self.sampler.accept(token) {
+            return self.fail(error);
+        }
         let text = self.decoder.push(token);
         let (shown, stopped) = self.stop.push(&text);
         if !shown.is_empty() && !(self.sink)(Event::Text(shown)) {
@@ -106,6 +119,11 @@ impl<'a, B: Backend> Sequence<'a, B> {
             // A client that left as well needs no answer.
             let _ = (self.sink)(Event::Failed(Error::Deadline { begun }));
         }
+    }
+
+    fn fail(&mut self, error: Error) -> Fate {
+        (self.sink)(Event::Failed(error));
+        Fate::Ended
     }
 
     /// Ends with whatever text is still held back.

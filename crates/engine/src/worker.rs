@@ -51,11 +51,14 @@ impl<B: Backend> Worker<'_, B> {
             }
             for command in first.into_iter().chain(commands.try_iter()) {
                 match command {
-                    Command::Submit(request, start_by) => {
+                    Command::Submit(request, extras, start_by) => {
                         let tenant = request.tenant.clone();
-                        let variant = request.variant.as_ref().map(|variant| variant.hash().to_owned());
+                        // The user too: one tenant may ask for several, and what two users asked stays apart even where their
+                        // files are equal.
+                        let variant =
+                            request.variant.as_ref().map(|variant| format!("{}/{}", variant.hash(), variant.user()));
                         let (sequence, tokens) =
-                            Sequence::new(self.model.base(), request, self.options.max_context, start_by);
+                            Sequence::new(self.model.base(), request, extras, self.options.max_context, start_by);
                         let scope = crate::pages::Scope { tenant, variant };
                         self.schedule.push(Job::new(self.taken, scope, tokens, sequence));
                         self.taken += 1;

@@ -134,7 +134,7 @@ fn a_user_id_is_a_name_and_never_a_path() {
 }
 
 #[test]
-fn of_a_file_and_a_folder_the_one_written_last_is_served_and_published_over() {
+fn of_a_file_and_a_folder_the_one_written_last_is_served_until_something_is_published() {
     let (dir, model) = (tempdir().unwrap(), model());
     let flat = publish(&variant(&model, 1), dir.path(), "ada");
     let registry = Registry::new(model.clone(), Some(dir.path().to_owned()));
@@ -146,7 +146,15 @@ fn of_a_file_and_a_folder_the_one_written_last_is_served_and_published_over() {
     fs::File::options().append(true).open(&folder).unwrap().set_modified(later).unwrap();
     let second = registry.resolve("ada").unwrap();
     assert_ne!(first.hash(), second.hash());
-    assert_eq!(bitdelta_engine::registry::place(dir.path(), "ada").unwrap(), folder);
+    let store = registry.store().unwrap();
+    let mut incoming = store.incoming().unwrap();
+    let third = variant(&model, 3);
+    std::io::Write::write_all(incoming.as_file_mut(), &third.to_bytes().unwrap()).unwrap();
+    // Older than what lies in the folder would be no newest version.
+    let past = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+    fs::File::options().append(true).open(&folder).unwrap().set_modified(past).unwrap();
+    store.publish("ada", incoming, &third.content_hash().unwrap()).unwrap();
+    assert_eq!(registry.resolve("ada").unwrap().hash(), third.content_hash().unwrap());
 }
 
 #[test]

@@ -55,6 +55,7 @@ impl ApiError {
         let kind = match self.status {
             StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
             StatusCode::FORBIDDEN => "permission_error",
+            StatusCode::UNAUTHORIZED => "authentication_error",
             status if status.is_server_error() => "server_error",
             _ => "invalid_request_error",
         };
@@ -102,6 +103,10 @@ impl From<EngineError> for ApiError {
                 Self::new(StatusCode::BAD_REQUEST, "context_length_exceeded", message).about("messages")
             }
             EngineError::EmptyPrompt => Self::invalid("messages", message),
+            EngineError::UnknownToken { .. } => Self::invalid("prompt", message),
+            EngineError::Constraint { .. } => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "constraint_failed", message).about("response_format")
+            }
             EngineError::InvalidParameter { name, .. } => Self::invalid(name, message),
             EngineError::Busy { retry_seconds, .. } => {
                 let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", message);

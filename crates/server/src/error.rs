@@ -1,5 +1,5 @@
 //! What keeps a server from starting or running. Errors of single requests are [`crate::ApiError`].
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::PathBuf};
 
 /// Why the server did not start or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -13,7 +13,8 @@ pub enum Error {
     },
     /// The address is beyond loopback and nobody said that this is meant.
     #[error(
-        "{address} can be reached from other machines and the server has no authentication; pass --allow-remote if that is meant"
+        "{address} can be reached from other machines and the server has no authentication; give it keys (--key-file) or tokens \
+         (--jwt-key), or pass --allow-remote if that is meant"
     )]
     Remote {
         /// The address.
@@ -29,7 +30,20 @@ pub enum Error {
         /// The cause.
         source: std::io::Error,
     },
-    /// The accept loop failed.
-    #[error("serving HTTP failed")]
-    Serve(#[source] std::io::Error),
+    /// The certificate or its key cannot be used.
+    #[error("the certificate {} with the key {} cannot be used: {reason}", cert.display(), key.display())]
+    Tls {
+        /// As given.
+        cert: PathBuf,
+        /// As given.
+        key: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// An origin that no browser would send.
+    #[error("{origin:?} is no origin; write it as in https://app.example.org, or * for all")]
+    Origin {
+        /// As given.
+        origin: String,
+    },
 }

@@ -112,24 +112,14 @@ impl<S: Send + Sync> FromRequestParts<S> for QueryModel {
     }
 }
 
-/// Proof that the request comes from this machine and was meant for it: the operator's endpoints open files by path.
+/// Whether the request comes from this machine and was meant for it: without authentication, such a one is the operator's.
 ///
 /// A loopback peer is not enough. A web page that the operator visits can reach loopback through a name of its own
 /// (DNS rebinding; its `Host` tells), by a cross-site request (its `Origin` tells), and a reverse proxy on this
 /// machine passes on others' requests (its `Forwarded` headers tell).
-pub struct Operator;
-
-impl<S: Send + Sync> FromRequestParts<S> for Operator {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
-        let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
-        if peer.is_some_and(|ip| ip.to_canonical().is_loopback()) && meant_for_loopback(&parts.headers) {
-            return Ok(Self);
-        }
-        let message = "this endpoint answers programs on the server's own machine only";
-        Err(ApiError::new(StatusCode::FORBIDDEN, "operator_only", message))
-    }
+pub(crate) fn from_this_machine(parts: &Parts) -> bool {
+    let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
+    peer.is_some_and(|ip| ip.to_canonical().is_loopback()) && meant_for_loopback(&parts.headers)
 }
 
 fn meant_for_loopback(headers: &HeaderMap) -> bool {

@@ -1,11 +1,12 @@
 //! `GET /metrics`: the engine's and the variant cache's figures as Prometheus and OpenMetrics scrapers read them.
 //!
-//! No label: a series for each user would grow with users and tell who they are. Which variants are resident is in
-//! `GET /v1/variants`.
+//! No series has a user's name: it would grow with users. Tenants are those of `observed.rs`; which variants are resident is
+//! in `GET /v1/variants`.
 use crate::{
     ApiError,
     api_error::internal,
-    extract::Operator,
+    auth::{Caller, Right},
+    observed::Observed,
     service::{Service, blocking},
 };
 use axum::{
@@ -17,7 +18,11 @@ use bitdelta_engine::{Registry, RegistryStats, Stats};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric, text::encode},
-    metrics::{counter::ConstCounter, gauge::ConstGauge},
+    metrics::{
+        counter::ConstCounter,
+        family::Family,
+        gauge::{ConstGauge, Gauge},
+    },
 };
 use std::{fmt, sync::Arc};
 
@@ -28,17 +33,24 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 ///
 /// # Errors
 /// 403 for others.
-pub async fn metrics(_: Operator, State(service): State<Arc<Service>>) -> Result<Response, ApiError> {
+pub async fn metrics(caller: Caller, State(service): State<Arc<Service>>) -> Result<Response, ApiError> {
+    caller.require(Right::Admin)?;
     let text = blocking(&service, |service| {
-        let figures =
-            Figures { engine: service.engine.stats(), variants: service.registry.as_ref().map(Registry::stats) };
-        text_of(figures).map_err(|error| internal(&error.to_string()))
+        let engine = &service.engine;
+        let figures = Figures {
+            engine: engine.stats(),
+            variants: service.registry.as_ref().map(Registry::stats),
+            base_bytes: engine.model().bytes(),
+            kv_bytes: engine.kv_bytes(),
+        };
+        text_of(figures, &service.observed).map_err(|error| internal(&error.to_string()))
     });
     Ok(([(CONTENT_TYPE, OPEN_METRICS)], text.await?).into_response())
 }
 
-fn text_of(figures: Figures) -> Result<String, fmt::Error> {
+fn text_of(figures: Figures, observed: &Observed) -> Result<String, fmt::Error> {
     let mut registry = prometheus_client::registry::Registry::with_prefix("bitdelta");
+    observed.register(&mut registry);
     registry.register_collector(Box::new(figures));
     let mut text = String::new();
     encode(&mut text, &registry)?;
@@ -50,6 +62,8 @@ fn text_of(figures: Figures) -> Result<String, fmt::Error> {
 struct Figures {
     engine: Stats,
     variants: Option<RegistryStats>,
+    base_bytes: u64,
+    kv_bytes: u64,
 }
 
 impl Collector for Figures {
@@ -74,7 +88,25 @@ impl Collector for Figures {
         counter(to, "preemptions", "Sequences that gave their place or their KV pages to others", preemptions)?;
         counter(to, "cancelled", "Requests whose client left before the end", cancelled)?;
         counter(to, "expired", "Requests that a limit in time ended", expired)?;
+        self.memory(to)?;
         self.variants.as_ref().map_or(Ok(()), |variants| variant_figures(to, variants))
+    }
+}
+
+impl Figures {
+    fn memory(&self, to: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let tiers = Family::<[(&str, &str); 1], Gauge>::default();
+        let set = |tier, bytes: u64| {
+            let _former = tiers.get_or_create(&[("tier", tier)]).set(bytes.cast_signed());
+        };
+        set("base", self.base_bytes);
+        set("kv_cache", self.kv_bytes);
+        if let Some(variants) = &self.variants {
+            set("variants", variants.resident_bytes);
+            set("variants_loading", variants.loading_bytes);
+        }
+        let (name, help) = ("memory_bytes", "Bytes in memory by what they hold");
+        tiers.encode(to.encode_descriptor(name, help, None, tiers.metric_type())?)
     }
 }
 
@@ -112,12 +144,14 @@ mod tests {
     #[test]
     fn a_counter_ends_in_total_and_a_server_without_variants_has_none() {
         let engine = Stats { running: 3, generated_tokens: 17, ..Stats::default() };
-        let text = text_of(Figures { engine, variants: None }).expect("text");
+        let figures = |variants| Figures { engine, variants, base_bytes: 5, kv_bytes: 7 };
+        let text = text_of(figures(None), &Observed::default()).expect("text");
         assert!(text.contains("# TYPE bitdelta_requests_running gauge\nbitdelta_requests_running 3\n"), "{text}");
         assert!(text.contains("bitdelta_generated_tokens_total 17\n") && text.ends_with("# EOF\n"), "{text}");
         assert!(!text.contains("variants"), "{text}");
+        assert!(text.contains("bitdelta_memory_bytes{tier=\"base\"} 5\n"), "{text}");
         let variants = RegistryStats { evictions: 5, ..RegistryStats::default() };
-        let text = text_of(Figures { engine, variants: Some(variants) }).expect("text");
+        let text = text_of(figures(Some(variants)), &Observed::default()).expect("text");
         assert!(text.contains("bitdelta_variants_evictions_total 5\n"), "{text}");
         assert!(text.contains("bitdelta_variants_load_seconds_total 0.0\n"), "{text}");
     }

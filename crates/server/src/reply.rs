@@ -1,5 +1,6 @@
 //! The JSON of answers, whole and in chunks, for both endpoints.
 use crate::{
+    logprobs::{self, Line},
     service::{fresh_number, unix_seconds},
     wanted::Endpoint,
 };
@@ -44,6 +45,8 @@ pub struct Choice {
     pub text: String,
     /// Why it ended, once it has.
     pub finish: Option<FinishReason>,
+    /// Its tokens' log-probabilities, where they were asked for.
+    pub logprobs: Option<Vec<Line>>,
 }
 
 /// What all parts of one answer have in common.
@@ -73,15 +76,16 @@ impl Reply {
     pub fn whole(&self, choices: &[Choice], usage: Usage) -> Value {
         let choice = |(index, choice): (usize, &Choice)| {
             let finish = choice.finish.map(finish_name);
+            let logprobs = logprobs::field(self.endpoint, choice.logprobs.as_deref(), 0);
             match self.endpoint {
                 Endpoint::Chat => json!({
                     "index": index,
                     "message": {"role": "assistant", "content": choice.text, "refusal": null},
-                    "logprobs": null,
+                    "logprobs": logprobs,
                     "finish_reason": finish,
                 }),
                 Endpoint::Completions => {
-                    json!({"index": index, "text": choice.text, "logprobs": null, "finish_reason": finish})
+                    json!({"index": index, "text": choice.text, "logprobs": logprobs, "finish_reason": finish})
                 }
             }
         };
@@ -94,17 +98,18 @@ impl Reply {
 
     /// The chunk that opens answer `index`, where the endpoint has one.
     pub fn opening(&self, index: usize) -> Option<Value> {
-        (self.endpoint == Endpoint::Chat).then(|| self.chunk(index, json!({"role": "assistant", "content": ""}), None))
+        (self.endpoint == Endpoint::Chat)
+            .then(|| self.chunk(index, json!({"role": "assistant", "content": ""}), Value::Null, None))
     }
 
-    /// A chunk with more text of answer `index`.
-    pub fn piece(&self, index: usize, text: &str) -> Value {
-        self.chunk(index, json!({"content": text}), None)
+    /// A chunk with more text of answer `index`, and the log-probabilities of its tokens; `characters` came before it.
+    pub fn piece(&self, index: usize, text: &str, lines: Option<&[Line]>, characters: usize) -> Value {
+        self.chunk(index, json!({"content": text}), logprobs::field(self.endpoint, lines, characters), None)
     }
 
-    /// The chunk that closes answer `index`.
-    pub fn closing(&self, index: usize, reason: FinishReason) -> Value {
-        self.chunk(index, json!({}), Some(reason))
+    /// The chunk that closes answer `index`, with what is left of log-probabilities.
+    pub fn closing(&self, index: usize, reason: FinishReason, lines: Option<&[Line]>, characters: usize) -> Value {
+        self.chunk(index, json!({}), logprobs::field(self.endpoint, lines, characters), Some(reason))
     }
 
     /// The chunk without choices that carries the token counts.
@@ -114,13 +119,13 @@ impl Reply {
         body
     }
 
-    fn chunk(&self, index: usize, delta: Value, finish: Option<FinishReason>) -> Value {
+    fn chunk(&self, index: usize, delta: Value, logprobs: Value, finish: Option<FinishReason>) -> Value {
         let finish = finish.map(finish_name);
         let choice = match self.endpoint {
-            Endpoint::Chat => json!({"index": index, "delta": delta, "logprobs": null, "finish_reason": finish}),
+            Endpoint::Chat => json!({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}),
             Endpoint::Completions => {
                 let text = delta["content"].as_str().unwrap_or_default();
-                json!({"index": index, "text": text, "logprobs": null, "finish_reason": finish})
+                json!({"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish})
             }
         };
         self.frame(self.chunk_object(), vec![choice])

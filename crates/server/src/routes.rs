@@ -2,10 +2,13 @@
 use crate::{
     ApiError,
     answer::answer,
+    auth::{self, Caller},
     extract::{Body, QueryModel},
+    http_options::HttpOptions,
     metrics, models,
+    openapi::{openapi, schema},
     service::Service,
-    variants,
+    training, variants,
     wanted::Endpoint,
 };
 use axum::{
@@ -14,46 +17,63 @@ use axum::{
     http::{Method, StatusCode, Uri},
     middleware::{self, Next},
     response::Response,
-    routing::{delete, get, post},
+    routing::{get, post},
 };
 use serde_json::{Value, json};
 use std::{sync::Arc, time::Instant};
 
-/// Every endpoint. Keys in any header are accepted and not looked at: there is no authentication yet.
-pub fn router(service: Arc<Service>) -> Router {
-    Router::new()
+/// Every endpoint. All but `/health`, `/ready` and `/openapi.json` are behind [`auth::authenticate`].
+pub fn router(service: Arc<Service>, options: &HttpOptions) -> Router {
+    let guard = middleware::from_fn_with_state(Arc::clone(&service), auth::authenticate);
+    let guarded = Router::new()
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completions))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::get))
-        .route("/v1/variants", get(variants::list))
-        .route("/v1/variants/load", post(variants::load))
-        .route("/v1/variants/{user}", delete(variants::unload))
+        .route("/v1/variants", get(variants::list).post(variants::load))
+        .route("/v1/variants/{user}", get(variants::get).put(variants::publish).delete(variants::delete))
+        .route("/v1/variants/{user}/rollback", post(variants::roll_back))
+        .route("/v1/variants/{user}/unload", post(variants::unload))
+        .route("/v1/variants/{user}/train", post(training::begin).get(training::get).delete(training::cancel))
+        .route("/v1/variants/{user}/train/events", get(training::events))
         .route("/metrics", get(metrics::metrics))
-        .route("/health", get(health))
-        .fallback(unknown_path)
-        .method_not_allowed_fallback(wrong_method)
-        .layer(middleware::from_fn(log))
-        .with_state(service)
+        .route_layer(guard);
+    let open = guarded.route("/health", get(health)).route("/ready", get(ready)).route("/openapi.json", get(openapi));
+    let app = open.fallback(unknown_path).method_not_allowed_fallback(wrong_method);
+    let app = match &options.cors {
+        Some(cors) => app.layer(cors.clone()),
+        None => app,
+    };
+    app.layer(middleware::from_fn_with_state(Arc::clone(&service), log)).with_state(service)
 }
 
-async fn chat(
+#[utoipa::path(post, path = "/v1/chat/completions", tag = "answers", request_body = schema::ChatRequest, responses((status = 200, body = schema::ChatCompletion), (status = "default", body = schema::Failure)))]
+pub(crate) async fn chat(
     State(service): State<Arc<Service>>,
+    caller: Caller,
     QueryModel(model): QueryModel,
     body: Body,
 ) -> Result<Response, ApiError> {
-    answer(service, Endpoint::Chat, body, model.as_deref()).await
+    answer(service, caller, Endpoint::Chat, body, model.as_deref()).await
 }
 
-async fn completions(
+#[utoipa::path(post, path = "/v1/completions", tag = "answers", request_body = schema::CompletionRequest, responses((status = 200, body = schema::ChatCompletion), (status = "default", body = schema::Failure)))]
+pub(crate) async fn completions(
     State(service): State<Arc<Service>>,
+    caller: Caller,
     QueryModel(model): QueryModel,
     body: Body,
 ) -> Result<Response, ApiError> {
-    answer(service, Endpoint::Completions, body, model.as_deref()).await
+    answer(service, caller, Endpoint::Completions, body, model.as_deref()).await
 }
 
-async fn health(State(service): State<Arc<Service>>) -> Json<Value> {
+/// That it lives, and on a server for one's own machine what it does: from the cache's figures a tenant could tell what
+/// another one asked.
+#[utoipa::path(get, path = "/health", tag = "server", responses((status = 200, body = serde_json::Value)))]
+pub(crate) async fn health(State(service): State<Arc<Service>>) -> Json<Value> {
+    if service.auth.is_required() {
+        return Json(json!({"status": "ok"}));
+    }
     let stats = service.engine.stats();
     Json(json!({
         "status": "ok",
@@ -71,6 +91,15 @@ async fn health(State(service): State<Arc<Service>>) -> Json<Value> {
     }))
 }
 
+/// Whether it takes requests now: 503 while it stops, or if its engine died.
+#[utoipa::path(get, path = "/ready", tag = "server", responses((status = 200, body = serde_json::Value), (status = 503, body = schema::Failure)))]
+pub(crate) async fn ready(State(service): State<Arc<Service>>) -> Result<Json<Value>, ApiError> {
+    match service.engine.is_running() {
+        true => Ok(Json(json!({"status": "ready"}))),
+        false => Err(bitdelta_engine::Error::Stopped.into()),
+    }
+}
+
 async fn unknown_path(method: Method, uri: Uri) -> ApiError {
     ApiError::new(StatusCode::NOT_FOUND, "unknown_url", format!("there is no {method} {}", uri.path()))
 }
@@ -80,13 +109,15 @@ async fn wrong_method(method: Method, uri: Uri) -> ApiError {
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
 }
 
-/// One line a request: the route's pattern, not the path, which may hold a user's id.
-async fn log(request: Request, next: Next) -> Response {
+/// One line a request, and one count: the route's pattern, not the path, which may hold a user's id.
+async fn log(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().map_or("-".to_owned(), |path| path.as_str().to_owned());
     let started = Instant::now();
     let response = next.run(request).await;
     let (status, milliseconds) = (response.status().as_u16(), started.elapsed().as_millis());
-    tracing::info!(%method, route, status, milliseconds, "request");
+    let key = response.extensions().get::<Caller>().map_or("", Caller::id);
+    service.observed.request(&route, status);
+    tracing::info!(%method, route, status, key, milliseconds, "request");
     response
 }

@@ -1,5 +1,8 @@
 //! What all requests share: the engine, the variants, the names, and the defaults of fields that a request leaves out.
-use crate::{ApiError, api_error::internal, loads::Loads, names::Names, room::Room};
+use crate::{
+    ApiError, api_error::internal, auth::Auth, grammars::Grammars, jobs::Jobs, loads::Loads, names::Names,
+    observed::Observed, room::Room,
+};
 use bitdelta_engine::{Engine, Registry, Resident, prompt};
 use bitdelta_model::chat::{Template, Tokenizer};
 use std::{
@@ -42,6 +45,14 @@ pub struct Service {
     pub created: u64,
     /// Loads of variants under way.
     pub loads: Loads,
+    /// Who may ask.
+    pub auth: Auth,
+    /// Forms that answers may be given in.
+    pub grammars: Grammars,
+    /// What requests went through.
+    pub observed: Observed,
+    /// Variants that are being trained.
+    pub jobs: Jobs,
 }
 
 impl Service {
@@ -49,7 +60,25 @@ impl Service {
     pub fn new(engine: Engine, registry: Option<Registry>, aliases: Vec<String>, defaults: Defaults) -> Self {
         let names = Names::new(engine.model().base().name.clone(), aliases, registry.is_some());
         let room = Room::new(&engine.model().base().tokenizer);
-        Self { engine, registry, names, defaults, room, created: unix_seconds(), loads: Loads::default() }
+        Self {
+            engine,
+            registry,
+            names,
+            defaults,
+            room,
+            created: unix_seconds(),
+            loads: Loads::default(),
+            auth: Auth::default(),
+            grammars: Grammars::default(),
+            observed: Observed::default(),
+            jobs: Jobs::default(),
+        }
+    }
+
+    /// Asks callers for keys or tokens.
+    #[must_use]
+    pub fn with_auth(self, auth: Auth) -> Self {
+        Self { auth, ..self }
     }
 
     /// The variants.

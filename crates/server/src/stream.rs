@@ -1,7 +1,12 @@
 //! An answer as server-sent events: `data: {chunk}` lines as text becomes known, then `data: [DONE]`.
 //!
 //! Dropping the response body (the client went away) drops the [`Admitted`], which ends the generation.
-use crate::{ApiError, answer::Admitted, reply::Usage};
+use crate::{
+    ApiError,
+    answer::{Admitted, Said},
+    logprobs::Line,
+    reply::Usage,
+};
 use axum::response::{
     IntoResponse, Response,
     sse::{self, KeepAlive, Sse},
@@ -15,7 +20,8 @@ pub fn response(admitted: Admitted) -> Response {
     let pending =
         (0..admitted.choices).filter_map(|index| admitted.reply.opening(index)).map(|c| c.to_string()).collect();
     let open = admitted.choices;
-    let state = State { admitted, pending, open, usage: Usage::default(), ended: false };
+    let ahead = vec![Ahead { lines: admitted.logprobs.then(Vec::new), characters: 0 }; open];
+    let state = State { admitted, pending, open, ahead, usage: Usage::default(), ended: false };
     let events = unfold(state, |mut state| async move {
         let data = state.next().await?;
         Some((Ok::<_, Infallible>(sse::Event::default().data(data)), state))
@@ -29,8 +35,19 @@ struct State {
     pending: VecDeque<String>,
     /// Answers not yet finished.
     open: usize,
+    /// Of each answer, what goes with its next text.
+    ahead: Vec<Ahead>,
     usage: Usage,
     ended: bool,
+}
+
+/// Log-probabilities come before their text.
+#[derive(Clone)]
+struct Ahead {
+    /// `None` where they were not asked for.
+    lines: Option<Vec<Line>>,
+    /// Sent so far.
+    characters: usize,
 }
 
 impl State {
@@ -46,23 +63,32 @@ impl State {
         self.pending.pop_front()
     }
 
-    fn take(&mut self, event: Option<(usize, Event)>) {
+    fn take(&mut self, said: Option<(usize, Said)>) {
         let reply = &self.admitted.reply;
-        match event {
-            Some((index, Event::Text(text))) => self.pending.push_back(reply.piece(index, &text).to_string()),
-            Some((index, Event::Done(finish))) => {
+        match said {
+            Some((index, Said::Scored(line))) => self.ahead[index].lines.get_or_insert_default().push(line),
+            Some((index, Said::Event(Event::Text(text)))) => {
+                let ahead = &mut self.ahead[index];
+                let lines = ahead.lines.as_mut().map(std::mem::take);
+                self.pending.push_back(reply.piece(index, &text, lines.as_deref(), ahead.characters).to_string());
+                ahead.characters += text.chars().count();
+            }
+            Some((index, Said::Event(Event::Done(finish)))) => {
                 self.usage.add(&finish);
-                self.pending.push_back(reply.closing(index, finish.reason).to_string());
+                let ahead = &mut self.ahead[index];
+                let lines = ahead.lines.as_mut().map(std::mem::take).filter(|lines| !lines.is_empty());
+                let closing = reply.closing(index, finish.reason, lines.as_deref(), ahead.characters);
+                self.pending.push_back(closing.to_string());
                 self.open -= 1;
                 if self.open == 0 {
                     if self.admitted.include_usage {
                         self.pending.push_back(reply.counts(self.usage).to_string());
                     }
-                    self.admitted.log(self.usage, true);
+                    self.admitted.done(self.usage, true);
                     self.end();
                 }
             }
-            Some((_, Event::Failed(error))) => self.fail(error),
+            Some((_, Said::Event(Event::Failed(error)))) => self.fail(error),
             None => self.fail(EngineError::Stopped),
         }
     }

@@ -5,7 +5,7 @@
 use crate::{
     ApiError,
     fields::{Fields, wrong_type},
-    messages, names,
+    logprobs, messages, names,
 };
 use bitdelta_model::chat::Message;
 use serde_json::{Value, json};
@@ -33,6 +33,8 @@ pub enum Prompt {
     Messages(Vec<Message>),
     /// Text as it is; special tokens written in it count as such.
     Text(String),
+    /// Tokens.
+    Tokens(Vec<u32>),
 }
 
 /// One request, checked. `None` leaves the choice to the server's defaults.
@@ -62,6 +64,10 @@ pub struct Wanted {
     pub stream: bool,
     /// A last chunk with the token counts.
     pub include_usage: bool,
+    /// Log-probabilities of the answer's tokens, and of so many likeliest beside each.
+    pub logprobs: Option<usize>,
+    /// The JSON schema that the answer must fit.
+    pub schema: Option<Value>,
 }
 
 impl Wanted {
@@ -70,13 +76,13 @@ impl Wanted {
     /// # Errors
     /// 400 that names the field at fault.
     pub fn read(endpoint: Endpoint, fields: &Fields, query_model: Option<&str>) -> Result<Self, ApiError> {
-        refuse_unsupported(endpoint, fields)?;
+        refuse_unsupported(fields)?;
         let Some(model) = fields.string("model")?.or(query_model) else {
             return Err(ApiError::invalid("model", "model is required; GET /v1/models lists what is served"));
         };
         let prompt = match endpoint {
             Endpoint::Chat => Prompt::Messages(messages::read(fields)?),
-            Endpoint::Completions => Prompt::Text(prompt_text(fields)?),
+            Endpoint::Completions => prompt(fields)?,
         };
         let stream = fields.boolean("stream")?.unwrap_or(false);
         let stream_options = fields.object("stream_options")?;
@@ -100,19 +106,56 @@ impl Wanted {
             choices: fields.integer("n", 1..=MAX_CHOICES)?.map_or(1, |n| usize::try_from(n).unwrap_or(1)),
             stream,
             include_usage: include_usage && stream,
+            logprobs: logprobs(endpoint, fields)?,
+            schema: schema(fields)?,
         })
     }
 }
 
-fn prompt_text(fields: &Fields) -> Result<String, ApiError> {
+fn prompt(fields: &Fields) -> Result<Prompt, ApiError> {
+    let only_one = || ApiError::invalid("prompt", "prompt must be one text or one list of token ids");
     match fields.get("prompt") {
-        Some(Value::String(text)) => Ok(text.clone()),
+        Some(Value::String(text)) => Ok(Prompt::Text(text.clone())),
         Some(Value::Array(items)) => match items.as_slice() {
-            [Value::String(text)] => Ok(text.clone()),
-            _ => Err(ApiError::invalid("prompt", "prompt must be one text; lists and token ids are not supported yet")),
+            [Value::String(text)] => Ok(Prompt::Text(text.clone())),
+            items => {
+                let ids = if let [Value::Array(ids)] = items { ids } else { items };
+                let id = |id: &Value| id.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(only_one);
+                ids.iter().map(id).collect::<Result<_, _>>().map(Prompt::Tokens)
+            }
         },
         Some(other) => Err(wrong_type("prompt", "a string", other)),
         None => Err(ApiError::invalid("prompt", "prompt is required")),
+    }
+}
+
+/// `logprobs` is a flag beside `top_logprobs` in a chat, and the number itself in a completion.
+fn logprobs(endpoint: Endpoint, fields: &Fields) -> Result<Option<usize>, ApiError> {
+    let count = |count: i64| usize::try_from(count).unwrap_or_default();
+    if endpoint == Endpoint::Completions {
+        return Ok(fields.integer("logprobs", 0..=logprobs::MAX_TOP_COMPLETIONS)?.map(count));
+    }
+    let top = fields.integer("top_logprobs", 0..=logprobs::MAX_TOP_CHAT)?;
+    match (fields.boolean("logprobs")?.unwrap_or(false), top) {
+        (true, top) => Ok(Some(top.map_or(0, count))),
+        (false, None | Some(0)) => Ok(None),
+        (false, Some(_)) => Err(ApiError::invalid("top_logprobs", "top_logprobs wants logprobs to be true")),
+    }
+}
+
+/// The schema of `response_format`: any object for `json_object`.
+fn schema(fields: &Fields) -> Result<Option<Value>, ApiError> {
+    let Some(format) = fields.object("response_format")? else { return Ok(None) };
+    match format.string("type")? {
+        Some("text") => Ok(None),
+        Some("json_object") => Ok(Some(json!({"type": "object"}))),
+        Some("json_schema") => {
+            let wanted =
+                || ApiError::invalid("response_format", "response_format.json_schema.schema must be an object");
+            let schema = format.object("json_schema")?.ok_or_else(wanted)?;
+            Ok(Some(schema.get("schema").filter(|schema| schema.is_object()).ok_or_else(wanted)?.clone()))
+        }
+        _ => Err(ApiError::invalid("response_format", "response_format.type must be text, json_object or json_schema")),
     }
 }
 
@@ -138,14 +181,12 @@ fn stops(fields: &Fields) -> Result<Vec<String>, ApiError> {
 }
 
 /// Known fields that are not done yet, each with the values that ask for nothing.
-fn refuse_unsupported(endpoint: Endpoint, fields: &Fields) -> Result<(), ApiError> {
+fn refuse_unsupported(fields: &Fields) -> Result<(), ApiError> {
     let neutral: &[(&str, Value)] = &[
         ("tools", json!([[]])),
         ("functions", json!([[]])),
         ("tool_choice", json!(["none", "auto"])),
         ("function_call", json!(["none", "auto"])),
-        ("response_format", json!([{"type": "text"}])),
-        ("top_logprobs", json!([0])),
         ("frequency_penalty", json!([0])),
         ("presence_penalty", json!([0])),
         ("repetition_penalty", json!([1])),
@@ -166,11 +207,7 @@ fn refuse_unsupported(endpoint: Endpoint, fields: &Fields) -> Result<(), ApiErro
             return Err(ApiError::unsupported(name));
         }
     }
-    match (endpoint, fields.get("logprobs")) {
-        // A number on the old endpoint, where 0 asks for the chosen tokens' own.
-        (_, None) | (Endpoint::Chat, Some(Value::Bool(false))) => Ok(()),
-        _ => Err(ApiError::unsupported("logprobs")),
-    }
+    Ok(())
 }
 
 /// JSON equality that takes 0 and 0.0 for the same.
@@ -199,15 +236,42 @@ mod tests {
         let neutral =
             r#", "tools": [], "frequency_penalty": 0.0, "response_format": {"type": "text"}, "logprobs": false"#;
         assert!(chat(neutral).is_ok());
-        for (name, value) in [
-            ("tools", r#"[{"type": "function"}]"#),
-            ("response_format", r#"{"type": "json_object"}"#),
-            ("logprobs", "true"),
-            ("frequency_penalty", "0.5"),
-            ("logit_bias", r#"{"5": 1}"#),
-        ] {
+        for (name, value) in
+            [("tools", r#"[{"type": "function"}]"#), ("frequency_penalty", "0.5"), ("logit_bias", r#"{"5": 1}"#)]
+        {
             let error = chat(&format!(r#", "{name}": {value}"#)).unwrap_err();
             assert_eq!((error.param.as_deref(), error.code), (Some(name), Some("unsupported_parameter")));
+        }
+    }
+
+    #[test]
+    fn logprobs_are_a_flag_and_a_number_in_a_chat_and_a_number_in_a_completion() {
+        let top = |extra: &str| chat(extra).map(|wanted| wanted.logprobs);
+        assert_eq!(top(r#", "logprobs": true"#), Ok(Some(0)));
+        assert_eq!(top(r#", "logprobs": true, "top_logprobs": 3"#), Ok(Some(3)));
+        assert_eq!(top(r#", "logprobs": false, "top_logprobs": 0"#), Ok(None));
+        assert_eq!(top(r#", "top_logprobs": 3"#).unwrap_err().param.as_deref(), Some("top_logprobs"));
+        assert!(top(r#", "logprobs": true, "top_logprobs": 21"#).is_err() && top(r#", "logprobs": 3"#).is_err());
+        let fields = Fields::parse(br#"{"model": "m", "prompt": [5, 6], "logprobs": 2}"#).expect("an object");
+        let wanted = Wanted::read(Endpoint::Completions, &fields, None).expect("good");
+        assert_eq!((wanted.logprobs, wanted.prompt), (Some(2), Prompt::Tokens(vec![5, 6])));
+    }
+
+    #[test]
+    fn a_response_format_is_text_any_object_or_a_schema() {
+        let schema = |format: &str| chat(&format!(r#", "response_format": {format}"#)).map(|wanted| wanted.schema);
+        assert_eq!(schema(r#"{"type": "text"}"#), Ok(None));
+        assert_eq!(schema(r#"{"type": "json_object"}"#), Ok(Some(json!({"type": "object"}))));
+        let given =
+            r#"{"type": "json_schema", "json_schema": {"name": "n", "strict": true, "schema": {"type": "array"}}}"#;
+        assert_eq!(schema(given), Ok(Some(json!({"type": "array"}))));
+        for bad in [
+            r#"{}"#,
+            r#"{"type": "yaml"}"#,
+            r#"{"type": "json_schema"}"#,
+            r#"{"type": "json_schema", "json_schema": {"schema": 1}}"#,
+        ] {
+            assert_eq!(schema(bad).unwrap_err().param.as_deref(), Some("response_format"), "{bad}");
         }
     }
 

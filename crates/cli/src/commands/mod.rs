@@ -8,6 +8,7 @@ pub mod eval;
 pub mod export;
 pub mod import;
 pub mod inspect;
+pub mod keys;
 pub mod progress;
 pub mod publish;
 pub mod rebase;

@@ -1,7 +1,12 @@
 //! `bitdelta serve` and `hanzo-node start`: one base, users' variants, OpenAI-compatible HTTP.
-use crate::{Context, Error, commands::base::BaseArgs, output, sizes::parse_bytes};
+use crate::{
+    Context, Error,
+    commands::{base::BaseArgs, keys::AuthArgs},
+    output,
+    sizes::parse_bytes,
+};
 use bitdelta_engine::{Engine, EngineOptions, Registry, RegistryOptions};
-use bitdelta_server::{Defaults, Service};
+use bitdelta_server::{Defaults, HttpOptions, Service, http_options};
 use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
     net::TcpListener,
@@ -28,6 +33,21 @@ pub struct ServeArgs {
     /// Listen beyond this machine although the server has no authentication
     #[arg(long)]
     allow_remote: bool,
+    #[command(flatten)]
+    auth: AuthArgs,
+    /// Certificate chain in PEM: HTTPS instead of HTTP
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// The certificate's key in PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Origin whose pages may call from a browser, as in https://app.example.org, or * for all; may be given several
+    /// times [default: none]
+    #[arg(long, value_name = "ORIGIN")]
+    cors_origin: Vec<String>,
+    /// Most connections at a time; more wait to be accepted
+    #[arg(long, value_name = "N", default_value_t = HttpOptions::default().max_connections)]
+    max_connections: usize,
     /// Most requests in one step
     #[arg(long, value_name = "N", default_value_t = EngineOptions::default().max_batch)]
     max_batch: usize,
@@ -75,13 +95,30 @@ pub fn run(args: &ServeArgs, variants: bool) -> Result<(), Error> {
         .build()
         .context("starting the server's threads")?;
     // The port first: that it is taken should not come out after a minute of loading.
-    let bound = runtime.block_on(bitdelta_server::bind(&args.host, args.port, args.allow_remote));
+    let auth = args.auth.open()?;
+    let open = args.allow_remote || auth.is_required();
+    let options = http_options(args)?;
+    let bound = runtime.block_on(bitdelta_server::bind(&args.host, args.port, open));
     let listener = bound.context("starting the server")?;
-    let service = Arc::new(load(args, variants)?);
-    runtime.block_on(serve(listener, service, Duration::from_secs(args.shutdown_timeout)))?;
+    let service = Arc::new(load(args, variants)?.with_auth(auth));
+    runtime.block_on(serve(listener, service, options))?;
     // Answers that outlived the limit are not waited for.
     runtime.shutdown_background();
     Ok(())
+}
+
+fn http_options(args: &ServeArgs) -> Result<HttpOptions, Error> {
+    let tls = match (&args.tls_cert, &args.tls_key) {
+        (Some(cert), Some(key)) => Some(http_options::tls(cert, key).context("reading the certificate")?),
+        _ => None,
+    };
+    Ok(HttpOptions {
+        shutdown: Duration::from_secs(args.shutdown_timeout),
+        tls,
+        cors: http_options::cors(&args.cors_origin).context("--cors-origin")?,
+        max_connections: args.max_connections,
+        ..HttpOptions::default()
+    })
 }
 
 fn load(args: &ServeArgs, variants: bool) -> Result<Service, Error> {
@@ -113,14 +150,19 @@ fn load(args: &ServeArgs, variants: bool) -> Result<Service, Error> {
     Ok(Service::new(engine, registry, args.model_names.clone(), defaults))
 }
 
-async fn serve(listener: TcpListener, service: Arc<Service>, limit: Duration) -> Result<(), Error> {
+async fn serve(listener: TcpListener, service: Arc<Service>, options: HttpOptions) -> Result<(), Error> {
     let address = listener.local_addr().context("reading the address")?;
     let models: Vec<&str> = service.names.bases().collect();
     let known = service.registry.as_ref().map_or(0, |registry| registry.list().len());
     tracing::info!(model = models.join(", "), variants = known, "ready");
     let stopped = stop_signal()?;
-    output::line(&format!("listening on http://{address}"))?;
-    bitdelta_server::serve(listener, service, stopped, limit).await.context("serving")
+    let scheme = if options.tls.is_some() { "https" } else { "http" };
+    if scheme == "http" && service.auth.is_required() && !address.ip().is_loopback() {
+        tracing::warn!("keys travel unencrypted: give --tls-cert and --tls-key, or put a proxy with TLS in front");
+    }
+    output::line(&format!("listening on {scheme}://{address}"))?;
+    bitdelta_server::serve(listener, service, stopped, options).await;
+    Ok(())
 }
 
 /// Resolves at the first SIGINT or SIGTERM; the second one ends the process at once.

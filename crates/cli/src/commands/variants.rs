@@ -58,14 +58,14 @@ pub fn run(args: &VariantsArgs) -> Result<(), Error> {
 fn load(node: &Node, path: &Path) -> Result<(), Error> {
     // The server has another working directory.
     let path = path.canonicalize().context(format!("looking for {}", path.display()))?;
-    let loaded = node.post("/v1/variants/load", &json!({"path": path}))?;
+    let loaded = node.post("/v1/variants", &json!({"path": path}))?;
     let bytes = loaded["resident_bytes"].as_u64().unwrap_or_default();
     output::line(&format!("loaded {} ({} in memory)", text(&loaded["user_id"]), format_bytes(bytes)))
 }
 
 fn unload(node: &Node, user: &Path) -> Result<(), Error> {
     let user = user_of(user)?;
-    node.delete(&format!("/v1/variants/{}", segment(&user)))?;
+    node.post(&format!("/v1/variants/{}/unload", segment(&user)), &json!({}))?;
     output::line(&format!("unloaded {user}"))
 }
 

@@ -2,6 +2,7 @@
 mod bench;
 mod bring;
 mod help;
+mod keys;
 mod node;
 mod usage;
 

@@ -122,13 +122,12 @@ impl<T: Kept> Cache<T> {
 
     /// Everything kept.
     pub fn list(&self) -> Vec<Seen<T>> {
-        let see = |(user, place): (&Arc<str>, &Place<T>)| Seen {
-            user: Arc::clone(user),
-            kept: Arc::clone(&place.kept),
-            in_use: place.in_use(),
-            last_used: place.last_used,
-        };
-        lock(&self.places).by_user.iter().map(see).collect()
+        lock(&self.places).by_user.iter().map(|(user, place)| place.seen(user)).collect()
+    }
+
+    /// The user's place, not counted as a use.
+    pub fn see(&self, user: &str) -> Option<Seen<T>> {
+        lock(&self.places).by_user.get_key_value(user).map(|(user, place)| place.seen(user))
     }
 
     /// How many values are kept, and how many of them are in use.
@@ -158,6 +157,11 @@ impl<T: Kept> Places<T> {
 }
 
 impl<T: Kept> Place<T> {
+    fn seen(&self, user: &Arc<str>) -> Seen<T> {
+        let (kept, in_use) = (Arc::clone(&self.kept), self.in_use());
+        Seen { user: Arc::clone(user), kept, in_use, last_used: self.last_used }
+    }
+
     fn in_use(&self) -> bool {
         self.handle.strong_count() > 0
     }

@@ -1,10 +1,8 @@
-//! Where a user's variant lies in the variants folder. A look-up is two questions to the file system, however many users
-//! there are; only a listing reads the folder.
+//! Where a user's variant lies in the variants folder. A look-up asks the file system about one user's places, however many
+//! users there are; only a listing reads the folder.
 
-use crate::{
-    Error,
-    user::{EXTENSION, check_user},
-};
+use super::store;
+use crate::user::EXTENSION;
 use bitdelta_delta::file::FILE_NAME;
 use std::{
     fs::Metadata,
@@ -33,23 +31,17 @@ impl Version {
     }
 }
 
-/// The user's file in the folder, where there is one: `ID.safetensors` or `ID/variant.safetensors`, the one that was
-/// written last where both are there.
+/// The user's file in the folder, where there is one: the newest version's (`store.rs`), `ID.safetensors` or
+/// `ID/variant.safetensors`, whichever was put there last.
 pub(super) fn find(dir: &Path, user: &str) -> Option<Version> {
-    places(dir, user).iter().filter_map(|path| Version::of(path)).max_by_key(|version| version.modified)
+    let by_hand = [dir.join(user).join(FILE_NAME), flat(dir, user)];
+    let by_hand = by_hand.iter().filter_map(|path| Version::of(path)).map(|version| (version.modified, version));
+    let newest = store::newest(dir, user).and_then(|(path, made)| Some((made, Version::of(&path)?)));
+    // Of equals the last: a version counts more than what lies beside it.
+    by_hand.chain(newest).max_by_key(|(made, _)| *made).map(|(_, version)| version)
 }
 
-/// Where a user's variant may lie in a variants folder.
-fn places(dir: &Path, user: &str) -> [PathBuf; 2] {
-    [dir.join(user).join(FILE_NAME), dir.join(format!("{user}{EXTENSION}"))]
-}
-
-/// Where a user's variant is to be published: over the file that is served now, else `DIR/ID.safetensors`.
-///
-/// # Errors
-/// [`Error::InvalidUser`].
-pub fn place(dir: &Path, user: &str) -> Result<PathBuf, Error> {
-    check_user(user)?;
-    let [_, flat] = places(dir, user);
-    Ok(find(dir, user).map_or(flat, |version| version.path))
+/// Where a variant that was put there by hand lies under its user's name.
+pub(super) fn flat(dir: &Path, user: &str) -> PathBuf {
+    dir.join(format!("{user}{EXTENSION}"))
 }

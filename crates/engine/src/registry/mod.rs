@@ -1,13 +1,14 @@
 //! Variants by user: found in the variants folder on first use, loaded once, shared while used, evicted when others need
 //! their bytes.
 //!
-//! A user id is data, never a path: it must be a single plain name, and only `DIR/ID.safetensors` and
-//! `DIR/ID/variant.safetensors` are looked at. Every request looks at its user's file again, so a newer version is served
+//! A user id is data, never a path: it must be a single plain name, and only `DIR/ID.safetensors`,
+//! `DIR/ID/variant.safetensors` and the versions below `DIR/ID` are looked at. Every request looks at its user's file again, so a newer version is served
 //! from the next request on, and never inside one: a request keeps what it was given.
 //!
 //! | file | holds |
 //! | --- | --- |
-//! | `folder` | where a user's file lies, and which version of it is there |
+//! | `folder` | where a user's file lies, and which one of them is served |
+//! | `store` | the versions that were published: numbered, rolled back, erased |
 //! | `flights` | one load a user at a time |
 //! | `cache` | what is loaded: handed out, evicted least recently used first, pinned while used |
 //! | `budget` | the bytes: promised before they are used, waited for while all are in use |
@@ -20,12 +21,13 @@ mod cache;
 mod flights;
 mod folder;
 mod stats;
+mod store;
 mod sweeper;
 
 pub(crate) use budget::{Lease, Pin};
 pub(crate) use cache::Kept;
-pub use folder::place;
 pub use stats::RegistryStats;
+pub use store::{KEPT_VERSIONS, Published, Store};
 
 use crate::{
     Error, Model, Resident,
@@ -38,7 +40,7 @@ use crate::{
 use bitdelta_delta::file::{self, locate};
 use bitdelta_kernels::Arena;
 use budget::Budget;
-use cache::Cache;
+use cache::{Cache, Seen};
 use flights::Flights;
 use folder::{Version, find};
 use stats::Counters;
@@ -67,6 +69,7 @@ pub struct RegistryOptions {
 pub struct Registry<B: Backend = Cpu> {
     model: Arc<Model<B>>,
     dir: Option<PathBuf>,
+    store: Option<Store>,
     explicit: Mutex<HashMap<String, Explicit>>,
     flights: Flights,
     cache: Cache<Body<B>>,
@@ -131,7 +134,8 @@ impl<B: Backend> Registry<B> {
         let budget = Budget::new(budget);
         let (explicit, flights, counters) = (Mutex::default(), Flights::default(), Counters::default());
         let (_sweeper, cache) = (Sweeper::start(&budget), Cache::new(budget));
-        Self { model, dir, explicit, flights, cache, counters, _sweeper }
+        let store = dir.clone().map(Store::new);
+        Self { model, dir, store, explicit, flights, cache, counters, _sweeper }
     }
 
     /// The user's variant where its newest version is loaded. Does not load, and waits for nobody.
@@ -199,6 +203,21 @@ impl<B: Backend> Registry<B> {
         Ok(self.cache.remove(user) || known)
     }
 
+    /// The versions in the folder; `None` without one.
+    pub fn store(&self) -> Option<&Store> {
+        self.store.as_ref()
+    }
+
+    /// Checks a file as if it were served for the user, within the budget, and returns its content hash.
+    ///
+    /// # Errors
+    /// As [`Self::resolve`].
+    pub fn check(&self, user: &str, path: &Path) -> Result<String, Error> {
+        check_user(user)?;
+        let (_, body) = self.read_within_budget(user, path)?;
+        Ok(body.hash().to_owned())
+    }
+
     /// Whether the user has a variant. It is not opened.
     pub fn has(&self, user: &str) -> bool {
         check_user(user).is_ok() && self.current(user).is_ok()
@@ -220,11 +239,21 @@ impl<B: Backend> Registry<B> {
         }
         for seen in self.cache.list() {
             let (user, path) = (seen.user.to_string(), seen.kept.path().to_owned());
-            let (bytes, hash) = (seen.kept.memory_bytes(), seen.kept.hash().to_owned());
-            let loaded = Some(Residency { bytes, hash, in_use: seen.in_use, last_used: seen.last_used });
+            let loaded = Some(residency(seen));
             listed.insert(user.clone(), Listed { user, path, loaded });
         }
         listed.into_values().collect()
+    }
+
+    /// One user's line of [`Self::list`]. Looks at that user alone.
+    ///
+    /// # Errors
+    /// [`Error::InvalidUser`], [`Error::UnknownUser`].
+    pub fn listed(&self, user: &str) -> Result<Listed, Error> {
+        check_user(user)?;
+        let path = self.current(user)?.path;
+        let loaded = self.cache.see(user).filter(|seen| seen.kept.path() == path).map(residency);
+        Ok(Listed { user: user.to_owned(), path, loaded })
     }
 
     /// Figures.
@@ -321,6 +350,11 @@ impl<B: Backend> Registry<B> {
             planned = file_bytes.saturating_add(bytes);
         }
     }
+}
+
+fn residency<B: Backend>(seen: Seen<Body<B>>) -> Residency {
+    let (bytes, hash) = (seen.kept.memory_bytes(), seen.kept.hash().to_owned());
+    Residency { bytes, hash, in_use: seen.in_use, last_used: seen.last_used }
 }
 
 /// A lock whose data stays valid when a holder panicked: nothing that can panic runs between two changes that belong

@@ -1,5 +1,6 @@
 //! Messages to tokens and tokens to text: the tokenizer with the model's chat template.
 
+mod bytes;
 mod masked;
 mod stream;
 mod template;

@@ -6,7 +6,7 @@ use serde_json::json;
 fn weight() -> u64 {
     let node = Node::start();
     let file = node.publish("ann", 1);
-    let (_, loaded) = node.post("/v1/variants/load", &json!({"path": file}));
+    let (_, loaded) = node.post("/v1/variants", &json!({"path": file}));
     let resident = loaded["resident_bytes"].as_u64().expect("bytes");
     resident.max(std::fs::metadata(file).expect("a file").len())
 }
@@ -85,7 +85,7 @@ fn residency_shows_in_the_listing_and_in_the_metrics_and_names_nobody_there() {
     let text = answer.body_mut().read_to_string().expect("text");
     assert!(!text.contains("ann") && text.ends_with("# EOF\n"), "{text}");
 
-    assert_eq!(node.delete("/v1/variants/ann").0, 200);
+    assert_eq!(node.post("/v1/variants/ann/unload", &json!({})).0, 200);
     assert_eq!(node.metric("bitdelta_variants_resident"), 0.0);
 }
 

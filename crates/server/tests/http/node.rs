@@ -6,7 +6,7 @@ use bitdelta_delta::{
 };
 use bitdelta_engine::{Engine, EngineOptions, Model, ModelOptions, Registry, RegistryOptions};
 use bitdelta_model::Base;
-use bitdelta_server::{Defaults, Service};
+use bitdelta_server::{Auth, Defaults, HttpOptions, Service};
 use serde_json::{Value, json};
 use std::{
     io::{BufRead, BufReader},
@@ -48,20 +48,42 @@ impl Node {
     /// A server whose loaded variants take this many bytes at most.
     pub fn within(resident_bytes: u64) -> Self {
         let options = RegistryOptions { resident_bytes: Some(resident_bytes) };
-        Self::made(Duration::from_secs(20), EngineOptions::default(), true, options, Defaults::default())
+        Self::made(
+            HttpOptions::default(),
+            EngineOptions::default(),
+            true,
+            options,
+            Defaults::default(),
+            Auth::default(),
+        )
+    }
+
+    /// A server that asks who calls.
+    pub fn guarded(auth: Auth) -> Self {
+        let (engine, variants) = (EngineOptions::default(), RegistryOptions::default());
+        Self::made(HttpOptions::default(), engine, true, variants, Defaults::default(), auth)
+    }
+
+    /// A server with other limits or TLS on its connections.
+    pub fn over(http: HttpOptions) -> Self {
+        let (engine, variants) =
+            (EngineOptions { max_batch: 1, ..EngineOptions::default() }, RegistryOptions::default());
+        Self::made(http, engine, true, variants, Defaults::default(), Auth::default())
     }
 
     /// Everything said but the memory for variants.
     pub fn new(limit: Duration, options: EngineOptions, variants: bool, defaults: Defaults) -> Self {
-        Self::made(limit, options, variants, RegistryOptions::default(), defaults)
+        let http = HttpOptions { shutdown: limit, ..HttpOptions::default() };
+        Self::made(http, options, variants, RegistryOptions::default(), defaults, Auth::default())
     }
 
     fn made(
-        limit: Duration,
+        http: HttpOptions,
         options: EngineOptions,
         variants: bool,
         cache: RegistryOptions,
         defaults: Defaults,
+        auth: Auth,
     ) -> Self {
         let variants_dir = tempfile::tempdir().expect("a folder");
         let model = Arc::new(
@@ -70,7 +92,8 @@ impl Node {
         let engine = Engine::start(Arc::clone(&model), options).expect("an engine");
         let dir = Some(variants_dir.path().to_owned());
         let registry = variants.then(|| Registry::with_options(model, dir, cache).expect("a registry"));
-        let service = Arc::new(Service::new(engine, registry, vec!["qwen3-4b".to_owned()], defaults));
+        let service = Service::new(engine, registry, vec!["qwen3-4b".to_owned()], defaults).with_auth(auth);
+        let service = Arc::new(service);
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
         // Few threads for what blocks, so that a test sees when it uses them up.
         let runtime = runtime.worker_threads(2).max_blocking_threads(12).enable_all().build().expect("threads");
@@ -80,8 +103,7 @@ impl Node {
         let serving = Arc::clone(&service);
         let thread = std::thread::spawn(move || {
             let stopped = async move { stopped.await.unwrap_or_default() };
-            let served = bitdelta_server::serve(listener, serving, stopped, limit);
-            runtime.block_on(served).expect("served");
+            runtime.block_on(bitdelta_server::serve(listener, serving, stopped, http));
         });
         Self { url, variants_dir, service, stop: Some(stop), thread: Some(thread) }
     }
@@ -124,6 +146,10 @@ impl Node {
         answer(agent().delete(format!("{}{path}", self.url)).call())
     }
 
+    pub fn put(&self, path: &str, body: &[u8]) -> (u16, Value) {
+        answer(agent().put(format!("{}{path}", self.url)).send(body))
+    }
+
     pub fn post(&self, path: &str, body: &Value) -> (u16, Value) {
         self.post_raw(path, body.to_string().as_bytes())
     }
@@ -157,6 +183,49 @@ impl Node {
     }
 }
 
+/// One key's way to a server.
+pub struct Client<'a> {
+    node: &'a Node,
+    key: String,
+}
+
+impl Node {
+    /// The server as the holder of a key sees it.
+    pub fn with_key(&self, key: impl Into<String>) -> Client<'_> {
+        Client { node: self, key: key.into() }
+    }
+}
+
+impl Client<'_> {
+    pub fn get(&self, path: &str) -> (u16, Value) {
+        answer(agent().get(self.at(path)).header("authorization", self.bearer()).call())
+    }
+
+    pub fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+        answer(agent().post(self.at(path)).header("authorization", self.bearer()).send_json(body))
+    }
+
+    pub fn chat(&self, more: Value) -> (u16, Value) {
+        self.post("/v1/chat/completions", &question(more))
+    }
+
+    pub fn put(&self, path: &str, body: &[u8]) -> (u16, Value) {
+        answer(agent().put(self.at(path)).header("authorization", self.bearer()).send(body))
+    }
+
+    pub fn delete(&self, path: &str) -> (u16, Value) {
+        answer(agent().delete(self.at(path)).header("authorization", self.bearer()).call())
+    }
+
+    fn at(&self, path: &str) -> String {
+        format!("{}{path}", self.node.url)
+    }
+
+    fn bearer(&self) -> String {
+        format!("Bearer {}", self.key)
+    }
+}
+
 impl Drop for Node {
     fn drop(&mut self) {
         self.ask_to_stop();
@@ -179,6 +248,13 @@ pub fn question(more: Value) -> Value {
 pub fn base(name: &str) -> Base {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name);
     Base::open(folder.to_str().expect("UTF-8")).expect("a golden model")
+}
+
+/// The bytes of [`write_variant`]'s file.
+pub fn variant_bytes(seed: u64) -> Vec<u8> {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    write_variant(file.path(), BASE, seed);
+    std::fs::read(file.path()).expect("bytes")
 }
 
 /// A 1-bit variant of a golden model with deltas as large as the weights.

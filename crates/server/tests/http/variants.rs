@@ -9,7 +9,7 @@ fn variants_are_loaded_listed_and_unloaded() {
     let folder = elsewhere.path().join("user_456");
     std::fs::create_dir(&folder).expect("made");
     write_variant(&folder.join("variant.safetensors"), BASE, 3);
-    let (status, loaded) = node.post("/v1/variants/load", &json!({"path": folder}));
+    let (status, loaded) = node.post("/v1/variants", &json!({"path": folder}));
     assert_eq!((status, &loaded["user_id"]), (200, &json!("user_456")), "{loaded}");
     assert!(loaded["resident_bytes"].as_u64() > Some(0));
     assert_eq!(node.chat(json!({"user_id": "user_456"})).0, 200);
@@ -18,21 +18,21 @@ fn variants_are_loaded_listed_and_unloaded() {
     let states: Vec<_> =
         list["data"].as_array().expect("variants").iter().map(|v| (&v["user_id"], &v["loaded"])).collect();
     assert_eq!(states, [(&json!("ann"), &json!(false)), (&json!("user_456"), &json!(true))]);
-    assert_eq!(node.delete("/v1/variants/user%5F456").0, 200);
-    assert_eq!(node.delete("/v1/variants/user_456").0, 404);
+    assert_eq!(node.post("/v1/variants/user%5F456/unload", &json!({})).0, 200);
+    assert_eq!(node.post("/v1/variants/user_456/unload", &json!({})).0, 404);
     assert_eq!(node.chat(json!({"user_id": "user_456"})).0, 404, "it is in no folder of this server");
 }
 
 #[test]
 fn loading_what_is_no_variant_says_why() {
     let node = Node::start();
-    let (status, body) = node.post("/v1/variants/load", &json!({"path": "/nowhere/ann"}));
+    let (status, body) = node.post("/v1/variants", &json!({"path": "/nowhere/ann"}));
     assert_eq!(status, 404, "{body}");
     assert!(body["error"]["message"].as_str().expect("text").contains("/nowhere/ann"), "{body}");
-    assert_eq!(node.post("/v1/variants/load", &json!({})).0, 400);
+    assert_eq!(node.post("/v1/variants", &json!({})).0, 400);
     let junk = node.variants_dir.path().join("junk.safetensors");
     std::fs::write(&junk, b"junk").expect("written");
-    assert_eq!(node.post("/v1/variants/load", &json!({"path": junk})).0, 422);
+    assert_eq!(node.post("/v1/variants", &json!({"path": junk})).0, 422);
 }
 
 #[test]

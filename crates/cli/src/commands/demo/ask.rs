@@ -3,7 +3,7 @@
 use super::{DemoArgs, User, learn::variants_dir};
 use crate::{Context, Error, commands::progress::Bar, node::Node};
 use bitdelta_engine::{Engine, EngineOptions, Model, Registry};
-use bitdelta_server::{Defaults, Service};
+use bitdelta_server::{Defaults, HttpOptions, Service};
 use bitdelta_train::progress::Progress;
 use serde_json::{Value, json};
 use std::{
@@ -58,10 +58,10 @@ pub(super) fn ask(args: &DemoArgs, model: &Arc<Model>, users: &[User]) -> Result
         // A dropped sender means the same: stop.
         let _ = stopped.await;
     };
-    let server = runtime.spawn(bitdelta_server::serve(listener, Arc::new(service), wait, Duration::from_secs(10)));
+    let server = runtime.spawn(bitdelta_server::serve(listener, Arc::new(service), wait, HttpOptions::default()));
     let asked = ask_all(&Node::new(url), &model.base().name, users, args.short);
     let _ = stop.send(());
-    runtime.block_on(server).context(doing)?.context(doing)?;
+    runtime.block_on(server).context(doing)?;
     asked
 }
 
