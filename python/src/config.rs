@@ -18,6 +18,12 @@ pub fn check_config(py: Python<'_>, json: &str) -> PyResult<Vec<String>> {
     Ok(read(py, json)?.warnings())
 }
 
+/// Bytes of a size such as "340KB".
+#[pyfunction]
+pub fn parse_size(py: Python<'_>, text: &str) -> PyResult<u64> {
+    bitdelta_delta::sizes::parse_bytes(text).map_err(|problem| raise(py, "ConfigError", (problem,)))
+}
+
 /// The default configuration as JSON.
 #[pyfunction]
 pub fn default_config() -> PyResult<String> {

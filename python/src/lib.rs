@@ -19,7 +19,7 @@ mod _native {
     #[pymodule_export]
     use crate::base::Base;
     #[pymodule_export]
-    use crate::config::{check_config, default_config, default_model};
+    use crate::config::{check_config, default_config, default_model, parse_size};
     #[pymodule_export]
     use crate::engine::Engine;
     #[pymodule_export]

@@ -14,7 +14,6 @@ from zoo.gym.errors import (
     DeviceError,
     InvalidUserError,
     ModelError,
-    NotSupportedError,
     UnknownUserError,
     VariantExistsError,
 )
@@ -118,9 +117,26 @@ def test_preferences_as_pairs_teach_the_chosen_answer(tmp_path):
 
 
 @pytest.mark.parametrize("preferences", ["Be brief.", ["Be brief."], {"tone": "brief"}])
-def test_preferences_in_words_are_refused_and_not_ignored(preferences, tmp_path):
-    with pytest.raises(NotSupportedError, match="pairs"):
+def test_preferences_in_words_are_taught_with_and_without_a_data_set(preferences, tmp_path):
+    trainer = PersonalizedTrainer("tiny", variants_dir=tmp_path)
+    words = {"preference_samples": 3, "preference_answer_len": 4, **ONE_STEP}
+    for user, dataset in (("with", EXAMPLES), ("without", None)):
+        assert trainer.create_variant(user, preferences, dataset, **words).bytes > 0
+        assert "preferences" in json.dumps(trainer.variant_info(user)["notes"])
+
+
+@pytest.mark.parametrize("preferences", ["  ", ["Be brief.", {"tone": "brief"}]])
+def test_preferences_that_are_none_are_refused(preferences, tmp_path):
+    with pytest.raises(DatasetError, match="preferences"):
         PersonalizedTrainer("tiny", variants_dir=tmp_path).create_variant("u", preferences, EXAMPLES, **ONE_STEP)
+
+
+def test_a_budget_is_kept_to_the_byte(tmp_path):
+    trainer = PersonalizedTrainer("tiny", BitDeltaConfig(budget="3KB"), variants_dir=tmp_path)
+    done = trainer.create_variant("u", dataset=EXAMPLES * 4, num_epochs=2, progress=False)
+    assert done.bytes <= 3_000 and os.path.getsize(done.path) == done.bytes
+    with pytest.raises(ConfigError, match="full"):
+        trainer.create_variant("u", dataset=EXAMPLES, method="full", **ONE_STEP)
 
 
 def test_progress_reaches_a_callback_in_order(tmp_path):

@@ -1,18 +1,20 @@
-"""What a user prefers, as training examples. The one place where ``preferences`` is looked at.
+"""What a user prefers: examples to learn, or words to be taught. The one place where ``preferences`` is looked at.
 
-Pairs of a chosen and a rejected answer become examples of the chosen one, with a warning that the rejected one is not
-used. Preferences in words are refused: to learn them takes context distillation, which this version does not have.
+Words (a text, a list of texts, a dict) are taught by context distillation: the model with them in its prompt teaches the model
+without. Pairs of a chosen and a rejected answer become examples of the chosen one, with a warning that the rejected one is
+not used (``bitdelta train --stage dpo`` learns from both).
 """
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ._data import examples_of
-from .errors import DatasetError, NotEnforcedWarning, NotSupportedError
+from .errors import DatasetError, NotEnforcedWarning
 
 _ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
 
@@ -22,7 +24,10 @@ def plan(preferences: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     if preferences is None:
         return [], {}
     if _are_words(preferences):
-        raise _in_words()
+        words = preferences if isinstance(preferences, str) else json.dumps(_plain(preferences), ensure_ascii=False)
+        if not words.strip():
+            raise DatasetError("preferences: there is nothing in it")
+        return [], {"preferences": words}
     pairs = list(examples_of(preferences, "preferences"))
     found = [_example(pair, number) for number, pair in enumerate(pairs, 1)]
     if any("rejected" in pair for pair in pairs):
@@ -40,11 +45,14 @@ def _are_words(preferences: Any) -> bool:
     return isinstance(preferences, (list, tuple)) and any(isinstance(item, str) for item in preferences)
 
 
-def _in_words() -> NotSupportedError:
-    return NotSupportedError(
-        "preferences in words are not supported in this version; pass pairs, each a dict with prompt, chosen and rejected, "
-        "or show what is preferred by examples in dataset"
-    )
+def _plain(preferences: Any) -> Any:
+    """A dict, or a list of texts."""
+    if isinstance(preferences, Mapping):
+        return dict(preferences)
+    others = [type(item).__name__ for item in preferences if not isinstance(item, str)]
+    if others:
+        raise DatasetError(f"preferences: texts and {others[0]} in one list; pass texts, or pairs")
+    return list(preferences)
 
 
 def _example(pair: Mapping[str, Any], number: int) -> dict[str, Any]:

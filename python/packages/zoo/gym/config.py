@@ -8,7 +8,7 @@ import warnings
 from typing import Any
 
 from . import _native
-from .errors import ConfigError, NotEnforcedWarning, NotSupportedError
+from .errors import ConfigError, NotEnforcedWarning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,8 @@ class BitDeltaConfig:
     aggregation_weight: float = 0.1
     #: Aggregate by a robust rule; recorded.
     byzantine_robust: bool = True
-    #: Size of the whole variant, as bytes or "340KB"; reserved for a codec that this version does not have.
+    #: Size that a trained variant's file may have, as bytes or "340KB": low-rank factors, trained for it; ``bits`` and
+    #: ``group_size`` have no effect then.
     budget: int | str | None = None
 
     def __post_init__(self) -> None:
@@ -61,8 +62,7 @@ class BitDeltaConfig:
     def _settings(self) -> dict[str, Any]:
         """The fields that a training run takes, by the run's names. ``cache_base_model`` is the caller's."""
         fields = dataclasses.asdict(self)
-        for field in ("budget", "cache_base_model"):
-            del fields[field]
+        del fields["cache_base_model"]
         return {name: value for name, value in fields.items() if value is not None}
 
 
@@ -136,12 +136,10 @@ def _check_types(config: BitDeltaConfig | DeltaSoupConfig) -> None:
 
 
 def _check_budget(budget: int | str | None) -> None:
-    """The one place where ``budget`` is looked at."""
+    """A size above 0, as bytes or in words."""
     if budget is None:
         return
     if isinstance(budget, bool) or not isinstance(budget, (int, str)):
         raise ConfigError(f'budget = {budget!r} is not allowed: expected bytes, or a size such as "340KB"')
-    raise NotSupportedError(
-        f"budget = {budget!r}: a size for the whole variant comes with the byte budget, which this version does not "
-        "have; choose bits (1, 2 or 4) and group_size instead"
-    )
+    if (_native.parse_size(budget) if isinstance(budget, str) else budget) <= 0:
+        raise ConfigError(f"budget = {budget!r} is not allowed: expected a size above 0")

@@ -69,7 +69,10 @@ def run_settings(
     if method not in (None, "full", "lowrank"):
         raise ConfigError(f"method = {method!r} is not allowed: expected 'full' or 'lowrank'")
     decided = {} if config is None else config._settings()
-    decided["finetuning_type"] = method or ("lowrank" if config is None else "full")
+    if config is not None and config.budget is not None and method == "full":
+        raise ConfigError("method = 'full' is not allowed with a budget, which low-rank factors meet")
+    low_rank = config is None or config.budget is not None
+    decided["finetuning_type"] = method or ("lowrank" if low_rank else "full")
     decided["num_train_epochs"] = num_epochs
     run = dict(decided)
     for name, value in settings.items():
@@ -129,7 +132,9 @@ class PersonalizedTrainer:
         """Trains the user's variant and publishes it in ``variants_dir``, whole or not at all.
 
         ``dataset``: dicts (OpenAI ``messages``, sharegpt ``conversations``, alpaca, or prompt and response), a path to
-        JSON or JSON lines, or a ``datasets.Dataset``. ``preferences``: pairs with ``prompt``, ``chosen`` and ``rejected``.
+        JSON or JSON lines, or a ``datasets.Dataset``. ``preferences``: words (a text,
+        texts, or a dict), which the model with them in its prompt teaches the model without them, beside the data set or
+        without one; or pairs with ``prompt``, ``chosen`` and ``rejected``.
         ``method``: "full" or "lowrank". ``progress``: True or False, or a function that takes
         :class:`~zoo.gym.Progress`; None shows a bar where somebody can see it. ``settings`` are LLaMA-Factory's by name
         (``learning_rate``, ``max_steps``, ``seed``, ``val_size``, …); an unknown one is an error.
@@ -142,7 +147,7 @@ class PersonalizedTrainer:
         folder = os.path.join(self.variants_dir, user_id)
         run = self._settings(user_id, folder, num_epochs, method, overwrite, settings)
         if preferences is None and dataset is None:
-            raise DatasetError("nothing to learn from: pass dataset, or preferences as pairs")
+            raise DatasetError("nothing to learn from: pass dataset, or preferences")
         extra, of_preferences = _preferences.plan(preferences)
         run.update(of_preferences)
         report = Reporter(progress)
@@ -153,8 +158,9 @@ class PersonalizedTrainer:
                 0,
                 "",
             )
+        examples = _data.as_file(dataset, extra) if dataset is not None or extra else contextlib.nullcontext("")
         with (
-            _data.as_file(dataset, extra) as path,
+            examples as path,
             self._held_out(eval_dataset) as held_out,
             self._model.base() as base,
         ):
