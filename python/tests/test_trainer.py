@@ -212,6 +212,8 @@ def test_what_makes_no_sense_is_refused_by_name(tmp_path):
     ]:
         with pytest.raises(ConfigError, match=said):
             trainer.create_variant("u", dataset=EXAMPLES, **settings)
+    with pytest.warns(NotEnforcedWarning, match="factor_bits"), pytest.raises(ConfigError):
+        PersonalizedTrainer("tiny", BitDeltaConfig()).create_variant("u", None, EXAMPLES, 0, method="lowrank")
     with pytest.raises(ConfigError, match="temperature"):
         trainer.serve_variant("u", "x", temperature="hot")
     with pytest.raises(ConfigError, match="unknown option 'thread'"):
