@@ -106,7 +106,12 @@ pub fn train(
 }
 
 /// Passes reports on until the run ends. Returns the first exception, at which the run was asked to stop.
-fn listen(py: Python<'_>, reports: &Mutex<Receiver<Report>>, report: &Bound<'_, PyAny>, stop: &AtomicBool) -> Option<PyErr> {
+fn listen(
+    py: Python<'_>,
+    reports: &Mutex<Receiver<Report>>,
+    report: &Bound<'_, PyAny>,
+    stop: &AtomicBool,
+) -> Option<PyErr> {
     let mut cause = None;
     loop {
         let waited = py.detach(|| {

@@ -167,16 +167,16 @@ def stop_at(step, action):
 
 def test_ctrl_c_saves_a_checkpoint_and_the_same_call_goes_on(tmp_path):
     trainer = PersonalizedTrainer("tiny", variants_dir=tmp_path)
-    settings = {"dataset": EXAMPLES * 8, "max_steps": 400, "per_device_train_batch_size": 1}
+    settings = {"dataset": EXAMPLES * 8, "max_steps": 150, "per_device_train_batch_size": 1}
     press = stop_at(2, lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises(TrainingInterrupted) as caught:
         trainer.create_variant("u", progress=press, **settings)
     assert isinstance(caught.value, KeyboardInterrupt) and not isinstance(caught.value, Exception)
-    assert 2 <= caught.value.step < 400 and os.path.isdir(caught.value.checkpoint)
+    assert 2 <= caught.value.step < 150 and os.path.isdir(caught.value.checkpoint)
     assert not os.path.exists(tmp_path / "u" / "variant.safetensors")
     seen = []
     done = trainer.create_variant("u", progress=seen.append, **settings)
-    assert done.steps == 400 and any("continuing after step" in event.message for event in seen)
+    assert done.steps == 150 and any("continuing after step" in event.message for event in seen)
 
 
 def test_an_exception_of_the_callback_stops_the_run_and_comes_out(tmp_path):
@@ -217,7 +217,7 @@ def test_a_variant_is_replaced_by_a_complete_one(tmp_path):
 def test_what_makes_no_sense_is_refused_by_name(tmp_path):
     trainer = PersonalizedTrainer("tiny", variants_dir=tmp_path)
     with pytest.raises(InvalidUserError, match="slash"):
-        trainer.create_variant("../u", dataset=EXAMPLES)
+        trainer.create_variant("a/u", dataset=EXAMPLES)
     for settings, said in [
         ({"learning_rat": 1}, "did you mean `learning_rate`"),
         ({"method": "magic"}, "full"),
@@ -228,6 +228,8 @@ def test_what_makes_no_sense_is_refused_by_name(tmp_path):
     ]:
         with pytest.raises(ConfigError, match=said):
             trainer.create_variant("u", dataset=EXAMPLES, **settings)
+    with pytest.warns(NotEnforcedWarning, match="factor_bits"), pytest.raises(ConfigError):
+        PersonalizedTrainer("tiny", BitDeltaConfig()).create_variant("u", None, EXAMPLES, 0, method="lowrank")
     with pytest.raises(ConfigError, match="temperature"):
         trainer.serve_variant("u", "x", temperature="hot")
     with pytest.raises(ConfigError, match="unknown option 'thread'"):

@@ -7,7 +7,7 @@ use std::sync::Arc;
 /// Which base a command runs, and on what.
 #[derive(Debug, Clone, clap::Args)]
 pub struct BaseArgs {
-    /// Base model: a Hugging Face folder, a .gguf file, an alias of the configuration, or a hub id
+    /// Base model: a Hugging Face folder, a .gguf file, or a hub id
     #[arg(long, visible_alias = "base", value_name = "PATH", env = "BITDELTA_MODEL", hide_env_values = true)]
     pub model: Option<String>,
     /// Where to compute; `cpu` is all there is so far

@@ -51,7 +51,7 @@ class BitDeltaConfig:
                     sentences.append(f"{field} is recorded, but nothing aggregates variants in this version")
         for sentence in sentences:
             # Through the dataclass's own __init__, to whoever wrote the configuration.
-            warnings.warn(sentence, NotEnforcedWarning, stacklevel=4)
+            warnings.warn(sentence, NotEnforcedWarning, stacklevel=3)
 
     def to_json(self) -> str:
         """The configuration as the Rust crates and variant files have it."""

@@ -16,7 +16,7 @@ from ._engine import Sampling
 from ._model import LocalModel
 from ._progress import ProgressCallback, Reporter
 from .config import BitDeltaConfig, DeltaSoupConfig
-from .errors import ConfigError, DatasetError, VariantExistsError
+from .errors import ConfigError, DatasetError, NotEnforcedWarning, VariantExistsError
 
 #: Other trainers' short words for settings.
 _ALIASES = {
@@ -68,6 +68,10 @@ def run_settings(
     """A run's settings by name: what the configuration and the arguments decide, and the caller's others."""
     if method not in (None, "full", "lowrank"):
         raise ConfigError(f"method = {method!r} is not allowed: expected 'full' or 'lowrank'")
+    if config is not None and method == "lowrank":
+        sentence = "method='lowrank' keeps factors at factor_bits: bits and groups of the configuration do not apply"
+        warnings.warn(sentence, NotEnforcedWarning, stacklevel=4)
+    fields = {field.name for field in dataclasses.fields(BitDeltaConfig)}
     decided = {} if config is None else config._settings()
     if config is not None and config.budget is not None and method == "full":
         raise ConfigError("method = 'full' is not allowed with a budget, which low-rank factors meet")
@@ -77,7 +81,7 @@ def run_settings(
     run = dict(decided)
     for name, value in settings.items():
         name = _ALIASES.get(name, name)
-        if name in _DECIDED or name in decided:
+        if name in _DECIDED or name in fields:
             raise ConfigError(f"{name}: is decided by the arguments and the configuration, not by a setting")
         if value is not None:
             run[name] = value
