@@ -38,13 +38,15 @@ func ExampleChatCompletionService_CreateStreaming() {
 		Messages:  hanzoai.F([]hanzoai.ChatCompletionMessageParam{hanzoai.UserMessage("Hello!")}),
 		MaxTokens: hanzoai.F(int64(12)),
 	})
-	text := ""
+	text, ended := "", false
 	for stream.Next() {
 		for _, choice := range stream.Current().Choices {
 			text += choice.Delta.Content
+			ended = choice.FinishReason != ""
 		}
 	}
-	fmt.Println(text != "", stream.Err())
+	// text is what the variant says.
+	fmt.Println(ended, stream.Err())
 	// Output: true <nil>
 }
 

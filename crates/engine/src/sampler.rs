@@ -175,7 +175,7 @@ mod tests {
     #[test]
     fn a_constraint_leaves_the_likeliest_of_what_it_allows_and_scores_stay_the_models() {
         let (sender, scored) = std::sync::mpsc::channel();
-        let sink = Box::new(move |scored: Scored| drop(sender.send((scored.token, scored.logprob))));
+        let sink = Box::new(move |scored: Scored| sender.send((scored.token, scored.logprob)).expect("a receiver"));
         let extras = Extras { scores: Some(Scores { top: 0, sink }), constraint: Some(Box::new(EachOnce(Vec::new()))) };
         let mut sampler = Sampler::new(Sampling::GREEDY, extras);
         for expected in [1, 3, 2, 0] {

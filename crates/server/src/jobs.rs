@@ -289,7 +289,9 @@ impl Jobs {
     pub fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         self.turn.close();
-        self.lock().values().for_each(|job| drop(job.cancel()));
+        for job in self.lock().values() {
+            job.cancel();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Job>>> {

@@ -6,10 +6,7 @@ use bitdelta_engine::{Engine, EngineOptions, Model, Registry};
 use bitdelta_server::{Defaults, HttpOptions, Service};
 use bitdelta_train::progress::Progress;
 use serde_json::{Value, json};
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 use tokio::sync::oneshot;
 
 /// One question and its answer.
