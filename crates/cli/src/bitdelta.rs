@@ -1,7 +1,7 @@
 //! The arguments of the `bitdelta` binary.
 use crate::{
     Error,
-    commands::{bench, chat, compress, demo, eval, export, inspect, publish, serve, train, variants},
+    commands::{bench, chat, compress, demo, eval, export, import, inspect, publish, rebase, serve, train, variants},
     logging,
 };
 use clap::{Parser, Subcommand};
@@ -25,8 +25,12 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// Measure on held-out conversations what a variant keeps of its fine-tune
     Eval(eval::EvalArgs),
-    /// Write base and variant as a model of its own
+    /// Make a variant file of a LoRA, rsLoRA or DoRA adapter
+    Import(import::ImportArgs),
+    /// Write a variant for other programs: merged into its base, or as a LoRA adapter
     Export(export::ExportArgs),
+    /// Move a variant to a new version of its base
+    Rebase(rebase::RebaseArgs),
     /// Train a user's variant from conversations
     Train(Box<train::TrainArgs>),
     /// Put a variant into a server's folder, checked and whole
@@ -60,7 +64,9 @@ pub fn run(cli: &Cli) -> Result<(), Error> {
         Command::Compress(args) => compress::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Eval(args) => eval::run(args),
+        Command::Import(args) => import::run(args),
         Command::Export(args) => export::run(args),
+        Command::Rebase(args) => rebase::run(args),
         Command::Train(args) => train::run(args),
         Command::Publish(args) => publish::run(args),
         Command::Serve { serve, .. } => serve::run(serve, true),

@@ -13,5 +13,5 @@ pub mod llamafactory;
 pub mod logging;
 pub mod node;
 pub mod output;
-pub mod sizes;
+pub use bitdelta_delta::sizes;
 pub use error::{Context, Error};

@@ -11,12 +11,13 @@
 //! row 1, plane 0: …
 //! ```
 
+use crate::quantize::stored;
 use half::f16;
 
 /// A packed (rows, cols) matrix. Canonical layout: see the fields.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PackedMatrix {
-    /// Bits a weight, 1 to 8 (`Dense` uses 1, 2, 4).
+    /// Bits a weight, 1 to 8 (`Dense` uses 1, 2, 4); 16 or 32 in a matrix of floats (see [`crate::floats`]).
     pub bits: u8,
     /// Output rows.
     pub rows: usize,
@@ -60,6 +61,9 @@ impl PackedMatrix {
 
     /// The value at (row, col).
     pub fn value(&self, row: usize, col: usize) -> f32 {
+        if self.is_float() {
+            return self.entry(row, col) * self.tensor_scale;
+        }
         let (words, bits) = (self.words_per_row(), usize::from(self.bits));
         let bit = |plane: usize| self.planes[(row * bits + plane) * words + col / 64] >> (col % 64) & 1;
         let code: u32 = (0..bits).map(|plane| (bit(plane) as u32) << plane).sum();
@@ -69,6 +73,9 @@ impl PackedMatrix {
 
     /// Writes row `row`'s values into `out` (length cols).
     pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
+        if self.is_float() {
+            return self.float_row(row, out);
+        }
         let words = self.words_per_row();
         let planes = &self.planes[row * usize::from(self.bits) * words..][..usize::from(self.bits) * words];
         let top = ((1u32 << self.bits) - 1) as f32;
@@ -85,6 +92,20 @@ impl PackedMatrix {
                 *value = offset + scale * *value;
             }
         }
+    }
+
+    /// Multiplies each scale by its factor (rows · groups, none negative), rounded as scales are stored.
+    ///
+    /// # Panics
+    /// When there are more or fewer factors than scales.
+    pub fn multiply_scales(&mut self, factors: &[f32]) {
+        assert_eq!(factors.len(), self.scales.len(), "a factor for each scale");
+        let value = |bits: u16| f16::from_bits(bits).to_f32() * self.tensor_scale;
+        let scales: Vec<f32> = self.scales.iter().zip(factors).map(|(bits, factor)| value(*bits) * factor).collect();
+        let offsets: Vec<f32> = self.offsets.iter().map(|bits| value(*bits)).collect();
+        self.tensor_scale = scales.iter().chain(&offsets).fold(0.0, |most, x| most.max(x.abs()));
+        self.scales = scales.iter().map(|scale| stored(*scale, self.tensor_scale)).collect();
+        self.offsets = offsets.iter().map(|offset| stored(*offset, self.tensor_scale)).collect();
     }
 
     /// All values, row-major (rows, cols).

@@ -194,6 +194,14 @@ impl Bounds {
     }
 }
 
+/// Checks the shape and every value.
+///
+/// # Errors
+/// As [`quantize`].
+pub fn check(tensor: &str, values: &[f32], rows: usize, cols: usize) -> Result<(), Error> {
+    bounds(tensor, values, rows, cols, None).map(|_| ())
+}
+
 /// Checks the shape and every value, and works out where to clip.
 fn bounds(tensor: &str, values: &[f32], rows: usize, cols: usize, clip: Option<f32>) -> Result<Bounds, Error> {
     if rows == 0 || cols == 0 || rows.checked_mul(cols) != Some(values.len()) {

@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used)]
 
 use bitdelta_delta::{
-    BitDeltaConfig, Error, Extra, GroupSize, Info, LinearDelta, Part, Variant, factor, file, metrics, quantize,
+    BitDeltaConfig, Error, Extra, GroupSize, Info, LinearDelta, Part, Variant, exact_factors, factor, file, metrics,
+    quantize,
     quantize::{Codes, pack},
+    tread::{Levels, Step},
 };
 use proptest::prelude::*;
 use std::path::Path;
@@ -38,8 +40,14 @@ fn small() -> Variant {
             linear(5, 1, vec![quantize("w", &noise(5, 4), 5, 1, &offset).unwrap()]),
             linear(2, 2, vec![Part::Full { rows: 2, cols: 2, values: vec![1, 2, 3, 4] }]),
             linear(9, 9, vec![]),
+            linear(3, 70, vec![exact_factors("w", &noise(2 * 70, 5), &[0.5; 3 * 2], (3, 2, 70), 2.0).unwrap()]),
         ],
     );
+    let coded = |values: usize, cols| {
+        let steps = [Step::nearest(4e-4), Step::nearest(1e-3)];
+        Levels::of(&noise(values, 6), cols, &steps, 0.1).pack("w").unwrap()
+    };
+    variant.linears.push(linear(5, 70, vec![Part::LowRank { a: coded(2 * 70, 70), bt: coded(2 * 5, 5) }]));
     variant.linears[3].relative_error = Some(0.0);
     variant.extras = vec![Extra { tensor: 1, values: vec![15360; 3] }, Extra { tensor: 7, values: vec![0, 1] }];
     variant

@@ -8,7 +8,7 @@
 
 use crate::Error;
 use bitdelta_delta::file::LinearDelta;
-use bitdelta_model::base::MappedTensor;
+use bitdelta_model::{CodeBlocks, base::MappedTensor};
 use std::ops::Range;
 
 /// Positions in a page of the KV cache. A page lies at a fixed place of its sequence: page i holds positions
@@ -26,7 +26,8 @@ pub enum BaseDtype {
     F32,
     /// bf16; products in f32.
     Bf16,
-    /// int8 in blocks of 64 inputs; activations are rounded the same way for the base's products and for dense deltas.
+    /// int8: a file's own codes where it has them (GGUF's Q4_0 to Q8_0), else 8 bits in blocks of 64 inputs. Activations
+    /// are rounded, for the base's products and for deltas.
     Int8,
 }
 
@@ -64,6 +65,13 @@ pub enum HostTensor {
     F16(Halves),
     /// bfloat16, as bits.
     Bf16(Halves),
+    /// Codes of at most 4 bits, or of 8, for a base in int8 alone.
+    Codes {
+        /// The codes and their scales.
+        blocks: CodeBlocks,
+        /// 4 or 8.
+        bits: u32,
+    },
 }
 
 /// 16-bit floats, as bits.

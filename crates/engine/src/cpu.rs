@@ -1,5 +1,6 @@
 //! The CPU backend: buffers are vectors, operations are the `kernels` crate's.
 
+mod factors;
 mod kv;
 
 use crate::{
@@ -13,8 +14,11 @@ use bitdelta_delta::{
 };
 use bitdelta_kernels as kernels;
 use bitdelta_kernels::{
-    Activations, Arena, Elements, Int8Weights, Matrix, Packed, PlaneTiles, Product, Team, Term, Weights, for_each_chunk,
+    Activations, Arena, Blocks, Elements, Int8Weights, Layout, LowRankTiles, Matrix, Packed, PlaneTiles, Product, Team,
+    Term, Weights, for_each_chunk,
 };
+use bitdelta_model::CodeBlocks;
+use factors::CpuFactors;
 use half::{bf16, f16};
 pub use kv::CpuKv;
 use std::ops::Range;
@@ -42,7 +46,7 @@ impl Cpu {
 pub enum CpuWeights {
     /// Floats, multiplied as they are.
     Floats {
-        /// The elements.
+        /// The elements, floats of some width.
         tensor: HostTensor,
         /// Outputs.
         rows: usize,
@@ -69,6 +73,7 @@ impl CpuWeights {
                     HostTensor::F32(e) => Elements::F32(e),
                     HostTensor::F16(e) => Elements::F16(e),
                     HostTensor::Bf16(e) => Elements::Bf16(e),
+                    HostTensor::Codes { .. } => unreachable!("weights() keeps codes as int8"),
                 };
                 Matrix::Floats(Weights { elements, rows: *rows, cols: *cols })
             }
@@ -94,6 +99,7 @@ impl CpuWeights {
             Self::Floats { tensor: HostTensor::Bf16(e), .. } => {
                 out.iter_mut().zip(&e[at]).for_each(|(o, b)| *o = bf16::from_bits(*b).to_f32());
             }
+            Self::Floats { tensor: HostTensor::Codes { .. }, .. } => unreachable!("weights() keeps codes as int8"),
         }
     }
 }
@@ -103,13 +109,53 @@ fn widen(tensor: HostTensor) -> Vec<f32> {
         HostTensor::F32(values) => values,
         HostTensor::F16(bits) => bits.iter().map(|b| f16::from_bits(*b).to_f32()).collect(),
         HostTensor::Bf16(bits) => bits.iter().map(|b| bf16::from_bits(*b).to_f32()).collect(),
+        HostTensor::Codes { .. } => unreachable!("codes are read for a matrix in int8 alone"),
     }
 }
 
 /// One linear's delta: what the base's dtype lets be multiplied with rounded activations, and the rest as it is.
 pub struct CpuDelta {
-    tiles: Vec<PlaneTiles>,
+    tiles: Vec<Tiles>,
+    factors: Vec<CpuFactors>,
     rest: LinearDelta,
+}
+
+/// A part in the layout of the products with rounded activations.
+enum Tiles {
+    Dense(PlaneTiles),
+    LowRank(LowRankTiles),
+}
+
+impl Tiles {
+    /// `None` for what has no such layout.
+    fn new(part: &Part, arena: &mut Arena) -> Option<Self> {
+        match part {
+            Part::Dense(matrix) => PlaneTiles::new(&packed_view(matrix), arena).map(Self::Dense),
+            Part::LowRank { a, bt } => LowRankTiles::new(&packed_view(a), &packed_view(bt), arena).map(Self::LowRank),
+            Part::Full { .. } => None,
+        }
+    }
+
+    fn matrix(&self) -> Matrix<'_> {
+        match self {
+            Self::Dense(tiles) => Matrix::Planes(tiles),
+            Self::LowRank(tiles) => Matrix::LowRankTiles(tiles),
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Dense(tiles) => tiles.bytes(),
+            Self::LowRank(tiles) => tiles.bytes(),
+        }
+    }
+
+    fn add_row(&self, row: usize, out: &mut [f32]) {
+        match self {
+            Self::Dense(tiles) => tiles.add_row(row, out),
+            Self::LowRank(tiles) => tiles.add_row(row, out),
+        }
+    }
 }
 
 impl CpuDelta {
@@ -122,7 +168,7 @@ impl CpuDelta {
                 Matrix::Floats(Weights { elements: Elements::F16(values), rows: *rows, cols: *cols })
             }
         });
-        self.tiles.iter().map(Matrix::Planes).chain(rest)
+        self.tiles.iter().map(Tiles::matrix).chain(rest).chain(self.factors.iter().map(CpuFactors::matrix))
     }
 }
 
@@ -155,6 +201,10 @@ impl Backend for Cpu {
     }
 
     fn weights(&self, tensor: HostTensor, rows: usize, cols: usize, arena: &mut Arena) -> CpuWeights {
+        if let HostTensor::Codes { blocks: CodeBlocks { codes, scales, minima }, bits } = &tensor {
+            let layout = if *bits == 4 { Layout::Nibbles } else { Layout::Bytes };
+            return CpuWeights::Int8(Int8Weights::keep(&Blocks { codes, scales, minima }, layout, rows, cols, arena));
+        }
         let tensor = match self.base_dtype {
             _ if rows == 1 => HostTensor::F32(widen(tensor)),
             BaseDtype::Stored => tensor,
@@ -173,27 +223,29 @@ impl Backend for Cpu {
 
     fn delta(&self, delta: LinearDelta, arena: &mut Arena) -> CpuDelta {
         let mut tiles = Vec::new();
+        let mut factors = Vec::new();
         let mut parts = Vec::new();
         for part in delta.parts {
-            let tiled = match &part {
-                Part::Dense(matrix) if self.base_dtype == BaseDtype::Int8 => {
-                    PlaneTiles::new(&packed_view(matrix), arena)
-                }
-                _ => None,
-            };
+            if let Some(floats) = CpuFactors::of(&part) {
+                factors.push(floats);
+                continue;
+            }
+            let tiled = if self.base_dtype == BaseDtype::Int8 { Tiles::new(&part, arena) } else { None };
             match tiled {
                 Some(tiled) => tiles.push(tiled),
                 None => parts.push(part),
             }
         }
         tiles.shrink_to_fit();
+        factors.shrink_to_fit();
         parts.shrink_to_fit();
-        CpuDelta { tiles, rest: LinearDelta { parts, ..delta } }
+        CpuDelta { tiles, factors, rest: LinearDelta { parts, ..delta } }
     }
 
     fn delta_bytes(&self, delta: &CpuDelta) -> u64 {
-        let tiles: u64 = delta.tiles.iter().map(PlaneTiles::bytes).sum();
-        tiles + delta.rest.parts.iter().map(Part::bytes).sum::<u64>()
+        let tiles: u64 = delta.tiles.iter().map(Tiles::bytes).sum();
+        let factors: u64 = delta.factors.iter().map(CpuFactors::bytes).sum();
+        tiles + factors + delta.rest.parts.iter().map(Part::bytes).sum::<u64>()
     }
 
     fn buffer(&self, len: usize) -> Vec<f32> {
@@ -217,13 +269,14 @@ impl Backend for Cpu {
     }
 
     fn add_embedding_delta(&self, delta: &CpuDelta, tokens: &[u32], rows: Range<usize>, out: &mut Vec<f32>) {
-        let CpuDelta { tiles, rest: delta } = delta;
+        let CpuDelta { tiles, factors, rest: delta } = delta;
         let out = &mut out[rows.start * delta.cols..rows.end * delta.cols];
         let tokens = &tokens[rows];
         for_each_chunk(out, delta.cols, |i, out| {
             let token = tokens[i] as usize;
             part::add_row(&delta.parts, token, out);
             tiles.iter().for_each(|tiles| tiles.add_row(token, out));
+            factors.iter().for_each(|factors| factors.add_row(token, out));
         });
     }
 

@@ -15,6 +15,7 @@ mod forward;
 mod gate;
 mod model;
 mod pages;
+pub mod prompt;
 pub mod registry;
 mod request;
 mod resident;

@@ -5,7 +5,7 @@ use crate::{
     backend::{Backend, BaseDtype, Halves, HostTensor},
     error::check_memory,
 };
-use bitdelta_kernels::Int8Weights;
+use bitdelta_kernels::{Int8Weights, Layout, SHORT_BLOCK};
 use bitdelta_model::{Base, Dtype, LinearKind, TensorRef};
 
 /// Vectors a layer may have, in the order of their slots.
@@ -88,7 +88,7 @@ impl<B: Backend> BaseWeights<B> {
         check_memory(|| format!("the base model {}", base.name), needed)?;
         let mut arena = backend.arena(needed);
         let mut load = |name: &str| -> Result<B::Weights, Error> {
-            let (tensor, rows, cols) = read(base, name)?;
+            let (tensor, rows, cols) = read(base, name, dtype)?;
             Ok(backend.weights(tensor, rows, cols, &mut arena))
         };
         let vectors = vector_names(base.config.layers)
@@ -112,13 +112,35 @@ pub(crate) fn bytes(base: &Base, dtype: BaseDtype) -> u64 {
             BaseDtype::Stored if matches!(tensor.dtype, Dtype::F16 | Dtype::Bf16) => 2 * count,
             BaseDtype::Stored | BaseDtype::F32 => 4 * count,
             BaseDtype::Bf16 => 2 * count,
-            BaseDtype::Int8 => Int8Weights::bytes_of(tensor.rows, tensor.cols),
+            BaseDtype::Int8 => Int8Weights::bytes_of(layout(tensor), tensor.rows, tensor.cols),
         }
     };
     base.tensors().iter().map(bytes).sum()
 }
 
-fn read(base: &Base, name: &str) -> Result<(HostTensor, usize, usize), Error> {
+/// How int8 keeps a matrix of the base.
+fn layout(tensor: &TensorRef) -> Layout {
+    match tensor.dtype.code_bits() {
+        Some(bits) if tensor.cols.is_multiple_of(SHORT_BLOCK) => {
+            if bits <= 4 {
+                Layout::Nibbles
+            } else {
+                Layout::Bytes
+            }
+        }
+        _ => Layout::Rounded,
+    }
+}
+
+fn read(base: &Base, name: &str, dtype: BaseDtype) -> Result<(HostTensor, usize, usize), Error> {
+    let tensor = base.tensor(name)?;
+    let kept = layout(tensor);
+    if dtype == BaseDtype::Int8 && tensor.rows > 1 && kept != Layout::Rounded {
+        if let Some(blocks) = base.code_blocks(name)? {
+            let bits = if kept == Layout::Nibbles { 4 } else { 8 };
+            return Ok((HostTensor::Codes { blocks, bits }, tensor.rows, tensor.cols));
+        }
+    }
     if let Some(raw) = base.raw(name)? {
         let halves = || -> Result<Halves, Error> {
             let copied = || raw.bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect();
@@ -130,6 +152,5 @@ fn read(base: &Base, name: &str) -> Result<(HostTensor, usize, usize), Error> {
             _ => {}
         }
     }
-    let tensor = base.tensor(name)?;
     Ok((HostTensor::F32(base.tensor_f32(name)?), tensor.rows, tensor.cols))
 }

@@ -2,9 +2,10 @@
 //! `tests/golden/make_tiny.py`), against merged weights, and against itself in other company.
 
 use bitdelta_delta::{
-    BitDeltaConfig, Extra, GroupSize, Info, LinearDelta, Part, Variant, factor, part::dequantize, quantize,
+    BitDeltaConfig, Extra, GroupSize, Info, LinearDelta, Part, Variant, exact_factors, factor, part::dequantize,
+    quantize,
 };
-use bitdelta_engine::{Engine, EngineOptions, Error, Model, ModelOptions, Resident, Sampling};
+use bitdelta_engine::{BaseDtype, Engine, EngineOptions, Error, KvDtype, Model, ModelOptions, Resident, Sampling};
 use bitdelta_model::{Base, Dtype};
 use half::f16;
 use safetensors::SafeTensors;
@@ -144,6 +145,27 @@ fn gguf_files_equal_transformers_on_the_dequantised_weights() {
     }
 }
 
+#[test]
+fn an_int8_base_keeps_the_weights_of_a_quantised_gguf_file() {
+    // Only activations are rounded, to 15 bits: a tenth of what rounding the weights to 8 bits would do.
+    const TOLERANCE: f32 = 5e-3;
+    let open = |kind: &str| {
+        let path = golden(&format!("tiny-llama-gguf/{kind}.gguf"));
+        let base = Arc::new(Base::open(path.to_str().expect("a plain path")).expect("the base opens"));
+        let options = ModelOptions { threads: 2, base_dtype: BaseDtype::Int8, kv_dtype: KvDtype::F32 };
+        Arc::new(Model::load(base, options).expect("the base loads"))
+    };
+    for kind in ["q8_0", "q4_1"] {
+        let model = open(kind);
+        let expected = Golden::open(&golden(&format!("tiny-llama-gguf/{kind}.golden.safetensors")));
+        let prompt = expected.ids("input_ids");
+        let found = logits(&model, &prompt, 0..prompt.len(), None);
+        assert_close(&found, &expected.floats("logits"), TOLERANCE, kind);
+    }
+    let (floats, nibbles) = (open("f32").bytes(), open("q4_1").bytes());
+    assert!(nibbles * 10 < floats * 8, "4-bit codes take {nibbles} bytes, floats rounded to 8 bits {floats}");
+}
+
 /// How a test's variant holds each linear's difference.
 type MakeParts<'a> = &'a dyn Fn(&str, &[f32], usize, usize) -> Vec<Part>;
 
@@ -207,6 +229,15 @@ fn low_rank(name: &str, delta: &[f32], rows: usize, cols: usize) -> Part {
     factor(name, &a, &b, (rows, RANK, cols), 4).expect("a low-rank part")
 }
 
+/// The part with its factors as floats: A in f32, B in f16.
+fn exactly(part: Part) -> Part {
+    let Part::LowRank { a, bt } = part else { unreachable!("a low-rank part") };
+    let (rows, rank, cols) = (bt.cols, a.rows, a.cols);
+    let round = |x: f32| f16::from_f32(x).to_f32();
+    let b: Vec<f32> = (0..rows * rank).map(|at| round(bt.value(at % rank, at / rank))).collect();
+    exact_factors("w", &a.dequantize(), &b, (rows, rank, cols), 0.75).expect("a low-rank part")
+}
+
 /// Writes base + variant as a folder of plain f32 weights.
 fn merge(base: &Base, variant: &Variant, dir: &Path) {
     let mut add = |name: &str, mut values: Vec<f32>| {
@@ -266,7 +297,9 @@ fn base_plus_packed_delta_equals_merged_weights_for_every_kind() {
         true => Vec::new(),
         false => vec![quantize(name, delta, rows, cols, &config(1, GroupSize::Elements(32), true)).expect("signs")],
     };
-    let kinds: [(&str, MakeParts<'_>); 8] = [
+    let exact = |name: &str, delta: &[f32], rows: usize, cols: usize| vec![exactly(low_rank(name, delta, rows, cols))];
+    let kinds: [(&str, MakeParts<'_>); 9] = [
+        ("factors as floats", &exact),
         ("1 bit, group 64 with a tail", &dense(1, GroupSize::Elements(64), true)),
         ("1 bit, whole rows", &dense(1, GroupSize::Row, true)),
         ("1 bit with offsets", &dense(1, GroupSize::Elements(32), false)),
@@ -330,8 +363,10 @@ fn tables_plus_packed_deltas_equal_merged_weights_with_a_tied_head_and_with_one_
         "lm_head.weight" => full(name, delta, rows, cols),
         _ => Vec::new(),
     };
+    let exact = |name: &str, delta: &[f32], rows: usize, cols: usize| vec![exactly(low_rank(name, delta, rows, cols))];
     let (signs, four) = (codes(1, GroupSize::Elements(40), true), codes(4, GroupSize::Elements(64), false));
-    let cases: [(&str, &str, MakeParts<'_>); 7] = [
+    let cases: [(&str, &str, MakeParts<'_>); 8] = [
+        ("tiny-llama", "factors as floats", &exact),
         ("tiny-llama", "signs", &signs),
         ("tiny-llama", "4 bits with offsets", &four),
         ("tiny-llama", "low rank and signs", &sum),

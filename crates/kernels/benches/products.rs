@@ -1,10 +1,11 @@
 //! The products alone, on one thread: multiply-adds and bytes a second of CPU time, from cache and from memory.
 //!
-//! `cargo bench -p bitdelta-kernels` prints a line for each product, shape and number of rows. CPU time of the thread is
+//! `cargo bench -p bitdelta-kernels [-- WHAT]` prints a line for each product, shape and number of rows. CPU time of the thread is
 //! what counts, so that other processes on the machine disturb less.
 
 use bitdelta_kernels::{
-    Activations, Arena, Elements, Int8Weights, Isa, Matrix, Packed, PlaneTiles, Product, Term, Weights, project,
+    Activations, Arena, Elements, Int8Weights, Isa, LowRankTiles, Matrix, Packed, PlaneTiles, Product, Term, Weights,
+    project,
 };
 use std::{hint::black_box, time::Duration};
 
@@ -35,6 +36,15 @@ fn main() {
                 });
             }
         }
+        for rank in [4, 16] {
+            let tiles = factors(n, k, rank);
+            for m in [1, 8] {
+                let mut y = vec![0.0; m * n];
+                measure(&format!("low rank {rank}, 4 bit"), &tiles, tiles.bytes(), (rank, n + k, m), |d| {
+                    add(Activations::rounded(&x[..m * k], k), Matrix::LowRankTiles(d), &mut y);
+                });
+            }
+        }
         let narrow: Vec<u16> = values.iter().map(|v| half::bf16::from_f32(*v).to_bits()).collect();
         for m in [1, 8, 256] {
             let mut y = vec![0.0; m * n];
@@ -55,9 +65,30 @@ fn multiply(x: Activations, matrix: Matrix, y: &mut [f32]) {
     project(&x, &mut [Product { terms: vec![Term { matrix, rows }], y, add: false }]);
 }
 
+/// Adds to `y`, as a low-rank delta does.
+fn add(x: Activations, matrix: Matrix, y: &mut [f32]) {
+    let rows = 0..x.rows();
+    project(&x, &mut [Product { terms: vec![Term { matrix, rows }], y, add: true }]);
+}
+
+/// Factors of 4 bits for (n, k).
+fn factors(n: usize, k: usize, rank: usize) -> LowRankTiles {
+    let planes = |cols: usize| random(rank * 4 * cols.div_ceil(64));
+    let scales = |cols: usize| vec![half::f16::from_f32(0.01).to_bits(); rank * cols.div_ceil(64)];
+    let (planes, scales) = ([k, n].map(planes), [k, n].map(scales));
+    let packed = |i: usize| {
+        let (planes, scales, cols) = (&planes[i], &scales[i], [k, n][i]);
+        Packed { bits: 4, rows: rank, cols, group: 64, planes, scales, offsets: &[], tensor_scale: 1.0 }
+    };
+    LowRankTiles::new(&packed(0), &packed(1), &mut Arena::default()).expect("64 to a group")
+}
+
+fn random(words: usize) -> Vec<u64> {
+    (0..words).map(|i| (i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect()
+}
+
 fn planes(n: usize, k: usize, bits: usize) -> PlaneTiles {
-    let words: Vec<u64> =
-        (0..n * bits * k.div_ceil(64)).map(|i| (i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect();
+    let words = random(n * bits * k.div_ceil(64));
     let scales = vec![half::f16::from_f32(0.01).to_bits(); n * k.div_ceil(64)];
     let packed =
         Packed { bits, rows: n, cols: k, group: 64, planes: &words, scales: &scales, offsets: &[], tensor_scale: 1.0 };
@@ -66,6 +97,9 @@ fn planes(n: usize, k: usize, bits: usize) -> PlaneTiles {
 
 /// Prints the speed of `run` on one matrix, which stays in cache where it fits, and on copies of it in turn.
 fn measure<W: Clone>(what: &str, w: &W, bytes: u64, (n, k, m): (usize, usize, usize), mut run: impl FnMut(&W)) {
+    if std::env::args().skip(1).find(|a| !a.starts_with('-')).is_some_and(|wanted| !what.contains(wanted.as_str())) {
+        return;
+    }
     let copies = vec![w.clone(); (COLD_BYTES / bytes as usize).max(2)];
     print!("{what:<28}{:>12}{m:>6}", format!("{n}×{k}"));
     for set in [std::slice::from_ref(w), &copies] {

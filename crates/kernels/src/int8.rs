@@ -1,18 +1,22 @@
-//! Products with rounded activations: int8 weights of the base, and bit planes of deltas.
+//! The base's product with rounded activations: codes of 8 or 4 bits, two digits of x.
 //!
 //! ```text
-//! W[o, i] = w[o, i] · scale[o, i / 64]      base: w in −127..=127; delta: odd numbers ±1 .. ±(2^bits − 1)
-//! X[r, i] ≈ x[r, i] · scale[r, i / 64]      x one or two int8 digits, see `rounded`
-//! Y[r, o] = Σ_blocks scale[r] · scale[o] · Σ w · x
+//! W[o, i] = w[o, i] · scale[o, i / 64] + minimum[o, i / 64]       w in 0..256; or 32 inputs a block, w in 0..256 or 0..16
+//! X[r, i] ≈ x[r, i] · scale[r, i / 64]                             x two int8 digits, see `rounded`
+//! Y[r, o] = Σ_blocks scale[r] · (scale[o] · Σ w · x + minimum[o] · Σ x)
 //! ```
 //!
-//! Both lie in tiles of 32 outputs, two halves of 16: 4 inputs of output 0, the same 4 of output 1, … make 64 bytes (or
-//! 64 bits a plane, which one masked move turns into bytes), which one instruction (`vpdpbusd`) multiplies with 4 inputs
-//! of a row and adds into 16 sums, one for each output. There is no sum across lanes, and a block ends in one
-//! multiply-add by 16 scales. The two halves share the loads of the row's inputs and lie side by side, so that a matrix is
-//! read as one stream. The integer part is exact, so the order in which it is added does not matter; the blocks are added
-//! in order. Bytes: n · k · (1 + 2/64) for the base, n · k · (bits / 8 + 2 / group) for a delta, read once for up to
-//! eight rows.
+//! A minimum and a maximum of their own use all 256 codes where a greatest magnitude wastes some: measured on SmolLM2, the
+//! KL from the exact weights falls by 30 %. A base whose file has codes of up to 8 bits, a scale and a minimum for each
+//! 32 inputs (GGUF's Q4_0 to Q8_0) keeps them as they are, without any rounding; those of 4 bits two to a byte.
+//!
+//! The matrix lies in tiles of 32 outputs, two halves of 16: 4 inputs of output 0, the same 4 of output 1, … make 64 bytes,
+//! which one instruction (`vpdpbusd`) multiplies with 4 inputs of a row and adds into 16 sums, one for each output. There
+//! is no sum across lanes, and a block ends in a multiply-add by 16 scales and one by 16 minima. The two halves share the
+//! loads of the row's inputs and lie side by side, so that a matrix is read as one stream. At 4 bits the low halves of 64
+//! bytes are one such vector and the high halves the next. The integer part is exact, so the order in which it is added
+//! does not matter; the blocks are added in order. Bytes: n · k · (1 + 4/64), or (1 + 4/32), or (1/2 + 4/32), read once
+//! for up to four rows.
 
 // Loops over an index keep the sums in registers, where iterators and closures leave them in memory: measured 4 to 6
 // times slower.
@@ -32,56 +36,135 @@ use half::f16;
 pub(crate) const HALVES: usize = 2;
 /// Outputs of a tile.
 pub(crate) const TILE: usize = HALVES * LANES;
-/// Bytes of 4 inputs of all outputs of a tile.
+/// Bytes of 4 inputs of all outputs of a tile, at 8 bits; of 8 inputs at 4.
 const QUAD: usize = 4 * TILE;
-/// Bytes of a tile's block.
-const TILE_BLOCK: usize = BLOCK * TILE;
+/// Inputs of a short block.
+pub const SHORT_BLOCK: usize = 32;
 
-/// An int8 weight matrix in tiles of 32 outputs.
+/// How an [`Int8Weights`] keeps its weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// 8 bits, 64 inputs a block: what floats are rounded to.
+    Rounded,
+    /// 8 bits, 32 inputs a block.
+    Bytes,
+    /// 4 bits, 32 inputs a block.
+    Nibbles,
+}
+
+impl Layout {
+    fn bits(self) -> usize {
+        if self == Self::Nibbles { 4 } else { 8 }
+    }
+
+    /// Scales of 64 inputs of an output.
+    fn parts(self) -> usize {
+        if self == Self::Rounded { 1 } else { BLOCK / SHORT_BLOCK }
+    }
+
+    /// Bytes of 64 inputs of a tile.
+    fn block_bytes(self) -> usize {
+        BLOCK * TILE * self.bits() / 8
+    }
+
+    /// Scales and minima of 64 inputs of a tile.
+    fn block_scales(self) -> usize {
+        2 * TILE * self.parts()
+    }
+}
+
+/// A weight matrix of codes, in tiles of 32 outputs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Int8Weights {
     rows: usize,
     cols: usize,
-    /// tile → block → quad of inputs → output → input: w + 128, and 128 where there is no weight.
+    layout: Layout,
+    /// tile → block of 64 → quad of inputs → output → input; 0 where there is no weight.
     codes: Slab<u8>,
-    /// tile → block → output: f16 bits.
+    /// tile → block of 64 → part → scales of all outputs, then minima: f16 bits.
     scales: Slab<u16>,
 }
 
+/// Weights as a file has them: codes of at most 8 bits, a scale and a minimum for each 32 inputs.
+#[derive(Debug, Clone, Copy)]
+pub struct Blocks<'a> {
+    /// row → column.
+    pub codes: &'a [u8],
+    /// row → block: f16 bits.
+    pub scales: &'a [u16],
+    /// row → block: f16 bits.
+    pub minima: &'a [u16],
+}
+
 impl Int8Weights {
-    /// Rounds a (rows, cols) matrix, row-major, to int8: the scale of a block is its greatest magnitude over 127. The
-    /// result lies in `arena`.
+    /// Rounds a (rows, cols) matrix, row-major: a block's codes reach from its least to its greatest value. The result
+    /// lies in `arena`.
     ///
     /// # Panics
     /// When `weights` is not as long as the shape says.
     pub fn quantize(weights: &[f32], rows: usize, cols: usize, arena: &mut Arena) -> Self {
         assert_eq!(weights.len(), rows * cols, "weights of shape ({rows}, {cols})");
+        Self::new(Layout::Rounded, rows, cols, arena, |row, put| {
+            for (block, values) in weights[row * cols..][..cols].chunks(BLOCK).enumerate() {
+                let (least, greatest) =
+                    values.iter().fold((f32::MAX, f32::MIN), |(least, greatest), v| (least.min(*v), greatest.max(*v)));
+                let minimum = f16::from_f32(least.clamp(f16::MIN.to_f32(), f16::MAX.to_f32()));
+                let scale = f16::from_f32((greatest - minimum.to_f32()).max(0.0) / 255.0);
+                let (least, step) = (minimum.to_f32(), scale.to_f32());
+                let inverse = if step > 0.0 { 1.0 / step } else { 0.0 };
+                let mut codes = values.iter().map(|value| nearest(((value - least) * inverse).clamp(0.0, 255.0)) as u8);
+                put(block, scale.to_bits(), minimum.to_bits(), &mut codes);
+            }
+        })
+    }
+
+    /// A (rows, cols) matrix as it is in a file; `layout` is not [`Layout::Rounded`]. The result lies in `arena`.
+    ///
+    /// # Panics
+    /// When `blocks` is not as long as the shape says, `cols` is not a multiple of 32, or a code is wider than the layout.
+    pub fn keep(blocks: &Blocks, layout: Layout, rows: usize, cols: usize, arena: &mut Arena) -> Self {
+        let Blocks { codes, scales, minima } = *blocks;
+        assert!(layout != Layout::Rounded && cols.is_multiple_of(SHORT_BLOCK), "{layout:?} of {cols} columns");
+        let groups = cols / SHORT_BLOCK;
+        assert!(codes.len() == rows * cols && scales.len() == rows * groups && minima.len() == rows * groups);
+        assert!(layout == Layout::Bytes || codes.iter().all(|code| *code < 16), "codes of 4 bits");
+        Self::new(layout, rows, cols, arena, |row, put| {
+            for (group, codes) in codes[row * cols..][..cols].chunks(SHORT_BLOCK).enumerate() {
+                let at = row * groups + group;
+                put(group, scales[at], minima[at], &mut codes.iter().copied());
+            }
+        })
+    }
+
+    /// `fill` gets each row and what takes its blocks: (block, scale, minimum, codes).
+    fn new(
+        layout: Layout,
+        rows: usize,
+        cols: usize,
+        arena: &mut Arena,
+        fill: impl Fn(usize, &mut dyn FnMut(usize, u16, u16, &mut dyn Iterator<Item = u8>)) + Sync,
+    ) -> Self {
         let (tiles, blocks) = (rows.div_ceil(TILE), cols.div_ceil(BLOCK));
-        let mut codes = arena.take::<u8>(tiles * blocks * TILE_BLOCK);
-        let mut scales = arena.take::<u16>(tiles * blocks * TILE);
+        let (block_bytes, block_scales) = (layout.block_bytes(), layout.block_scales());
+        let mut codes = arena.take::<u8>(tiles * blocks * block_bytes);
+        let mut scales = arena.take::<u16>(tiles * blocks * block_scales);
         let tile_scales = Output::new(&mut scales);
-        for_each_chunk(&mut codes, (blocks * TILE_BLOCK).max(1), |tile, codes| {
-            codes.fill(128);
-            // SAFETY: every tile has `blocks · TILE` scales of its own.
-            let scales = unsafe {
-                std::slice::from_raw_parts_mut(tile_scales.pointer().add(tile * blocks * TILE), blocks * TILE)
-            };
+        for_each_chunk(&mut codes, (blocks * block_bytes).max(1), |tile, to| {
+            let length = blocks * block_scales;
+            // SAFETY: every tile has `length` scales of its own.
+            let scales = unsafe { std::slice::from_raw_parts_mut(tile_scales.pointer().add(tile * length), length) };
             for lane in 0..TILE.min(rows - tile * TILE) {
-                let row = &weights[(tile * TILE + lane) * cols..][..cols];
-                for (block, values) in row.chunks(BLOCK).enumerate() {
-                    let greatest = values.iter().fold(0f32, |greatest, value| greatest.max(value.abs()));
-                    let scale = f16::from_f32(greatest / 127.0);
-                    scales[block * TILE + lane] = scale.to_bits();
-                    let scale = scale.to_f32();
-                    let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-                    for (i, value) in values.iter().enumerate() {
-                        let code = nearest((value * inverse).clamp(-127.0, 127.0));
-                        codes[block * TILE_BLOCK + i / 4 * QUAD + lane * 4 + i % 4] = (code + 128) as u8;
+                fill(tile * TILE + lane, &mut |block, scale, minimum, codes| {
+                    let at = block * 2 * TILE + lane;
+                    (scales[at], scales[at + TILE]) = (scale, minimum);
+                    for (i, code) in codes.enumerate() {
+                        let (at, shift) = layout.place(block * BLOCK / layout.parts() + i, lane);
+                        to[at] |= code << shift;
                     }
-                }
+                });
             }
         });
-        Self { rows, cols, codes, scales }
+        Self { rows, cols, layout, codes, scales }
     }
 
     /// (outputs, inputs).
@@ -95,9 +178,9 @@ impl Int8Weights {
     }
 
     /// Bytes that a (rows, cols) matrix takes.
-    pub fn bytes_of(rows: usize, cols: usize) -> u64 {
+    pub fn bytes_of(layout: Layout, rows: usize, cols: usize) -> u64 {
         let blocks = rows.div_ceil(TILE) * cols.div_ceil(BLOCK);
-        (blocks * (TILE_BLOCK + 2 * TILE)) as u64
+        (blocks * (layout.block_bytes() + 2 * layout.block_scales())) as u64
     }
 
     /// Row `row` as f32 into `out`.
@@ -106,17 +189,27 @@ impl Int8Weights {
     /// When `row` is outside the matrix or `out` is not `cols` long.
     pub fn copy_row(&self, row: usize, out: &mut [f32]) {
         assert!(row < self.rows && out.len() == self.cols, "row {row} of {:?}", self.shape());
-        let first = row / TILE * self.blocks();
+        let (layout, blocks) = (self.layout, self.cols.div_ceil(BLOCK));
+        let codes = &self.codes[row / TILE * blocks * layout.block_bytes()..];
+        let scales = &self.scales[row / TILE * blocks * layout.block_scales()..];
         for (i, out) in out.iter_mut().enumerate() {
-            let block = first + i / BLOCK;
-            let at = block * TILE_BLOCK + i % BLOCK / 4 * QUAD + row % TILE * 4 + i % 4;
-            let scale = f16::from_bits(self.scales[block * TILE + row % TILE]).to_f32();
-            *out = f32::from(i16::from(self.codes[at]) - 128) * scale;
+            let (at, shift) = layout.place(i, row % TILE);
+            let code = codes[at] >> shift & (u8::MAX >> (8 - layout.bits()));
+            let at = i * layout.parts() / BLOCK * 2 * TILE + row % TILE;
+            let [scale, minimum] = [at, at + TILE].map(|at| f16::from_bits(scales[at]).to_f32());
+            *out = f32::from(code) * scale + minimum;
         }
     }
+}
 
-    fn blocks(&self) -> usize {
-        self.cols.div_ceil(BLOCK)
+impl Layout {
+    /// Byte and bit of input `i` of a tile's output `lane`, from the tile's beginning.
+    fn place(self, i: usize, lane: usize) -> (usize, usize) {
+        let (quad, byte) = (i / 4, lane * 4 + i % 4);
+        match self {
+            Self::Nibbles => (quad / 2 * QUAD + byte, quad % 2 * 4),
+            _ => (quad * QUAD + byte, 0),
+        }
     }
 }
 
@@ -129,109 +222,108 @@ fn nearest(value: f32) -> i32 {
 }
 
 pub(crate) fn run_int8(isa: Isa, job: Job, w: &Int8Weights) {
-    dispatch_int8!(isa, tiles(job: Job, w: &Int8Weights));
+    match w.layout {
+        Layout::Rounded => run_rounded(isa, job, Laid(w)),
+        Layout::Bytes => run_bytes(isa, job, Laid(w)),
+        Layout::Nibbles => run_nibbles(isa, job, Laid(w)),
+    }
 }
 
-/// Where a kernel finds its weights.
-///
-/// # Safety
-/// The pointers of `scales` are valid for a tile's reads, for every tile and block of the matrix.
-pub(crate) unsafe trait Tiles<V: Int8Vector>: Copy {
-    /// What makes the codes unsigned, see [`crate::vector::int8`].
-    const ZERO: i32;
-    /// How many quads of products a narrow sum holds; 0 where they are not narrow.
-    const NARROW: usize;
-    /// Digits of the activations that count.
-    const DIGITS: usize;
-    /// Bytes of a tile's block.
+fn run_rounded(isa: Isa, job: Job, w: Laid<8, 1>) {
+    dispatch_int8!(isa, tiles(job: Job, w: Laid<8, 1>));
+}
+
+fn run_bytes(isa: Isa, job: Job, w: Laid<8, 2>) {
+    dispatch_int8!(isa, tiles(job: Job, w: Laid<8, 2>));
+}
+
+fn run_nibbles(isa: Isa, job: Job, w: Laid<4, 2>) {
+    dispatch_int8!(isa, tiles(job: Job, w: Laid<4, 2>));
+}
+
+/// Weights whose layout has `BITS` bits and `PARTS` scales for 64 inputs.
+#[derive(Clone, Copy)]
+struct Laid<'a, const BITS: usize, const PARTS: usize>(&'a Int8Weights);
+
+/// What the kernel asks of [`Laid`].
+trait Tiles: Copy {
+    const PARTS: usize;
+    /// Bytes of 64 inputs of a tile.
     const BLOCK_BYTES: usize;
-    /// Where a tile's block starts.
+    /// Where 64 inputs of a tile begin.
     unsafe fn block(self, tile: usize, block: usize) -> *const u8;
-    /// 4 inputs of 16 outputs of the block that starts there.
-    unsafe fn codes(self, block: *const u8, quad: usize, half: usize) -> V::Codes;
-    /// A tile's f16 scales.
-    unsafe fn scales(self, tile: usize, block: usize) -> *const u16;
-    /// What all scales are multiplied with.
-    fn factor(self) -> f32;
+    /// Quad `2 · pair + which` of 16 outputs.
+    unsafe fn quad<V: Int8Vector>(block: *const u8, pair: usize, which: usize, half: usize) -> V::Wide;
+    /// A tile's scales for a part of a block; the minima follow.
+    unsafe fn scales(self, tile: usize, block: usize, part: usize) -> *const u16;
 }
 
-// SAFETY: `quantize` made TILE scales for every tile and block.
-unsafe impl<V: Int8Vector> Tiles<V> for &Int8Weights {
-    const ZERO: i32 = 128;
-    const NARROW: usize = 0;
-    const DIGITS: usize = 2;
-    const BLOCK_BYTES: usize = TILE_BLOCK;
+impl<const BITS: usize, const PARTS: usize> Tiles for Laid<'_, BITS, PARTS> {
+    const PARTS: usize = PARTS;
+    const BLOCK_BYTES: usize = BLOCK * TILE * BITS / 8;
 
     #[inline(always)]
     unsafe fn block(self, tile: usize, block: usize) -> *const u8 {
         // SAFETY: the caller stays inside the matrix, and every tile holds whole blocks.
-        unsafe { self.codes.as_ptr().add((tile * self.blocks() + block) * TILE_BLOCK) }
+        unsafe { self.0.codes.as_ptr().add((tile * self.0.cols.div_ceil(BLOCK) + block) * Self::BLOCK_BYTES) }
     }
     #[inline(always)]
-    unsafe fn codes(self, block: *const u8, quad: usize, half: usize) -> V::Codes {
+    unsafe fn quad<V: Int8Vector>(block: *const u8, pair: usize, which: usize, half: usize) -> V::Wide {
+        let quad = if BITS == 4 { pair } else { 2 * pair + which };
         // SAFETY: as above.
-        unsafe { V::load_codes(block.add(quad * QUAD + half * 4 * LANES)) }
+        unsafe { V::load_wide::<BITS>(block.add(quad * QUAD + half * 4 * LANES), which) }
     }
     #[inline(always)]
-    unsafe fn scales(self, tile: usize, block: usize) -> *const u16 {
+    unsafe fn scales(self, tile: usize, block: usize, part: usize) -> *const u16 {
+        let at = ((tile * self.0.cols.div_ceil(BLOCK) + block) * PARTS + part) * 2 * TILE;
         // SAFETY: as above.
-        unsafe { self.scales.as_ptr().add((tile * self.blocks() + block) * TILE) }
-    }
-    #[inline(always)]
-    fn factor(self) -> f32 {
-        1.0
+        unsafe { self.0.scales.as_ptr().add(at) }
     }
 }
 
 /// How many bytes ahead a matrix is fetched into the cache.
-const AHEAD: usize = 2048;
+pub(crate) const AHEAD: usize = 2048;
 
 /// # Safety
 /// The job's operands were checked, its outputs are a range of the matrix that starts at a tile, and its activations are
 /// rounded.
 #[inline(always)]
-pub(crate) unsafe fn tiles<V: Int8Vector, W: Tiles<V>>(job: Job, w: W) {
+unsafe fn tiles<V: Int8Vector, W: Tiles>(job: Job, w: W) {
     for rows in job.row_blocks(1) {
         let job = Job { rows, ..job.clone() };
         for tile in job.first / TILE..job.last.div_ceil(TILE) {
             let (mut row, end) = (job.rows.start, job.rows.end);
             // SAFETY: the tile lies in the range, and the rows of every call are the job's.
             unsafe {
-                while V::JOINS && W::DIGITS == 2 && row + 2 <= end {
-                    joined_rows::<V, W, 2>(&job, w, tile, row);
+                while V::HELD >= 8 && row + 4 <= end {
+                    tile_rows::<V, W, 4, 2, 1>(&job, w, tile, row);
+                    row += 4;
+                }
+                while V::HELD >= 8 && row + 2 <= end {
+                    tile_rows::<V, W, 2, 2, 1>(&job, w, tile, row);
                     row += 2;
                 }
-                if V::JOINS && W::DIGITS == 2 && row < end {
-                    joined_rows::<V, W, 1>(&job, w, tile, row);
-                    row += 1;
+                while V::HELD < 8 && row + 2 <= end {
+                    tile_rows::<V, W, 2, 1, 1>(&job, w, tile, row);
+                    row += 2;
                 }
-                while V::HELD >= 8 && row + 8 / W::DIGITS <= end {
-                    block_rows::<V, W, 8, 1>(&job, w, tile, row);
-                    row += 8 / W::DIGITS;
-                }
-                while V::HELD >= 4 && row + 4 / W::DIGITS <= end {
-                    block_rows::<V, W, 4, 1>(&job, w, tile, row);
-                    row += 4 / W::DIGITS;
-                }
-                while row + 2 / W::DIGITS <= end {
-                    block_rows::<V, W, 2, 2>(&job, w, tile, row);
-                    row += 2 / W::DIGITS;
-                }
-                if W::DIGITS == 1 && row < end {
-                    block_rows::<V, W, 1, 2>(&job, w, tile, row);
+                if V::HELD >= 8 && row < end {
+                    tile_rows::<V, W, 1, 2, 2>(&job, w, tile, row);
+                } else if row < end {
+                    tile_rows::<V, W, 1, 1, 1>(&job, w, tile, row);
                 }
             }
         }
     }
 }
 
-/// R digits of rows against one tile, in C sums each: several where rows are few, so that one addition does not wait for
-/// the last (integers add up to the same in any order).
+/// R rows against one tile, H halves at a time, in C sums each: two where rows are few, so that one addition does not
+/// wait for the last (integers add up to the same in any order).
 ///
 /// # Safety
-/// The tile lies in the matrix and rows `row..row + R / DIGITS` in x and y.
+/// The tile lies in the matrix and rows `row..row + R` in x and y.
 #[inline(always)]
-unsafe fn block_rows<V: Int8Vector, W: Tiles<V>, const R: usize, const C: usize>(
+unsafe fn tile_rows<V: Int8Vector, W: Tiles, const R: usize, const H: usize, const C: usize>(
     job: &Job,
     w: W,
     tile: usize,
@@ -240,15 +332,9 @@ unsafe fn block_rows<V: Int8Vector, W: Tiles<V>, const R: usize, const C: usize>
     // SAFETY: as promised, and every array holds whole blocks. (A prefetch may name any address.)
     unsafe {
         let rounded = job.rounded();
-        let (blocks, stride) = (rounded.blocks, rounded.blocks * BLOCK);
-        let digits = [&rounded.codes, &rounded.fine].map(|codes| codes.as_ptr().add(row * stride));
-        let digit_sums = [&rounded.sums, &rounded.fine_sums].map(|sums| sums.as_ptr().add(row * blocks));
-        let x_scales = rounded.scales.as_ptr().add(row * blocks);
-        let mut totals = [[V::Floats::splat(0.0); R]; HALVES];
-        let factor = V::Floats::splat(if W::DIGITS == 2 { w.factor() / FINE } else { w.factor() });
+        let blocks = rounded.blocks;
         let first_pass = row == job.rows.start;
-        // Unknown to the compiler, which would unroll the loop whole, load all masks first and spill them.
-        let narrow_quads = std::hint::black_box(W::NARROW);
+        let mut totals = [[V::Floats::splat(0.0); R]; HALVES];
         for block in 0..blocks {
             let from = w.block(tile, block);
             if first_pass {
@@ -256,147 +342,73 @@ unsafe fn block_rows<V: Int8Vector, W: Tiles<V>, const R: usize, const C: usize>
                     prefetch(from.wrapping_add(AHEAD + 64 * line));
                 }
             }
-            let mut sums = [[V::begin(0); R]; HALVES];
-            for r in 0..R {
-                let offset = -W::ZERO * *digit_sums[r % W::DIGITS].add(r / W::DIGITS * blocks + block);
-                for half in 0..HALVES {
-                    sums[half][r] = if W::NARROW > 0 { V::begin_narrow(offset) } else { V::begin(offset) };
-                }
-            }
-            let x = [digits[0].add(block * BLOCK), digits[1].add(block * BLOCK)];
-            if W::NARROW > 0 {
-                for first in (0..BLOCK / 4).step_by(W::NARROW.max(1)) {
-                    let mut narrow = [[[V::narrow(); R]; HALVES]; C];
-                    for quad in (first..first + narrow_quads).step_by(C) {
-                        for c in 0..C {
-                            for half in 0..HALVES {
-                                let codes = w.codes(from, quad + c, half);
-                                for r in 0..R {
-                                    let x = x[r % W::DIGITS].add(r / W::DIGITS * stride + (quad + c) * 4);
-                                    let x = x.cast::<i32>().read_unaligned();
-                                    narrow[c][half][r] = V::add_narrow(narrow[c][half][r], codes, x);
+            for part in 0..W::PARTS {
+                let pairs = BLOCK / 8 / W::PARTS;
+                let scales = w.scales(tile, block, part);
+                for first in (0..HALVES).step_by(H) {
+                    let mut sums = [[[V::wide_sums(); R]; H]; C];
+                    for pair in part * pairs..(part + 1) * pairs {
+                        for which in 0..2 {
+                            let mut codes = [W::quad::<V>(from, pair, which, first); H];
+                            for half in 1..H {
+                                codes[half] = W::quad::<V>(from, pair, which, first + half);
+                            }
+                            for r in 0..R {
+                                let at = ((row + r) * blocks + block) * BLOCK + (2 * pair + which) * 4;
+                                let x = V::load_both(rounded, at);
+                                for half in 0..H {
+                                    let sums = &mut sums[which % C][half][r];
+                                    *sums = V::add_wide(*sums, codes[half], x);
                                 }
                             }
                         }
                     }
-                    for c in 0..C {
-                        for half in 0..HALVES {
-                            for r in 0..R {
-                                sums[half][r] = sums[half][r].widen(narrow[c][half][r]);
-                            }
-                        }
-                    }
-                }
-            } else {
-                let mut chains = [[[V::begin_narrow(0); R]; HALVES]; C];
-                chains[0] = sums;
-                for quad in (0..BLOCK / 4).step_by(C) {
-                    for c in 0..C {
-                        let mut codes = [w.codes(from, quad + c, 0); HALVES];
-                        for half in 1..HALVES {
-                            codes[half] = w.codes(from, quad + c, half);
-                        }
+                    for half in 0..H {
+                        let at = scales.add((first + half) * LANES);
+                        let (scale, minimum) = (V::Floats::load_f16(at), V::Floats::load_f16(at.add(TILE)));
                         for r in 0..R {
-                            let x = x[r % W::DIGITS].add(r / W::DIGITS * stride + (quad + c) * 4);
-                            let x = x.cast::<i32>().read_unaligned();
-                            for half in 0..HALVES {
-                                chains[c][half][r] = chains[c][half][r].add_dots(codes[half], x);
+                            let at = (row + r) * blocks + block;
+                            let x_scale = *rounded.scales.as_ptr().add(at) / FINE;
+                            let x_sum = rounded.both_sums.as_ptr().add(2 * at);
+                            let x_sum = if W::PARTS == 1 { *x_sum + *x_sum.add(1) } else { *x_sum.add(part) };
+                            let mut sum = sums[0][half][r];
+                            for c in 1..C {
+                                sum = V::add_sums(sum, sums[c][half][r]);
                             }
+                            let total = &mut totals[first + half][r];
+                            *total = total.fma(V::wide_to_floats(sum), scale.mul(V::Floats::splat(x_scale)));
+                            *total = total.fma(minimum, V::Floats::splat(x_scale * x_sum as f32));
                         }
                     }
-                }
-                sums = chains[0];
-                for c in 1..C {
-                    for half in 0..HALVES {
-                        for r in 0..R {
-                            sums[half][r] = sums[half][r].add(chains[c][half][r]);
-                        }
-                    }
-                }
-            }
-            for half in 0..HALVES {
-                let scale = V::Floats::load_f16(w.scales(tile, block).add(half * LANES)).mul(factor);
-                for r in 0..R / W::DIGITS {
-                    let sum = match W::DIGITS {
-                        2 => sums[half][2 * r].join(sums[half][2 * r + 1]),
-                        _ => sums[half][r],
-                    };
-                    let both = scale.mul(V::Floats::splat(*x_scales.add(r * blocks + block)));
-                    totals[half][r] = totals[half][r].fma(sum.to_floats(), both);
                 }
             }
         }
-        store::<V::Floats, R>(job, tile, row, R / W::DIGITS, &totals);
-    }
-}
-
-/// R rows, both digits at once, against one tile.
-///
-/// # Safety
-/// As [`block_rows`].
-#[inline(always)]
-unsafe fn joined_rows<V: Int8Vector, W: Tiles<V>, const R: usize>(job: &Job, w: W, tile: usize, row: usize) {
-    // SAFETY: as promised, and every array holds whole blocks. (A prefetch may name any address.)
-    unsafe {
-        let rounded = job.rounded();
-        let (blocks, stride) = (rounded.blocks, rounded.blocks * BLOCK);
-        let x = rounded.joined.as_ptr().add(row * stride);
-        let mut totals = [[V::Floats::splat(0.0); R]; HALVES];
-        let factor = V::Floats::splat(w.factor() / FINE);
-        let first_pass = row == job.rows.start;
-        for block in 0..blocks {
-            let from = w.block(tile, block);
-            if first_pass {
-                for line in 0..W::BLOCK_BYTES / 64 {
-                    prefetch(from.wrapping_add(AHEAD + 64 * line));
-                }
-            }
-            for half in 0..HALVES {
-                let mut joined = [V::joined(); R];
-                for quad in 0..BLOCK / 4 {
-                    let mut four = [0i64; R];
-                    for r in 0..R {
-                        four[r] = x.add(r * stride + block * BLOCK + quad * 4).cast::<i64>().read_unaligned();
-                    }
-                    V::add_joined(&mut joined, from.add(quad * QUAD + half * 4 * LANES), four);
-                }
-                let scale = V::Floats::load_f16(w.scales(tile, block).add(half * LANES)).mul(factor);
-                for r in 0..R {
-                    let at = (row + r) * blocks + block;
-                    let sum = *rounded.sums.as_ptr().add(at) * FINE as i32 + *rounded.fine_sums.as_ptr().add(at);
-                    let sums = V::begin_narrow(-W::ZERO * sum).add_all_joined(joined[r]);
-                    let both = scale.mul(V::Floats::splat(*rounded.scales.as_ptr().add(at)));
-                    totals[half][r] = totals[half][r].fma(sums.to_floats(), both);
-                }
-            }
+        for half in 0..HALVES {
+            store(job, tile, half, row, &totals[half]);
         }
-        store(job, tile, row, R, &totals);
     }
 }
 
-/// Writes or adds a tile's outputs of `count` rows.
+/// Writes or adds half a tile's outputs of R rows.
 ///
 /// # Safety
-/// Rows `row..row + count` of y, and the tile's outputs that there are, are the job's.
+/// Rows `row..row + R` of y, and the tile's outputs that there are, are the job's.
 #[inline(always)]
-unsafe fn store<F: Vector, const R: usize>(
+pub(crate) unsafe fn store<F: Vector, const R: usize>(
     job: &Job,
     tile: usize,
+    half: usize,
     row: usize,
-    count: usize,
-    totals: &[[F; R]; HALVES],
+    totals: &[F; R],
 ) {
-    for half in 0..HALVES {
-        let at = tile * TILE + half * LANES;
-        let lanes = LANES.min(job.outputs.saturating_sub(at));
-        for r in 0..count {
-            let y = job.y.wrapping_add((row + r - job.y_row) * job.outputs + at);
-            // SAFETY: as promised; no lane is touched past the outputs.
-            unsafe {
-                let total = totals[half][r];
-                let total = if job.add { F::load_partial(y, lanes).add(total) } else { total };
-                total.store_partial(y, lanes);
-            }
+    let at = tile * TILE + half * LANES;
+    let lanes = LANES.min(job.outputs.saturating_sub(at));
+    for r in 0..R {
+        let y = job.y.wrapping_add((row + r - job.y_row) * job.outputs + at);
+        // SAFETY: as promised; no lane is touched past the outputs.
+        unsafe {
+            let total = if job.add { F::load_partial(y, lanes).add(totals[r]) } else { totals[r] };
+            total.store_partial(y, lanes);
         }
     }
 }

@@ -1,180 +1,516 @@
-//! A low-rank delta's two products: `t = A · x`, then `y += Bᵀ · t`, both from the planes of the variant's file.
+//! A low-rank delta's product with rounded activations: `t = A · x`, then `y += Bᵀ · t`, both in integers.
 //!
-//! With rounded activations, a row of A is multiplied 64 inputs at a time: a word of each plane becomes 64 codes, which
-//! one `vpdpbusd` multiplies with 64 inputs, adding four neighbours into each of 16 sums. B is taken 64 outputs at a
-//! time: its codes become floats, and each is multiplied with `scale · t` and added. What neither fits (odd group sizes,
-//! offsets, more than four bits) goes the way of [`crate::packed`].
+//! ```text
+//! A[r, i] = scale[r, i / 64] · (2c − zero)      c a code of 2 or 4 bits, zero = 2^bits − 1; B[r, o] alike
+//!                                               2^bits − 2 where each offset is its scale: codes with a level at zero
+//! ```
+//!
+//! The planes of the variant file are laid out again, once, when the variant is loaded: four ranks and a block of 64 are
+//! 256 codes, a *unit* of 128 bytes at four bits and 64 at two, of which a shift and a mask make four vectors of 64
+//! bytes for `vpdpbusd`. In a vector of A, a quarter of the register is a rank and holds 16 neighbouring inputs; in one of
+//! B, each sum is an output and its four bytes are four ranks. Units follow each other in the order in which they are
+//! read, so that a factor is one stream (as planes it was a stream for each rank and plane).
+//!
+//! The second product needs t in integers, yet the scales of B run along the outputs: t[r] counts scale[r, o / 64]
+//! times. So for every row and every 64 outputs `scale · t` is rounded anew over the ranks, to two digits as in
+//! [`crate::rounded`]: some forty operations beside the 4 · rank of the products. Another way keeps t exact: the
+//! sixteen values of a code, times `scale · t`, in one register, and a permutation that looks codes up; but it takes
+//! three operations for 16 outputs of one rank where the digits take three for four ranks.
+//!
+//! What has no such layout (odd group sizes, offsets, more than four bits, very many ranks), and exact activations, go the
+//! way of [`crate::packed`].
 
 // As in `int8`: loops over an index keep the sums in registers.
 #![allow(clippy::needless_range_loop)]
 
 use crate::{
+    arena::{Arena, Slab},
     isa::{Isa, dispatch_int8},
-    packed::{self, Packed},
+    packed::Packed,
     project::Job,
-    rounded::BLOCK,
-    vector::{LANES, Vector, int8::Int8Vector},
+    rounded::{BLOCK, FINE},
+    vector::{LANES, Vector, int8::Int8Vector, prefetch},
 };
+use half::f16;
+use std::{mem::MaybeUninit, ops::Range};
 
-/// Rows of A that share the loads of x.
-const FACTOR_TILE: usize = 4;
+/// Ranks whose codes lie in one unit.
+const QUAD: usize = 4;
+/// Bytes of a vector of codes, and of what is loaded at once.
+const PACK: usize = 64;
+/// The most ranks; their digits lie on the stack.
+const MAX_RANK: usize = 256;
+/// Quads of products that a narrow sum holds: 8 · 2 · 15 · 127 fit in 16 bits.
+const NARROW: usize = 8;
+/// Rows that share the unpacking of a unit, where there are as many.
+const ROWS: usize = 4;
 
-/// Whether the kernels here can read the matrix.
-fn fits(d: &Packed) -> bool {
-    d.bits <= 4 && d.offsets.is_empty() && d.has_whole_blocks()
+/// Blocks whose digits are rounded before the first of them is multiplied.
+const AHEAD: usize = 8;
+
+/// The two factors of a low-rank delta.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LowRankTiles {
+    rank: usize,
+    /// (rank, inputs)
+    a: Factor,
+    /// (rank, outputs)
+    b: Factor,
 }
 
-/// `t (job.rows, a.rows) = x[job.rows] · aᵀ`.
-pub(crate) fn run_first(isa: Isa, job: Job, a: &Packed) {
-    if job.x.rounded.is_none() || !fits(a) {
-        return packed::run_product(isa, job, a);
-    }
-    match a.bits {
-        1 => first_1(isa, job, Bits(a)),
-        2 => first_2(isa, job, Bits(a)),
-        3 => first_3(isa, job, Bits(a)),
-        _ => first_4(isa, job, Bits(a)),
-    }
+/// A (rank, columns) matrix.
+#[derive(Debug, Clone, PartialEq)]
+struct Factor {
+    cols: usize,
+    /// Bits of a code in memory: 2 or 4.
+    bits: usize,
+    /// 2^bits − 1 of the bits that it was quantised to, or one less with a level at zero.
+    zero: i32,
+    /// Blocks of 64 columns that share a scale.
+    blocks_per_group: usize,
+    /// A: quad of ranks → block → unit. B: block → pack of a unit → quad of ranks.
+    units: Slab<u8>,
+    /// f16 bits. A: quad of ranks → group → rank. B: group → rank, in whole quads; then what fills a vector.
+    scales: Slab<u16>,
+    tensor_scale: f32,
 }
 
-/// `y[job.rows] += t · b` for the job's outputs, t being (job.rows, b.rows).
-pub(crate) fn run_second(isa: Isa, job: Job, t: &[f32], b: &Packed) {
-    if !fits(b) || !job.first.is_multiple_of(LANES) {
-        return packed::run_transposed(isa, job, t, b);
-    }
-    match b.bits {
-        1 => second_1(isa, job, t, Bits(b)),
-        2 => second_2(isa, job, t, Bits(b)),
-        3 => second_3(isa, job, t, Bits(b)),
-        _ => second_4(isa, job, t, Bits(b)),
-    }
+/// Whether each group's offset is its scale, so that a code stands for an even multiple of it, zero among them.
+fn has_level_at_zero(d: &Packed) -> bool {
+    !d.offsets.is_empty() && d.offsets == d.scales
 }
 
-/// A matrix of `BITS` planes.
-#[derive(Clone, Copy)]
-struct Bits<'a, const BITS: usize>(&'a Packed<'a>);
-
-macro_rules! runners {
-    ($($bits:literal: $first:ident, $second:ident;)*) => {$(
-        fn $first(isa: Isa, job: Job, a: Bits<$bits>) {
-            dispatch_int8!(isa, first(job: Job, a: Bits<$bits>));
-        }
-        fn $second(isa: Isa, job: Job, t: &[f32], b: Bits<$bits>) {
-            dispatch_int8!(isa, second(job: Job, t: &[f32], b: Bits<$bits>));
-        }
-    )*};
-}
-runners! { 1: first_1, second_1; 2: first_2, second_2; 3: first_3, second_3; 4: first_4, second_4; }
-
-/// # Safety
-/// The matrix and the job were checked, the job's outputs are rows of the matrix, and its activations are rounded.
-#[inline(always)]
-unsafe fn first<V: Int8Vector, D: Factor>(job: Job, a: D) {
-    let rank = a.packed().rows;
-    for row in job.rows.clone() {
-        let mut r = 0;
-        // SAFETY: the rows of every call lie in the matrix.
-        unsafe {
-            while r + FACTOR_TILE <= rank {
-                dots::<V, D, FACTOR_TILE>(&job, a, row, r);
-                r += FACTOR_TILE;
-            }
-            while r < rank {
-                dots::<V, D, 1>(&job, a, row, r);
-                r += 1;
-            }
-        }
-    }
+/// Which of the two factors, and so which order.
+#[derive(Clone, Copy, PartialEq)]
+enum Side {
+    A,
+    B,
 }
 
-/// One row of x against R rows of A.
-#[inline(always)]
-unsafe fn dots<V: Int8Vector, D: Factor, const R: usize>(job: &Job, a: D, row: usize, r: usize) {
-    let d = a.packed();
-    let rounded = job.rounded();
-    // SAFETY: the row is the job's and every row of x has whole blocks; r + R ≤ rank.
-    unsafe {
-        let x = rounded.codes.as_ptr().add(row * rounded.blocks * BLOCK);
-        let mut totals = [V::Floats::splat(0.0); R];
-        for block in 0..rounded.blocks {
-            let x = V::load_inputs(x.add(block * BLOCK));
-            let x_scale = *rounded.scales.get_unchecked(row * rounded.blocks + block);
-            let group = block * BLOCK / d.group;
-            let begin = V::begin_neighbours(D::ZERO, x);
-            for i in 0..R {
-                let sums = begin.add_neighbours(a.codes::<V>(r + i, block), x);
-                let scale = V::Floats::splat(d.scale::<V::Floats>(r + i, group) * x_scale);
-                totals[i] = totals[i].fma(sums.to_floats(), scale);
-            }
-        }
-        for i in 0..R {
-            let t = job.y.add((row - job.y_row) * job.outputs + r + i);
-            *t = if job.add { *t + totals[i].sum() } else { totals[i].sum() };
-        }
-    }
-}
-
-/// # Safety
-/// The matrix and the job were checked, `t` has a row of rank values for each of the job's rows, and the job's outputs
-/// are columns of the matrix that start at a multiple of sixteen.
-#[inline(always)]
-unsafe fn second<V: Int8Vector, D: Factor>(job: Job, t: &[f32], b: D) {
-    let d = b.packed();
-    for block in job.first / BLOCK..job.last.div_ceil(BLOCK) {
-        let group = block * BLOCK / d.group;
-        // The block's outputs that are the job's.
-        let (begin, count) = (job.first.saturating_sub(block * BLOCK), (job.last - block * BLOCK).min(BLOCK));
-        for (i, row) in job.rows.clone().enumerate() {
-            // SAFETY: the block's columns and the job's rows lie in y; the last sixteen may be partial.
-            unsafe {
-                let y = job.y.add((row - job.y_row) * job.outputs + block * BLOCK);
-                let mut sums = [V::Floats::splat(0.0); BLOCK / LANES];
-                for r in 0..d.rows {
-                    let scaled = V::Floats::splat(*t.get_unchecked(i * d.rows + r) * d.scale::<V::Floats>(r, group));
-                    let values = V::codes_to_floats(b.codes::<V>(r, block), D::ZERO);
-                    for part in 0..BLOCK / LANES {
-                        sums[part] = sums[part].fma(values[part], scaled);
-                    }
-                }
-                for part in 0..BLOCK / LANES {
-                    let at = part * LANES;
-                    if at >= begin && at < count {
-                        let (y, lanes) = (y.add(at), LANES.min(count - at));
-                        V::Floats::load_partial(y, lanes).add(sums[part]).store_partial(y, lanes);
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// What the kernels ask of [`Bits`], whatever its width.
-trait Factor: Copy {
-    /// What makes the codes unsigned, see [`crate::vector::int8`].
-    const ZERO: i32;
-    fn packed(&self) -> &Packed<'_>;
-    /// The 64 elements of `row` that start at column `64 · block`.
+impl LowRankTiles {
+    /// Lays the factors out in `arena`, `b` being (rank, outputs). `None` for what this product cannot do: more than
+    /// four bits, offsets other than the scales, groups that are neither a multiple of 64 columns nor the whole row, more than 256 ranks.
     ///
-    /// # Safety
-    /// They lie in the matrix.
-    unsafe fn codes<V: Int8Vector>(self, row: usize, block: usize) -> V::Codes;
+    /// # Panics
+    /// When the factors have not one rank.
+    pub fn new(a: &Packed, b: &Packed, arena: &mut Arena) -> Option<Self> {
+        let fits = |d: &Packed| d.bits <= 4 && (d.offsets.is_empty() || has_level_at_zero(d)) && d.has_whole_blocks();
+        if !fits(a) || !fits(b) || a.rows > MAX_RANK {
+            return None;
+        }
+        assert_eq!(a.rows, b.rows, "factors of one rank");
+        Some(Self { rank: a.rows, a: Factor::new(a, Side::A, arena), b: Factor::new(b, Side::B, arena) })
+    }
+
+    /// (outputs, inputs).
+    pub fn shape(&self) -> (usize, usize) {
+        (self.b.cols, self.a.cols)
+    }
+
+    /// How many ranks there are.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// Bytes in memory.
+    pub fn bytes(&self) -> u64 {
+        let each = |factor: &Factor| factor.units.len() + 2 * factor.scales.len();
+        (each(&self.a) + each(&self.b)) as u64
+    }
+
+    /// Adds row `row` of Bᵀ · A to `out`.
+    ///
+    /// # Panics
+    /// When `row` is outside the matrix or `out` is not as long as there are inputs.
+    pub fn add_row(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.b.cols && out.len() == self.a.cols, "row {row} of {:?}", self.shape());
+        for rank in 0..self.rank {
+            let factor = self.b.value(Side::B, self.rank, rank, row);
+            for (col, out) in out.iter_mut().enumerate() {
+                *out += factor * self.a.value(Side::A, self.rank, rank, col);
+            }
+        }
+    }
+
+    /// Asks for what `run_first` reads.
+    pub(crate) fn prefetch_first(&self) {
+        prefetch_all(&self.a.units);
+        prefetch_all(&self.a.scales);
+    }
+
+    /// Asks for what `run_second` reads for these outputs.
+    pub(crate) fn prefetch_second(&self, outputs: Range<usize>) {
+        let block = self.b.bits * PACK / 2 * self.rank.div_ceil(QUAD);
+        let end = (outputs.end.div_ceil(BLOCK) * block).min(self.b.units.len());
+        prefetch_all(&self.b.units[outputs.start / BLOCK * block..end]);
+        let group = |block: usize| block / self.b.blocks_per_group * self.rank.next_multiple_of(QUAD);
+        prefetch_all(&self.b.scales[group(outputs.start / BLOCK)..=group((outputs.end - 1) / BLOCK)]);
+    }
 }
 
-impl<const BITS: usize> Factor for Bits<'_, BITS> {
-    const ZERO: i32 = (1 << BITS) - 1;
+fn prefetch_all<T>(values: &[T]) {
+    let start = values.as_ptr().cast::<u8>();
+    for line in (0..size_of_val(values)).step_by(64) {
+        prefetch(start.wrapping_add(line));
+    }
+}
+
+impl Factor {
+    fn new(d: &Packed, side: Side, arena: &mut Arena) -> Self {
+        d.check();
+        let Packed { bits, rows: rank, cols, tensor_scale, .. } = *d;
+        let (blocks, groups, quads) = (cols.div_ceil(BLOCK), d.groups(), rank.div_ceil(QUAD));
+        let laid_out = if bits <= 2 { 2 } else { 4 };
+        let mut factor = Self {
+            cols,
+            bits: laid_out,
+            zero: (1 << bits) - 1 - i32::from(has_level_at_zero(d)),
+            blocks_per_group: d.group.div_ceil(BLOCK).min(blocks.max(1)),
+            units: arena.take(quads * blocks * PACK * laid_out / 2),
+            scales: arena.take(groups * quads * QUAD + if side == Side::B { LANES } else { 0 }),
+            tensor_scale,
+        };
+        for r in 0..rank {
+            for group in 0..groups {
+                let at = factor.scale_at(side, rank, r, group);
+                factor.scales[at] = d.scales[r * groups + group];
+            }
+            for col in 0..cols {
+                let plane = |plane: usize| d.planes[(r * bits + plane) * blocks + col / BLOCK] >> (col % BLOCK) & 1;
+                let code: u64 = (0..bits).map(|p| plane(p) << p).sum();
+                let (at, shift) = factor.code_at(side, rank, r, col);
+                factor.units[at] |= (code as u8) << shift;
+            }
+        }
+        factor
+    }
+
+    /// The byte and the bit where a code begins.
+    fn code_at(&self, side: Side, rank: usize, r: usize, col: usize) -> (usize, usize) {
+        let (packs, vectors) = (self.bits / 2, 8 / self.bits);
+        let (block, inside) = (col / BLOCK, col % BLOCK);
+        let (quads, blocks) = (rank.div_ceil(QUAD), self.cols.div_ceil(BLOCK));
+        let vector = inside / LANES;
+        let (pack, shift) = (vector / vectors, vector % vectors * self.bits);
+        let byte = match side {
+            Side::A => ((r / QUAD * blocks + block) * packs + pack) * PACK + r % QUAD * LANES + inside % LANES,
+            Side::B => ((block * packs + pack) * quads + r / QUAD) * PACK + inside % LANES * QUAD + r % QUAD,
+        };
+        (byte, shift)
+    }
+
+    fn scale_at(&self, side: Side, rank: usize, r: usize, group: usize) -> usize {
+        let groups = self.cols.div_ceil(BLOCK).div_ceil(self.blocks_per_group);
+        match side {
+            Side::A => (r / QUAD * groups + group) * QUAD + r % QUAD,
+            Side::B => group * rank.next_multiple_of(QUAD) + r,
+        }
+    }
+
+    fn value(&self, side: Side, rank: usize, r: usize, col: usize) -> f32 {
+        let (at, shift) = self.code_at(side, rank, r, col);
+        let code = i32::from(self.units[at] >> shift) & ((1 << self.bits) - 1);
+        let scale = self.scales[self.scale_at(side, rank, r, col / BLOCK / self.blocks_per_group)];
+        f16::from_bits(scale).to_f32() * self.tensor_scale * (2 * code - self.zero) as f32
+    }
+}
+
+/// `t (job.rows, rank) = x[job.rows] · Aᵀ`.
+pub(crate) fn run_first(isa: Isa, job: Job, d: &LowRankTiles) {
+    match d.a.bits {
+        2 => first_2(isa, job, Codes(d)),
+        _ => first_4(isa, job, Codes(d)),
+    }
+}
+
+/// `y[job.rows] += t · B` for the job's outputs, t being (job.rows, rank).
+pub(crate) fn run_second(isa: Isa, job: Job, t: &[f32], d: &LowRankTiles) {
+    match d.b.bits {
+        2 => second_2(isa, job, t, Codes(d)),
+        _ => second_4(isa, job, t, Codes(d)),
+    }
+}
+
+/// Factors of which the one in question has codes of `BITS` bits in memory.
+#[derive(Clone, Copy)]
+struct Codes<'a, const BITS: usize>(&'a LowRankTiles);
+
+/// What the kernels ask of [`Codes`], whatever their width.
+trait Tiles: Copy {
+    const BITS: usize;
+    /// Packs of a unit.
+    const PACKS: usize = Self::BITS / 2;
+    /// Vectors of a pack.
+    const VECTORS: usize = 8 / Self::BITS;
+    fn tiles(&self) -> &LowRankTiles;
+    /// # Safety
+    /// A pack is readable.
+    unsafe fn load<V: Int8Vector>(pack: *const u8, vector: usize) -> V::Codes;
+}
+
+impl<const BITS: usize> Tiles for Codes<'_, BITS> {
+    const BITS: usize = BITS;
     #[inline(always)]
-    fn packed(&self) -> &Packed<'_> {
+    fn tiles(&self) -> &LowRankTiles {
         self.0
     }
     #[inline(always)]
-    unsafe fn codes<V: Int8Vector>(self, row: usize, block: usize) -> V::Codes {
-        let words = self.0.words();
-        let mut planes = [0u64; BITS];
-        for plane in 0..BITS {
-            // SAFETY: the matrix was checked to have `words` words for each row and plane.
-            planes[plane] = unsafe { *self.0.planes.get_unchecked((row * BITS + plane) * words + block) };
+    unsafe fn load<V: Int8Vector>(pack: *const u8, vector: usize) -> V::Codes {
+        // SAFETY: the caller's promise.
+        unsafe { V::load_fields::<BITS>(pack, vector) }
+    }
+}
+
+macro_rules! runners {
+    ($($bits:literal: $first:ident, $second:ident;)*) => {$(
+        fn $first(isa: Isa, job: Job, d: Codes<$bits>) {
+            dispatch_int8!(isa, first(job: Job, d: Codes<$bits>));
         }
-        // SAFETY: the instruction set is the caller's promise.
-        unsafe { V::load_planes(planes) }
+        fn $second(isa: Isa, job: Job, t: &[f32], d: Codes<$bits>) {
+            dispatch_int8!(isa, second(job: Job, t: &[f32], d: Codes<$bits>));
+        }
+    )*};
+}
+runners! { 2: first_2, second_2; 4: first_4, second_4; }
+
+/// # Safety
+/// The job was checked, its outputs are all ranks, and its activations are rounded.
+#[inline(always)]
+unsafe fn first<V: Int8Vector, D: Tiles>(job: Job, d: D) {
+    for quad in 0..d.tiles().rank.div_ceil(QUAD) {
+        let mut row = job.rows.start;
+        // SAFETY: the rows of every call are the job's, and the quad is one of the factor's.
+        unsafe {
+            while row + ROWS <= job.rows.end {
+                dots::<V, D, ROWS>(&job, d, row, quad);
+                row += ROWS;
+            }
+            while row < job.rows.end {
+                dots::<V, D, 1>(&job, d, row, quad);
+                row += 1;
+            }
+        }
+    }
+}
+
+/// R rows of x against four ranks. Each rank has four sums, which are added up at the end.
+///
+/// # Safety
+/// As [`first`], for rows `row..row + R`.
+#[inline(always)]
+unsafe fn dots<V: Int8Vector, D: Tiles, const R: usize>(job: &Job, d: D, row: usize, quad: usize) {
+    let LowRankTiles { rank, a, .. } = d.tiles();
+    let rounded = job.rounded();
+    let (blocks, groups) = (rounded.blocks, rounded.blocks.div_ceil(a.blocks_per_group));
+    // SAFETY: the rows are the job's, every row of x has whole blocks, and the factor a unit for each quad and block.
+    unsafe {
+        let units = a.units.as_ptr().add(quad * blocks * D::PACKS * PACK);
+        let scales = a.scales.as_ptr().add(quad * groups * QUAD);
+        let x = rounded.codes.as_ptr().add(row * blocks * BLOCK);
+        // Σ scale · Σ c · x and Σ scale · Σ x: a weight is 2c − zero.
+        let mut totals = [V::Floats::splat(0.0); R];
+        let mut sums = [V::Floats::splat(0.0); R];
+        for group in 0..groups {
+            let scale = V::Floats::load_f16_by_four(scales.add(group * QUAD));
+            for block in group * a.blocks_per_group..blocks.min((group + 1) * a.blocks_per_group) {
+                let mut narrow = [V::narrow(); R];
+                for pack in 0..D::PACKS {
+                    let from = units.add((block * D::PACKS + pack) * PACK);
+                    for vector in 0..D::VECTORS {
+                        let codes = D::load::<V>(from, vector);
+                        let at = block * BLOCK + (pack * D::VECTORS + vector) * LANES;
+                        for r in 0..R {
+                            let x = V::load_inputs_four_times(x.add(r * blocks * BLOCK + at));
+                            narrow[r] = V::add_narrow_neighbours(narrow[r], codes, x);
+                        }
+                    }
+                }
+                for r in 0..R {
+                    let at = (row + r) * blocks + block;
+                    let both = scale.mul(V::Floats::splat(*rounded.scales.as_ptr().add(at)));
+                    let dots = V::begin_narrow(0).widen(narrow[r]).to_floats();
+                    totals[r] = totals[r].fma(dots, both);
+                    sums[r] = sums[r].fma(both, V::Floats::splat(*rounded.sums.as_ptr().add(at) as f32));
+                }
+            }
+        }
+        for r in 0..R {
+            // All four sums of a rank subtract the same, so each a quarter.
+            let less = V::Floats::splat(-0.25 * a.zero as f32);
+            let mut lanes = [0f32; LANES];
+            totals[r].add(totals[r]).fma(sums[r], less).store(lanes.as_mut_ptr());
+            let t = job.y.add((row + r - job.y_row) * job.outputs + quad * QUAD);
+            for i in 0..QUAD.min(rank - quad * QUAD) {
+                let four = &lanes[i * 4..i * 4 + 4];
+                *t.add(i) = ((four[0] + four[2]) + (four[1] + four[3])) * a.tensor_scale;
+            }
+        }
+    }
+}
+
+/// `scale · t` of all ranks, rounded.
+struct Digits {
+    /// Coarse and fine; 0 from the last rank up to a whole vector, and not written past it.
+    codes: [[i8; MAX_RANK]; 2],
+    /// What 128 · coarse + fine is multiplied with.
+    scale: f32,
+    /// Σ 128 · coarse + fine
+    sum: f32,
+}
+
+impl Digits {
+    /// # Safety
+    /// `to` may be written; `scales` has a scale for each of the ranks, of which there are at most MAX_RANK, and fills a
+    /// vector.
+    #[inline(always)]
+    unsafe fn round<V: Vector>(to: *mut Self, t: &[f32], scales: *const u16) {
+        const PARTS: usize = MAX_RANK / LANES;
+        let parts = t.len().div_ceil(LANES);
+        // SAFETY: the last part of t is partial, and there t is 0.
+        unsafe {
+            let mut values = [V::splat(0.0); PARTS];
+            let mut greatest = V::splat(0.0);
+            for part in 0..parts {
+                let at = part * LANES;
+                let t = V::load_partial(t.as_ptr().add(at), LANES.min(t.len() - at));
+                values[part] = t.mul(V::load_f16(scales.add(at)));
+                greatest = greatest.max(values[part].abs());
+            }
+            let greatest = greatest.greatest();
+            // Below that its inverse would not be finite.
+            let inverse = V::splat(if greatest > 1e-30 { 127.0 / greatest } else { 0.0 });
+            let mut sums = V::splat(0.0);
+            let coarse_codes = (&raw mut (*to).codes).cast::<i8>();
+            for part in 0..parts {
+                let steps = values[part].mul(inverse);
+                let coarse = steps.round();
+                let fine = steps.sub(coarse).mul(V::splat(FINE)).round();
+                coarse.store_i8(coarse_codes.add(part * LANES));
+                fine.store_i8(coarse_codes.add(MAX_RANK + part * LANES));
+                sums = sums.add(fine.fma(coarse, V::splat(FINE)));
+            }
+            (&raw mut (*to).sum).write(sums.sum());
+            (&raw mut (*to).scale).write(greatest / (127.0 * FINE));
+        }
+    }
+}
+
+/// # Safety
+/// The job was checked, `t` has a row of rank values for each of the job's rows, and the job's outputs are columns of B
+/// that start at a multiple of sixteen.
+#[inline(always)]
+unsafe fn second<V: Int8Vector, D: Tiles>(job: Job, t: &[f32], d: D) {
+    let mut digits = [const { MaybeUninit::uninit() }; 2 * AHEAD];
+    let (first, last) = (job.first / BLOCK, job.last.div_ceil(BLOCK));
+    for first in (first..last).step_by(AHEAD) {
+        let blocks = first..last.min(first + AHEAD);
+        let mut row = job.rows.start;
+        // SAFETY: the rows of every call are the job's, and the blocks' columns lie in B.
+        unsafe {
+            while V::HELD >= 8 && row + 2 <= job.rows.end {
+                outputs::<V, D, 2>(&job, t, d, row, blocks.clone(), &mut digits);
+                row += 2;
+            }
+            while row < job.rows.end {
+                outputs::<V, D, 1>(&job, t, d, row, blocks.clone(), &mut digits);
+                row += 1;
+            }
+        }
+    }
+}
+
+/// 64 outputs of R rows in each of the blocks. What they are multiplied with is rounded for all blocks first: a product
+/// that reads digits before they have left the core's store buffer waits for them, and nothing overlaps.
+///
+/// # Safety
+/// As [`second`], for rows `row..row + R` and at most AHEAD blocks.
+#[inline(always)]
+unsafe fn outputs<V: Int8Vector, D: Tiles, const R: usize>(
+    job: &Job,
+    t: &[f32],
+    d: D,
+    row: usize,
+    blocks: Range<usize>,
+    digits: &mut [MaybeUninit<Digits>; 2 * AHEAD],
+) {
+    let LowRankTiles { rank, b, .. } = d.tiles();
+    // SAFETY: as promised; the factor has scales for each block that fill a vector, and every block its digits.
+    unsafe {
+        for (i, block) in blocks.clone().enumerate() {
+            let scales = b.scales.as_ptr().add(block / b.blocks_per_group * rank.next_multiple_of(QUAD));
+            for r in 0..R {
+                let at = (row + r - job.rows.start) * rank;
+                Digits::round::<V::Floats>(digits[2 * i + r].as_mut_ptr(), t.get_unchecked(at..at + rank), scales);
+            }
+        }
+        for (i, block) in blocks.enumerate() {
+            let mut of_rows = [digits[2 * i].as_ptr(); R];
+            for r in 0..R {
+                of_rows[r] = digits[2 * i + r].as_ptr();
+            }
+            block_outputs::<V, D, R>(job, d, row, block, of_rows);
+        }
+    }
+}
+
+/// 64 outputs of R rows, with the digits of each.
+///
+/// # Safety
+/// As [`second`], for rows `row..row + R`; the digits were rounded.
+#[inline(always)]
+unsafe fn block_outputs<V: Int8Vector, D: Tiles, const R: usize>(
+    job: &Job,
+    d: D,
+    row: usize,
+    block: usize,
+    digits: [*const Digits; R],
+) {
+    let LowRankTiles { rank, b, .. } = d.tiles();
+    let quads = rank.div_ceil(QUAD);
+    // SAFETY: as promised; the factor has a unit for each quad and block.
+    unsafe {
+        for pack in 0..D::PACKS {
+            let from = b.units.as_ptr().add((block * D::PACKS + pack) * quads * PACK);
+            // (vectors, rows, digits); vectors are at most four.
+            let mut sums = [[[V::begin_narrow(0); 2]; R]; 4];
+            for first in (0..quads).step_by(NARROW) {
+                let mut narrow = [[[V::narrow(); 2]; R]; 4];
+                for quad in first..quads.min(first + NARROW) {
+                    for vector in 0..D::VECTORS {
+                        let codes = D::load::<V>(from.add(quad * PACK), vector);
+                        for r in 0..R {
+                            for digit in 0..2 {
+                                let codes_of = (&raw const (*digits[r]).codes).cast::<i8>().add(digit * MAX_RANK);
+                                let z = codes_of.add(quad * QUAD).cast::<i32>();
+                                narrow[vector][r][digit] =
+                                    V::add_narrow(narrow[vector][r][digit], codes, z.read_unaligned());
+                            }
+                        }
+                    }
+                }
+                for vector in 0..D::VECTORS {
+                    for r in 0..R {
+                        for digit in 0..2 {
+                            sums[vector][r][digit] = sums[vector][r][digit].widen(narrow[vector][r][digit]);
+                        }
+                    }
+                }
+            }
+            for vector in 0..D::VECTORS {
+                let at = block * BLOCK + (pack * D::VECTORS + vector) * LANES;
+                if at < job.first || at >= job.last {
+                    continue;
+                }
+                let lanes = LANES.min(job.last - at);
+                for r in 0..R {
+                    let scale = (*digits[r]).scale * b.tensor_scale;
+                    let less = V::Floats::splat(-(b.zero as f32) * scale * (*digits[r]).sum);
+                    let sum = sums[vector][r][0].join(sums[vector][r][1]).to_floats();
+                    let y = job.y.add((row + r - job.y_row) * job.outputs + at);
+                    let total = V::Floats::load_partial(y, lanes).add(less);
+                    total.fma(sum, V::Floats::splat(2.0 * scale)).store_partial(y, lanes);
+                }
+            }
+        }
     }
 }

@@ -4,14 +4,17 @@
 //! is input i (of four) of output o (of sixteen, half a tile), and the words of a tile follow each other. The bytes stay
 //! the same.
 
+// As in `int8`: loops over an index keep the sums in registers.
+#![allow(clippy::needless_range_loop)]
+
 use crate::{
     arena::{Arena, Slab},
-    int8::{HALVES, TILE, Tiles, tiles},
+    int8::{AHEAD, HALVES, TILE, store},
     isa::{Isa, dispatch_int8},
     packed::Packed,
     project::Job,
     rounded::BLOCK,
-    vector::{LANES, int8::Int8Vector},
+    vector::{LANES, Vector, int8::Int8Vector, prefetch},
 };
 
 /// A packed matrix in tiles of 32 outputs.
@@ -143,11 +146,31 @@ fn run_4(isa: Isa, job: Job, d: Planes<4>) {
     dispatch_int8!(isa, tiles(job: Job, d: Planes<4>));
 }
 
+/// What the kernel asks of [`Planes`], whatever their number.
+///
+/// # Safety
+/// The pointers of `scales` are valid for a tile's reads, for every tile and block of the matrix.
+unsafe trait Tiles<V: Int8Vector>: Copy {
+    /// What makes the codes unsigned, see [`crate::vector::int8`].
+    const ZERO: i32;
+    /// How many quads of products a narrow sum holds.
+    const NARROW: usize;
+    /// Bytes of a tile's block.
+    const BLOCK_BYTES: usize;
+    /// Where a tile's block starts.
+    unsafe fn block(self, tile: usize, block: usize) -> *const u8;
+    /// 4 inputs of 16 outputs of the block that starts there.
+    unsafe fn codes(self, block: *const u8, quad: usize, half: usize) -> V::Codes;
+    /// A tile's f16 scales.
+    unsafe fn scales(self, tile: usize, block: usize) -> *const u16;
+    /// What all scales are multiplied with.
+    fn factor(self) -> f32;
+}
+
 // SAFETY: `PlaneTiles::new` made TILE scales for every tile and group, and a group for every block.
 unsafe impl<V: Int8Vector, const BITS: usize> Tiles<V> for Planes<'_, BITS> {
     const ZERO: i32 = (1 << BITS) - 1;
     const NARROW: usize = if BITS <= 2 { BLOCK / 4 } else { 4 };
-    const DIGITS: usize = 1;
     const BLOCK_BYTES: usize = BLOCK / 8 * BITS * TILE;
 
     #[inline(always)]
@@ -169,5 +192,110 @@ unsafe impl<V: Int8Vector, const BITS: usize> Tiles<V> for Planes<'_, BITS> {
     #[inline(always)]
     fn factor(self) -> f32 {
         self.0.tensor_scale
+    }
+}
+
+/// # Safety
+/// The job's operands were checked, its outputs are a range of the matrix that starts at a tile, and its activations are
+/// rounded.
+#[inline(always)]
+unsafe fn tiles<V: Int8Vector, W: Tiles<V>>(job: Job, w: W) {
+    for rows in job.row_blocks(1) {
+        let job = Job { rows, ..job.clone() };
+        for tile in job.first / TILE..job.last.div_ceil(TILE) {
+            let (mut row, end) = (job.rows.start, job.rows.end);
+            // SAFETY: the tile lies in the range, and the rows of every call are the job's.
+            unsafe {
+                while V::HELD >= 8 && row + 8 <= end {
+                    block_rows::<V, W, 8, 1>(&job, w, tile, row);
+                    row += 8;
+                }
+                while V::HELD >= 4 && row + 4 <= end {
+                    block_rows::<V, W, 4, 1>(&job, w, tile, row);
+                    row += 4;
+                }
+                while row + 2 <= end {
+                    block_rows::<V, W, 2, 2>(&job, w, tile, row);
+                    row += 2;
+                }
+                if row < end {
+                    block_rows::<V, W, 1, 2>(&job, w, tile, row);
+                }
+            }
+        }
+    }
+}
+
+/// R rows against one tile, in C sums each: several where rows are few, so that one addition does not wait for the last
+/// (integers add up to the same in any order).
+///
+/// # Safety
+/// The tile lies in the matrix and rows `row..row + R` in x and y.
+#[inline(always)]
+unsafe fn block_rows<V: Int8Vector, W: Tiles<V>, const R: usize, const C: usize>(
+    job: &Job,
+    w: W,
+    tile: usize,
+    row: usize,
+) {
+    // SAFETY: as promised, and every array holds whole blocks. (A prefetch may name any address.)
+    unsafe {
+        let rounded = job.rounded();
+        let (blocks, stride) = (rounded.blocks, rounded.blocks * BLOCK);
+        let codes = rounded.codes.as_ptr().add(row * stride);
+        let x_sums = rounded.sums.as_ptr().add(row * blocks);
+        let x_scales = rounded.scales.as_ptr().add(row * blocks);
+        let mut totals = [[V::Floats::splat(0.0); R]; HALVES];
+        let factor = V::Floats::splat(w.factor());
+        let first_pass = row == job.rows.start;
+        // Unknown to the compiler, which would unroll the loop whole, load all masks first and spill them.
+        let narrow_quads = std::hint::black_box(W::NARROW);
+        for block in 0..blocks {
+            let from = w.block(tile, block);
+            if first_pass {
+                for line in 0..W::BLOCK_BYTES / 64 {
+                    prefetch(from.wrapping_add(AHEAD + 64 * line));
+                }
+            }
+            let mut sums = [[V::begin_narrow(0); R]; HALVES];
+            for r in 0..R {
+                let offset = V::begin_narrow(-W::ZERO * *x_sums.add(r * blocks + block));
+                for half in 0..HALVES {
+                    sums[half][r] = offset;
+                }
+            }
+            let x = codes.add(block * BLOCK);
+            for first in (0..BLOCK / 4).step_by(W::NARROW) {
+                let mut narrow = [[[V::narrow(); R]; HALVES]; C];
+                for quad in (first..first + narrow_quads).step_by(C) {
+                    for c in 0..C {
+                        for half in 0..HALVES {
+                            let codes = w.codes(from, quad + c, half);
+                            for r in 0..R {
+                                let x = x.add(r * stride + (quad + c) * 4).cast::<i32>().read_unaligned();
+                                narrow[c][half][r] = V::add_narrow(narrow[c][half][r], codes, x);
+                            }
+                        }
+                    }
+                }
+                for c in 0..C {
+                    for half in 0..HALVES {
+                        for r in 0..R {
+                            sums[half][r] = sums[half][r].widen(narrow[c][half][r]);
+                        }
+                    }
+                }
+            }
+            for half in 0..HALVES {
+                let scale = V::Floats::load_f16(w.scales(tile, block).add(half * LANES)).mul(factor);
+                for r in 0..R {
+                    let both = scale.mul(V::Floats::splat(*x_scales.add(r * blocks + block)));
+                    totals[half][r] = totals[half][r].fma(sums[half][r].to_floats(), both);
+                }
+            }
+        }
+        for half in 0..HALVES {
+            store(job, tile, half, row, &totals[half]);
+        }
     }
 }

@@ -6,19 +6,19 @@
 //! and then adds every delta to the same outputs while they are in cache.
 
 use crate::{
-    int8::{Int8Weights, TILE, run_int8},
+    int8::{Int8Weights, run_int8},
     isa::Isa,
-    lowrank,
+    lowrank::{self, LowRankTiles},
     matmul::{Weights, run_floats},
     packed::{self, Packed},
     parallel::{Output, for_each, threads},
     planes::{PlaneTiles, run_planes},
-    rounded::{Activations, Rounded},
+    rounded::{Activations, BLOCK, Rounded},
 };
 use std::ops::Range;
 
-/// Outputs of a task are a multiple of this.
-const UNIT: usize = TILE;
+/// Outputs of a task are a multiple of this: two tiles of the base, a block of a low-rank delta's second factor.
+const UNIT: usize = BLOCK;
 /// Tasks for each thread: a few, so that one slow core does not hold up the others.
 const TASKS: usize = 8;
 /// Multiply-adds below which a second thread costs more than it brings.
@@ -39,8 +39,12 @@ pub enum Matrix<'a> {
     Planes(&'a PlaneTiles),
     /// A dense delta as its file stores it.
     Packed(Packed<'a>),
-    /// Bᵀ · A with A (rank, inputs) and B (rank, outputs).
+    /// Bᵀ · A with A (rank, inputs) and B (rank, outputs), as their file stores them.
     LowRank(Packed<'a>, Packed<'a>),
+    /// `scale` · B · A of floats, with A (rank, inputs) and B (outputs, rank).
+    Factors(Weights<'a>, Weights<'a>, f32),
+    /// The same in tiles; the activations must be rounded.
+    LowRankTiles(&'a LowRankTiles),
 }
 
 impl Matrix<'_> {
@@ -52,13 +56,25 @@ impl Matrix<'_> {
             Self::Planes(d) => d.shape(),
             Self::Packed(d) => (d.rows, d.cols),
             Self::LowRank(a, b) => (b.cols, a.cols),
+            Self::LowRankTiles(d) => d.shape(),
+            Self::Factors(a, b, _) => (b.rows, a.cols),
+        }
+    }
+
+    /// The rank of a product of two factors.
+    fn rank(&self) -> Option<usize> {
+        match self {
+            Self::LowRank(a, _) => Some(a.rows),
+            Self::LowRankTiles(d) => Some(d.rank()),
+            Self::Factors(a, ..) => Some(a.rows),
+            _ => None,
         }
     }
 
     fn check(&self, isa: Isa, x: &Activations) {
         match self {
             Self::Floats(w) => w.check(),
-            Self::Int8(_) | Self::Planes(_) => {
+            Self::Int8(_) | Self::Planes(_) | Self::LowRankTiles(_) => {
                 let suits = x.rounded.as_ref().is_some_and(|rounded| rounded.suits(isa));
                 assert!(suits, "activations rounded on {isa:?} for integer products");
             }
@@ -67,6 +83,11 @@ impl Matrix<'_> {
                 a.check();
                 b.check();
                 assert_eq!(a.rows, b.rows, "factors of one rank");
+            }
+            Self::Factors(a, b, _) => {
+                a.check();
+                b.check();
+                assert_eq!(a.rows, b.cols, "factors of one rank");
             }
         }
     }
@@ -141,7 +162,7 @@ fn check(isa: Isa, x: &Activations, product: &Product) {
         assert!(term.rows.start <= term.rows.end && term.rows.end <= x.rows, "rows {:?} of {}", term.rows, x.rows);
         term.matrix.check(isa, x);
     }
-    let begins = |term: &Term| term.rows == (0..x.rows) && !matches!(term.matrix, Matrix::LowRank(..));
+    let begins = |term: &Term| term.rows == (0..x.rows) && term.matrix.rank().is_none();
     assert!(product.add || product.terms.first().is_some_and(begins), "the first term gives every output");
 }
 
@@ -149,9 +170,9 @@ fn check(isa: Isa, x: &Activations, product: &Product) {
 fn work(x: &Activations, product: &Product) -> usize {
     let outputs = product.y.len() / x.rows;
     let each = |term: &Term| match term.matrix {
-        Matrix::LowRank(_, b) => b.rows * outputs,
+        Matrix::LowRankTiles(d) => d.rank() * outputs / 4,
         Matrix::Int8(_) => outputs * x.width / 4,
-        _ => outputs * x.width,
+        _ => outputs * term.matrix.rank().unwrap_or(x.width),
     };
     product.terms.iter().map(|term| term.rows.len() * each(term)).sum()
 }
@@ -173,9 +194,7 @@ impl Factors {
             firsts.push(begins.len());
             for term in &product.terms {
                 begins.push(length);
-                if let Matrix::LowRank(a, _) = term.matrix {
-                    length += term.rows.len() * a.rows;
-                }
+                length += term.rows.len() * term.matrix.rank().unwrap_or(0);
             }
         }
         let mut factors = Self { values: vec![0.0; length], begins, products: firsts };
@@ -189,22 +208,32 @@ impl Factors {
         let mut tasks = Vec::new();
         let terms = products.iter().flat_map(|product| &product.terms);
         for (term, begin) in terms.zip(&self.begins) {
-            let Matrix::LowRank(a, _) = &term.matrix else { continue };
+            let Some(rank) = term.matrix.rank() else { continue };
             for first in term.rows.clone().step_by(FACTOR_ROWS) {
-                let at = begin + (first - term.rows.start) * a.rows;
-                tasks.push((a, first..term.rows.end.min(first + FACTOR_ROWS), at));
+                let at = begin + (first - term.rows.start) * rank;
+                tasks.push((&term.matrix, rank, first..term.rows.end.min(first + FACTOR_ROWS), at));
             }
         }
         let values = Output::new(&mut self.values);
         // Each is a matter of a microsecond: several to a piece.
         let together = tasks.len().div_ceil(threads() * TASKS).max(1);
         for_each(tasks.len().div_ceil(together), |piece| {
-            for (a, rows, at) in tasks.iter().skip(piece * together).take(together) {
+            for (i, (matrix, rank, rows, at)) in tasks.iter().enumerate().skip(piece * together).take(together) {
                 // SAFETY: the task's part of the values lies at `at`.
                 let y = unsafe { values.pointer().add(*at) };
                 let (rows, y_row) = (rows.clone(), rows.start);
-                let job = Job { x, rows, outputs: a.rows, first: 0, last: a.rows, y, y_row, add: false };
-                lowrank::run_first(isa, job, a);
+                let job = Job { x, rows, outputs: *rank, first: 0, last: *rank, y, y_row, add: false };
+                match matrix {
+                    Matrix::LowRankTiles(d) => {
+                        if let Some((Matrix::LowRankTiles(next), ..)) = tasks.get(i + 1) {
+                            next.prefetch_first();
+                        }
+                        lowrank::run_first(isa, job, d);
+                    }
+                    Matrix::LowRank(a, _) => packed::run_product(isa, job, a),
+                    Matrix::Factors(a, ..) => run_floats(isa, job, a),
+                    _ => unreachable!("it has a rank"),
+                }
             }
         });
     }
@@ -225,6 +254,13 @@ fn run_terms<'f>(
 ) {
     let mut add = product.add;
     let outputs = product.y.len() / x.rows;
+    // Short pieces from many places, which the memory would be waited for one after another: they come while the base is
+    // multiplied.
+    for term in &product.terms {
+        if let Matrix::LowRankTiles(d) = term.matrix {
+            d.prefetch_second(range.clone());
+        }
+    }
     for (term, t) in product.terms.iter().zip(factors) {
         let rows = term.rows.clone();
         let job = Job { x, rows, outputs, first: range.start, last: range.end, y, y_row: 0, add };
@@ -233,10 +269,23 @@ fn run_terms<'f>(
             Matrix::Int8(w) => run_int8(isa, job, w),
             Matrix::Planes(d) => run_planes(isa, job, d),
             Matrix::Packed(d) => packed::run_product(isa, job, d),
-            Matrix::LowRank(_, b) => lowrank::run_second(isa, job, t, b),
+            Matrix::LowRank(_, b) => packed::run_transposed(isa, job, t, b),
+            Matrix::LowRankTiles(d) => lowrank::run_second(isa, job, t, d),
+            Matrix::Factors(_, b, scale) => run_second(isa, job, t, b, *scale),
         }
         add = true;
     }
+}
+
+/// `y[job.rows] += scale · t · bᵀ`, t being (rows of the job, rank).
+fn run_second(isa: Isa, job: Job, t: &[f32], b: &Weights, scale: f32) {
+    let scaled: Vec<f32> = t[..job.rows.len() * b.cols].iter().map(|t| t * scale).collect();
+    let t = Activations::exact(&scaled, b.cols);
+    // The factors' rows count from the term's first.
+    let (rows, y_row) = (0..job.rows.len(), 0);
+    // SAFETY: the job's rows lie in y.
+    let y = unsafe { job.y.add((job.rows.start - job.y_row) * job.outputs) };
+    run_floats(isa, Job { x: &t, rows, y, y_row, ..job }, b);
 }
 
 /// Outputs `first..last` of some rows. Kernels get it by value, checked: the rows are among those of `x`, the outputs

@@ -77,8 +77,8 @@ pub(crate) struct Rounded {
     pub sums: Vec<i32>,
     /// Like `codes`, a step of 1/128: −64..=64.
     pub fine: Vec<i8>,
-    /// row → block: Σ fine.
-    pub fine_sums: Vec<i32>,
+    /// row → half a block: Σ 128 · code + fine.
+    pub both_sums: Vec<i32>,
     /// 128 · code + fine, for instruction sets that multiply 16 bits better than 8; else empty.
     pub joined: Vec<i16>,
 }
@@ -93,11 +93,11 @@ impl Rounded {
         isa.check();
         let (rows, blocks) = (x.len() / width, width.div_ceil(BLOCK));
         let (mut codes, mut scales) = (vec![0i8; rows * blocks * BLOCK], vec![0f32; rows * blocks]);
-        let (mut sums, mut fine_sums) = (vec![0i32; rows * blocks], vec![0i32; rows * blocks]);
+        let (mut sums, mut both_sums) = (vec![0i32; rows * blocks], vec![0i32; 2 * rows * blocks]);
         let mut fine = vec![0i8; rows * blocks * BLOCK];
         let (to_codes, to_fine) = (Output::new(&mut codes), Output::new(&mut fine));
         let to_scales = Output::new(&mut scales);
-        let (to_sums, to_fine_sums) = (Output::new(&mut sums), Output::new(&mut fine_sums));
+        let (to_sums, to_both_sums) = (Output::new(&mut sums), Output::new(&mut both_sums));
         let together = WORTH_SPLITTING.div_ceil(width);
         for_each(rows.div_ceil(together), |i| {
             for row in i * together..rows.min((i + 1) * together) {
@@ -110,7 +110,7 @@ impl Rounded {
                         fine: to_fine.pointer().add(first * BLOCK),
                         scales: to_scales.pointer().add(first),
                         sums: to_sums.pointer().add(first),
-                        fine_sums: to_fine_sums.pointer().add(first),
+                        both_sums: to_both_sums.pointer().add(2 * first),
                     }
                 };
                 run(isa, x, to);
@@ -118,7 +118,7 @@ impl Rounded {
         });
         let join = |(code, fine): (&i8, &i8)| i16::from(*code) * FINE as i16 + i16::from(*fine);
         let joined = if joins(isa) { codes.iter().zip(&fine).map(join).collect() } else { Vec::new() };
-        Self { blocks, codes, scales, sums, fine, fine_sums, joined }
+        Self { blocks, codes, scales, sums, fine, both_sums, joined }
     }
 }
 
@@ -134,7 +134,7 @@ struct Row {
     fine: *mut i8,
     scales: *mut f32,
     sums: *mut i32,
-    fine_sums: *mut i32,
+    both_sums: *mut i32,
 }
 
 fn run(isa: Isa, x: &[f32], to: Row) {
@@ -163,16 +163,19 @@ unsafe fn round_row<V: Vector>(x: &[f32], to: Row) {
                 steps.sub(steps.round()).mul(V::splat(FINE)).store_i8(fine.add(part * LANES));
             }
             to.scales.add(block).write(greatest / 127.0);
-            to.sums.add(block).write(sum(codes));
-            to.fine_sums.add(block).write(sum(fine));
+            let half = BLOCK / 2;
+            let [low, high] = [sum(codes), sum(codes.add(half))];
+            to.sums.add(block).write(low + high);
+            to.both_sums.add(2 * block).write(low * FINE as i32 + sum(fine));
+            to.both_sums.add(2 * block + 1).write(high * FINE as i32 + sum(fine.add(half)));
         }
     }
 }
 
 /// # Safety
-/// A block of codes is readable.
+/// Half a block of codes is readable.
 #[inline(always)]
 unsafe fn sum(codes: *const i8) -> i32 {
     // SAFETY: the caller's promise.
-    unsafe { std::slice::from_raw_parts(codes, BLOCK) }.iter().map(|code| i32::from(*code)).sum()
+    unsafe { std::slice::from_raw_parts(codes, BLOCK / 2) }.iter().map(|code| i32::from(*code)).sum()
 }

@@ -8,7 +8,7 @@
 pub mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub mod avx512;
-pub mod int8;
+pub(crate) mod int8;
 pub mod scalar;
 
 /// Lanes of a vector.
@@ -36,6 +36,8 @@ pub unsafe trait Vector: Copy {
     unsafe fn widen_f16(bits: u16) -> f32;
     /// 16 f16 values, widened.
     unsafe fn load_f16(from: *const u16) -> Self;
+    /// Four f16 values, widened, each four times over: in lanes 4i .. 4i + 4.
+    unsafe fn load_f16_by_four(from: *const u16) -> Self;
     /// 16 i8 values, widened.
     unsafe fn load_i8(from: *const i8) -> Self;
     /// 16 values in −128..=127 to `to`, rounded to the nearest, ties to even.

@@ -2,13 +2,16 @@
 //! scalar reference and against itself with other rows in the call.
 
 use bitdelta_kernels::{
-    Activations, Arena, Elements, Int8Weights, Isa, KvElements, KvPages, Matrix, PAGE, Packed, PlaneTiles, Product,
-    Team, Term, Weights, attend_on, project, project_on,
+    Activations, Arena, Blocks, Elements, Int8Weights, Isa, KvElements, KvPages, Layout, LowRankTiles, Matrix, PAGE,
+    Packed, PlaneTiles, Product, Team, Term, Weights, attend_on, project, project_on,
 };
 use half::{bf16, f16};
 
 /// Relative to the sum of absolute terms: f32 rounding over at most a few hundred additions.
 const TOLERANCE: f64 = 1e-5;
+
+/// Half a step of two digits, relative to the greatest of what is rounded together.
+const DIGITS: f64 = 0.5 / (127.0 * 128.0);
 
 /// Odd sizes on purpose: below, at and above a vector, a word and a tile.
 const SHAPES: [(usize, usize, usize); 9] =
@@ -133,8 +136,8 @@ fn the_int8_product_is_that_of_the_rounded_matrices() {
         let mut rounded = vec![0.0; n * k];
         rounded.chunks_mut(k).enumerate().for_each(|(row, out)| weights.copy_row(row, out));
         for (w, rounded) in w.iter().zip(&rounded) {
-            // Half a step of a block whose greatest magnitude is at most 1, and the scale's own rounding to f16.
-            assert!((w - rounded).abs() <= 0.5 / 127.0 + 1e-3, "{w} became {rounded}");
+            // Half a step of a block that reaches from −1 to 1 at most, and the rounding of scale and minimum to f16.
+            assert!((w - rounded).abs() <= 1.0 / 255.0 + 1e-3, "{w} became {rounded}");
         }
         let inputs = rounded_inputs(&x, k, 2);
         let want = product(&inputs, &rounded, &vec![0.0; m * n], k);
@@ -142,6 +145,36 @@ fn the_int8_product_is_that_of_the_rounded_matrices() {
         check(&what, &x, k, &vec![0.0; m * n], n, &want, |isa, x, y| {
             multiply(isa, x, k, true, Matrix::Int8(&weights), y, false);
         });
+    }
+}
+
+#[test]
+fn a_files_own_codes_are_kept_and_multiplied_as_they_are() {
+    let mut values = Values(41);
+    for (m, n, k) in [(1, 1, 32), (2, 5, 64), (3, 33, 96), (9, 70, 160), (5, 16, 256)] {
+        for (layout, most) in [(Layout::Nibbles, 15), (Layout::Bytes, 255)] {
+            let codes: Vec<u8> = (0..n * k).map(|_| (values.bits() >> 20) as u8 & most).collect();
+            let mut halves = || (0..n * k / 32).map(|_| f16::from_f32(values.next()).to_bits()).collect::<Vec<_>>();
+            let (scales, minima) = (halves(), halves());
+            let blocks = Blocks { codes: &codes, scales: &scales, minima: &minima };
+            let weights = Int8Weights::keep(&blocks, layout, n, k, &mut Arena::default());
+            assert_eq!(weights.bytes(), Int8Weights::bytes_of(layout, n, k));
+            let real = |bits: u16| f16::from_bits(bits).to_f32();
+            let exact: Vec<f32> = (codes.iter().enumerate())
+                .map(|(i, code)| f32::from(*code) * real(scales[i / 32]) + real(minima[i / 32]))
+                .collect();
+            let mut found = vec![0.0; n * k];
+            found.chunks_mut(k).enumerate().for_each(|(row, out)| weights.copy_row(row, out));
+            assert_eq!(found, exact, "{layout:?} ({n}, {k})");
+            let x = values.vec(m * k);
+            let mut want = product(&rounded_inputs(&x, k, 2), &exact, &vec![0.0; m * n], k);
+            // Codes and minimum are multiplied apart, and what they add up to may be less than either.
+            want.iter_mut().for_each(|want| want.1 += f64::from(most) * k as f64);
+            let what = format!("{layout:?} ({m}, {n}, {k})");
+            check(&what, &x, k, &vec![0.0; m * n], n, &want, |isa, x, y| {
+                multiply(isa, x, k, true, Matrix::Int8(&weights), y, false);
+            });
+        }
     }
 }
 
@@ -217,22 +250,76 @@ fn low_rank_products_are_right_for_every_width_rank_and_group() {
     let mut values = Values(31);
     for (m, outputs, cols) in SHAPES {
         let kinds = [(1, 64, false), (2, 64, false), (3, 128, false), (4, 64, false), (4, cols, false), (4, 48, true)];
-        for (rank, (bits, group, offset)) in [1, 3, 4, 7, 16, 9].into_iter().zip(kinds) {
-            let a = Planes::random(&mut values, bits, rank, cols, group, offset);
-            let b = Planes::random(&mut values, bits, rank, outputs, group.min(64), offset);
+        for (rank, (bits, group, offset)) in [1, 3, 4, 35, 16, 9].into_iter().zip(kinds) {
+            let mut a = Planes::random(&mut values, bits, rank, cols, group, offset);
+            let mut b = Planes::random(&mut values, bits, rank, outputs, group.min(64), offset);
+            // Codes with a level at zero: every other shape, whatever its bits.
+            if !offset && m % 2 == 0 {
+                a.offsets.clone_from(&a.scales);
+                b.offsets.clone_from(&b.scales);
+            }
             let (exact_a, exact_b) = (a.expanded(), b.expanded());
             let across: Vec<f32> = (0..rank * outputs).map(|i| exact_b[i % rank * outputs + i / rank]).collect();
             let what = format!("rank {rank}, {bits} bits, group {group}, ({m}, {outputs}, {cols})");
             let (x, y) = (values.vec(m * cols), values.vec(m * outputs));
-            for rounded in [false, true] {
-                let inputs = if rounded && !offset { rounded_inputs(&x, cols, 1) } else { x.clone() };
-                let t: Vec<(f64, f64)> = product(&inputs, &exact_a, &vec![0.0; m * rank], cols);
+            let wanted = |inputs: &[f32]| {
+                let t: Vec<(f64, f64)> = product(inputs, &exact_a, &vec![0.0; m * rank], cols);
                 let exact_t: Vec<f32> = t.iter().map(|t| t.0 as f32).collect();
                 let magnitude = t.iter().fold(0.0, |most: f64, t| most.max(t.1));
                 let mut want = product(&exact_t, &across, &y, rank);
                 want.iter_mut().for_each(|want| want.1 += magnitude * rank as f64);
+                want
+            };
+            let factors = (a.packed(), b.packed());
+            check(&what, &x, cols, &y, outputs, &wanted(&x), |isa, x, y| {
+                multiply(isa, x, cols, false, Matrix::LowRank(factors.0, factors.1), y, true);
+            });
+            let tiles = LowRankTiles::new(&factors.0, &factors.1, &mut Arena::default());
+            assert_eq!(tiles.is_none(), offset, "{what} in tiles");
+            let Some(tiles) = tiles else { continue };
+            // Two digits of the greatest |scale · t|, over the ranks.
+            let mut want = wanted(&rounded_inputs(&x, cols, 1));
+            want.iter_mut().for_each(|want| want.1 += DIGITS * want.1 / TOLERANCE);
+            check(&what, &x, cols, &y, outputs, &want, |isa, x, y| {
+                multiply(isa, x, cols, true, Matrix::LowRankTiles(&tiles), y, true);
+            });
+            for row in 0..outputs {
+                let mut found = vec![0.0; cols];
+                tiles.add_row(row, &mut found);
+                let want = product(&across[row * rank..][..rank], &transposed(&exact_a, cols), &vec![0.0; cols], rank);
+                assert_close(&found, &want, &format!("{what}, row {row}"));
+            }
+        }
+    }
+    let (a, b) = (Planes::random(&mut values, 1, 257, 64, 64, false), Planes::random(&mut values, 1, 257, 9, 9, false));
+    assert!(LowRankTiles::new(&a.packed(), &b.packed(), &mut Arena::default()).is_none(), "too many ranks");
+}
+
+/// (n, k) as (k, n).
+fn transposed(w: &[f32], k: usize) -> Vec<f32> {
+    (0..w.len()).map(|i| w[i % (w.len() / k) * k + i / (w.len() / k)]).collect()
+}
+
+#[test]
+fn factors_of_floats_are_multiplied_as_they_are_whatever_the_activations() {
+    let mut values = Values(41);
+    for (m, outputs, cols) in SHAPES {
+        for (rank, scale) in [(1, 1.0f32), (8, 0.25), (17, 3.0)] {
+            let (a, b) = (values.vec(rank * cols), values.vec(outputs * rank));
+            let halves: Vec<u16> = b.iter().map(|b| f16::from_f32(*b).to_bits()).collect();
+            let b: Vec<f32> = halves.iter().map(|b| f16::from_bits(*b).to_f32()).collect();
+            let (x, y) = (values.vec(m * cols), values.vec(m * outputs));
+            let t = product(&x, &a, &vec![0.0; m * rank], cols);
+            let scaled: Vec<f32> = t.iter().map(|t| t.0 as f32 * scale).collect();
+            let magnitude = t.iter().fold(0.0, |most: f64, t| most.max(t.1));
+            let mut want = product(&scaled, &b, &y, rank);
+            want.iter_mut().for_each(|want| want.1 += magnitude * f64::from(scale) * rank as f64);
+            let first = Weights { elements: Elements::F32(&a), rows: rank, cols };
+            let second = Weights { elements: Elements::F16(&halves), rows: outputs, cols: rank };
+            for rounded in [false, true] {
+                let what = format!("rank {rank}, ({m}, {outputs}, {cols})");
                 check(&what, &x, cols, &y, outputs, &want, |isa, x, y| {
-                    multiply(isa, x, cols, rounded, Matrix::LowRank(a.packed(), b.packed()), y, true);
+                    multiply(isa, x, cols, rounded, Matrix::Factors(first, second, scale), y, true);
                 });
             }
         }
@@ -253,7 +340,11 @@ fn a_projection_adds_each_term_to_its_own_rows() {
     );
     let base = Term { matrix: Matrix::Int8(&int8), rows: 0..m };
     let first = Term { matrix: Matrix::Planes(&tiles), rows: 0..4 };
-    let second = Term { matrix: Matrix::LowRank(a.packed(), b.packed()), rows: 3..9 };
+    let low_rank = LowRankTiles::new(&a.packed(), &b.packed(), &mut Arena::default()).expect("a layout");
+    let second = Term { matrix: Matrix::LowRankTiles(&low_rank), rows: 3..9 };
+    let (float_a, float_b) = (values.vec(5 * k), values.vec(n * 5));
+    let float = |values, rows, cols| Weights { elements: Elements::F32(values), rows, cols };
+    let third = Term { matrix: Matrix::Factors(float(&float_a, 5, k), float(&float_b, n, 5), 0.5), rows: 6..11 };
     let run = |rows: std::ops::Range<usize>, terms: Vec<Term>| {
         let mut y = vec![0.0; rows.len() * n];
         project(
@@ -262,10 +353,10 @@ fn a_projection_adds_each_term_to_its_own_rows() {
         );
         y
     };
-    let together = run(0..m, vec![base.clone(), first.clone(), second.clone()]);
+    let together = run(0..m, vec![base.clone(), first.clone(), second.clone(), third.clone()]);
     for row in 0..m {
         let here = |term: &Term| term.rows.contains(&row);
-        let terms = [&base, &first, &second].into_iter().filter(|t| here(t));
+        let terms = [&base, &first, &second, &third].into_iter().filter(|t| here(t));
         let terms = terms.map(|t| Term { rows: 0..1, ..t.clone() }).collect();
         assert_eq!(run(row..row + 1, terms), together[row * n..(row + 1) * n], "row {row}");
     }

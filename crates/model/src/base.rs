@@ -5,7 +5,7 @@ use crate::{
     config::ModelConfig,
     layout,
     open::{self, Opened, Origin},
-    source::{Raw, Stored, TensorRef},
+    source::{CodeBlocks, Raw, Stored, TensorRef},
 };
 use bitdelta_kernels::map::MappedFile;
 use rayon::prelude::*;
@@ -42,7 +42,7 @@ pub struct Base {
 }
 
 impl Base {
-    /// `name_or_path`: an HF folder, a `.gguf` file, or a hub id.
+    /// `name_or_path`: an HF folder, a `.gguf` file, an alias ([`crate::alias`]), or a hub id.
     ///
     /// # Errors
     /// Anything that would keep the model from running is found here, before any work: a missing or damaged file, an
@@ -62,7 +62,8 @@ impl Base {
 
     fn of(name_or_path: &str, opened: Opened) -> Self {
         let given = Path::new(name_or_path.trim_end_matches('/'));
-        let stem = if opened.origin == Origin::Gguf { given.file_stem() } else { given.file_name() };
+        let is_file = given.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+        let stem = if is_file { given.file_stem() } else { given.file_name() };
         let name = stem.map_or_else(|| name_or_path.to_owned(), |stem| stem.to_string_lossy().into_owned());
         let (tensors, stored): (Vec<TensorRef>, Vec<Stored>) = opened.tensors.into_iter().unzip();
         let positions = tensors.iter().enumerate().map(|(at, tensor)| (tensor.name.clone(), at)).collect();
@@ -135,6 +136,16 @@ impl Base {
         Ok(values)
     }
 
+    /// A block-quantised matrix as it is stored, un-permuted; `None` for a type other than Q4_0 to Q8_0 and for a matrix
+    /// whose minima are beyond f16. Parallel inside (rayon).
+    ///
+    /// # Errors
+    /// [`Error::NoSuchTensor`].
+    pub fn code_blocks(&self, name: &str) -> Result<Option<CodeBlocks>, Error> {
+        let (_, stored) = self.find(name)?;
+        Ok(stored.code_blocks(self.bytes(stored)))
+    }
+
     /// Rows `rows` of a tensor as f32 into `out` (streaming; `out.len() == rows.len() * cols`).
     ///
     /// # Errors
@@ -205,6 +216,11 @@ impl Base {
             }
             hasher.finalize().to_hex().to_string()
         })
+    }
+
+    /// The whole of a GGUF base's file.
+    pub(crate) fn first_file(&self) -> &[u8] {
+        self.files.first().map_or(&[], |file| file)
     }
 
     /// Whether a tensor has one dimension.

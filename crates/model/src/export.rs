@@ -22,7 +22,7 @@ pub type Rewrite<'a> = dyn FnMut(&str, Vec<f32>) -> Result<Vec<f32>, Error> + 'a
 const SHARD_BYTES_MAX: u64 = 5_000_000_000;
 
 /// Values converted and written at a time.
-const CHUNK_VALUES: usize = 1 << 16;
+pub(crate) const CHUNK_VALUES: usize = 1 << 16;
 
 impl Base {
     /// Writes an HF folder (config.json with old and new keys, tokenizer files, chat template, safetensors shards).
@@ -49,30 +49,10 @@ impl Base {
         if !dtype.is_plain() {
             return Err(refuse(format!("{} is not written; take F32, F16 or BF16", dtype.name())));
         }
-        let occupied = match fs::read_dir(dir) {
-            Ok(mut entries) => entries.next().is_some(),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
-            Err(error) => return Err(Error::io(dir)(error)),
-        };
-        if occupied {
-            return Err(refuse("the folder is not empty; name a new one".to_owned()));
-        }
-        let parent = match dir.parent() {
-            Some(parent) if parent != Path::new("") => parent,
-            _ => Path::new("."),
-        };
-        fs::create_dir_all(parent).map_err(Error::io(parent))?;
-        let staging = tempfile::Builder::new().prefix(".export-").tempdir_in(parent).map_err(Error::io(parent))?;
-        self.write_json(staging.path(), dtype)?;
-        self.write_weights(staging.path(), dtype, shard_bytes_max, tensor)?;
-        set_default_permissions(staging.path())?;
-        if dir.exists() {
-            fs::remove_dir(dir).map_err(Error::io(dir))?;
-        }
-        fs::rename(staging.path(), dir).map_err(Error::io(dir))?;
-        // The temporary folder is gone from its place: nothing is left to remove.
-        let _ = staging.keep();
-        Ok(())
+        in_new_folder(dir, |folder| {
+            self.write_json(folder, dtype)?;
+            self.write_weights(folder, dtype, shard_bytes_max, tensor)
+        })
     }
 
     fn write_json(&self, folder: &Path, dtype: Dtype) -> Result<(), Error> {
@@ -218,7 +198,41 @@ impl Base {
     }
 }
 
-fn encode(values: &[f32], dtype: Dtype) -> Vec<u8> {
+/// Makes `dir`, which must not be there or be empty, with what `write` puts into the folder that it is given: whole or not
+/// at all.
+pub(crate) fn in_new_folder(dir: &Path, write: impl FnOnce(&Path) -> Result<(), Error>) -> Result<(), Error> {
+    let occupied = match fs::read_dir(dir) {
+        Ok(mut entries) => entries.next().is_some(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+        Err(error) => return Err(Error::io(dir)(error)),
+    };
+    if occupied {
+        let reason = "the folder is not empty; name a new one".to_owned();
+        return Err(Error::Export { path: dir.to_owned(), reason });
+    }
+    let parent = parent_of(dir);
+    fs::create_dir_all(parent).map_err(Error::io(parent))?;
+    let staging = tempfile::Builder::new().prefix(".export-").tempdir_in(parent).map_err(Error::io(parent))?;
+    write(staging.path())?;
+    set_default_permissions(staging.path())?;
+    if dir.exists() {
+        fs::remove_dir(dir).map_err(Error::io(dir))?;
+    }
+    fs::rename(staging.path(), dir).map_err(Error::io(dir))?;
+    // The temporary folder is gone from its place: nothing is left to remove.
+    let _ = staging.keep();
+    Ok(())
+}
+
+/// The folder that `path` lies in.
+pub(crate) fn parent_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
+}
+
+pub(crate) fn encode(values: &[f32], dtype: Dtype) -> Vec<u8> {
     match dtype {
         Dtype::F16 => values.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect(),
         Dtype::Bf16 => values.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect(),

@@ -3,7 +3,7 @@
 //! A row of a block-quantised tensor is a whole number of blocks, so any run of rows is a run of bytes; that is what
 //! lets `Stored::rows_f32` stream a tensor that never exists in full.
 
-use crate::gguf::quants;
+use crate::gguf::{blocks, quants};
 use half::{bf16, f16};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -78,6 +78,11 @@ impl Dtype {
         }
     }
 
+    /// The most bits a code has, for the types that [`Base::code_blocks`](crate::Base::code_blocks) reads.
+    pub fn code_bits(self) -> Option<u32> {
+        blocks::bits(self)
+    }
+
     /// Whether an element is a float of its own, readable without its neighbours.
     pub fn is_plain(self) -> bool {
         matches!(self, Self::F32 | Self::F16 | Self::Bf16)
@@ -116,6 +121,17 @@ pub struct Raw<'a> {
     pub bytes: &'a [u8],
 }
 
+/// A block-quantised tensor as it is stored: value = code · scale + minimum, with one of each for 32 columns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CodeBlocks {
+    /// `rows · cols` codes, row-major.
+    pub codes: Vec<u8>,
+    /// `rows · cols / 32` f16 bits.
+    pub scales: Vec<u16>,
+    /// Like `scales`.
+    pub minima: Vec<u16>,
+}
+
 /// Where a tensor lies. The loaders guarantee that `range` lies in the file and fits the shape.
 #[derive(Debug, Clone)]
 pub(crate) struct Stored {
@@ -147,10 +163,7 @@ impl Stored {
     fn file_row(&self, row: usize) -> usize {
         match self.interleaved_head_dim {
             None => row,
-            Some(width) => {
-                let (head, inside) = (row / width, row % width);
-                head * width + (inside % (width / 2)) * 2 + inside / (width / 2)
-            }
+            Some(width) => interleaved(row, width),
         }
     }
 
@@ -177,8 +190,34 @@ impl Stored {
     }
 }
 
+/// Where a Llama GGUF has row `row` of an HF model's queries or keys, in heads of `width`.
+pub(crate) fn interleaved(row: usize, width: usize) -> usize {
+    let (head, inside) = (row / width, row % width);
+    head * width + (inside % (width / 2)) * 2 + inside / (width / 2)
+}
+
+impl Stored {
+    /// All rows as codes; `None` for types without, and where a minimum is beyond f16.
+    pub fn code_blocks(&self, bytes: &[u8]) -> Option<CodeBlocks> {
+        self.dtype.code_bits()?;
+        let (rows, cols) = self.rows_cols();
+        if self.shape.len() != 2 || rows == 0 || cols == 0 {
+            return None;
+        }
+        let (groups, row_bytes) = (cols / blocks::BLOCK, bytes.len() / rows);
+        let mut codes = vec![0; rows * cols];
+        let (mut scales, mut minima) = (vec![0; rows * groups], vec![0; rows * groups]);
+        let each = codes.par_chunks_mut(cols).zip(scales.par_chunks_mut(groups)).zip(minima.par_chunks_mut(groups));
+        let finite = each.enumerate().map(|(row, ((codes, scales), minima))| {
+            let row = self.file_row(row);
+            blocks::split(self.dtype, &bytes[row * row_bytes..(row + 1) * row_bytes], codes, scales, minima)
+        });
+        finite.reduce(|| true, |a, b| a && b).then_some(CodeBlocks { codes, scales, minima })
+    }
+}
+
 /// One row's bytes to its values.
-fn dequantize(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
+pub(crate) fn dequantize(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
     match dtype {
         Dtype::F32 => {
             for (value, raw) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {

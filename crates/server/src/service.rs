@@ -1,6 +1,6 @@
 //! What all requests share: the engine, the variants, the names, and the defaults of fields that a request leaves out.
 use crate::{ApiError, api_error::internal, loads::Loads, names::Names, room::Room};
-use bitdelta_engine::{Engine, Registry, Resident};
+use bitdelta_engine::{Engine, Registry, Resident, prompt};
 use bitdelta_model::chat::{Template, Tokenizer};
 use std::{
     hash::{BuildHasher, Hasher, RandomState},
@@ -68,21 +68,11 @@ impl Service {
     /// The template that a variant was trained with, the model's own for the base: asked with another one, a fine-tune
     /// loses part of what it learnt.
     pub fn template(&self, variant: Option<&Resident>) -> Template {
-        let Some(variant) = variant else { return Template::Model };
-        let trained_with = variant.info().template.as_str();
-        let own = self.tokenizer().template_id(&Template::Model);
-        Template::from_name(trained_with).unwrap_or_else(|| {
-            if trained_with != own {
-                let user = variant.user();
-                tracing::warn!(
-                    user,
-                    trained_with,
-                    own,
-                    "trained with a chat template that this model does not have; using its own"
-                );
-            }
-            Template::Model
-        })
+        let (template, mismatch) = prompt::template(self.tokenizer(), variant);
+        if let Some(sentence) = mismatch {
+            tracing::warn!("{sentence}");
+        }
+        template
     }
 }
 

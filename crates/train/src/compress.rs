@@ -7,7 +7,10 @@
 //! the spread over a whole table says nothing about the rows that moved. Vectors (norms, biases) that moved are kept as
 //! f16 deltas, for they are small and cost a linear's accuracy when lost.
 
-use crate::{Error, progress::Progress};
+use crate::{
+    Error,
+    progress::{Progress, Silent},
+};
 use bitdelta_delta::{
     BitDeltaConfig, Extra, Info, LinearDelta, Part, Values, Variant,
     metrics::{Distance, distance_of_pair},
@@ -20,6 +23,18 @@ use std::collections::{HashMap, HashSet};
 
 /// Rows of a tensor that are read at once to be compared.
 const BLOCK_ROWS: usize = 1024;
+
+/// The vectors of a pair (norms, biases) that moved, as f16 deltas, and whether a table did too.
+pub(crate) fn vectors_and_tables(base: &Base, finetuned: &Base) -> Result<(Vec<Extra>, bool), Error> {
+    let config = BitDeltaConfig::default();
+    let report = Report::empty(&config);
+    let mut pair = Pair { base, finetuned, config: &config, progress: &Silent, report };
+    let mut tables = false;
+    for table in base.tables() {
+        tables = tables || pair.moved(table)?;
+    }
+    Ok((pair.vectors()?, tables))
+}
 
 /// What became of a pair.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -253,7 +268,7 @@ fn read_block<'a>(
 }
 
 /// Both models must have the same tensors of the same shapes.
-fn check_shapes(base: &Base, finetuned: &Base) -> Result<(), Error> {
+pub(crate) fn check_shapes(base: &Base, finetuned: &Base) -> Result<(), Error> {
     let shape = |tensor: &TensorRef| (tensor.rows, tensor.cols);
     let pair = |problem: String| Error::Pair { base: base.path.clone(), finetuned: finetuned.path.clone(), problem };
     let tuned: HashMap<&str, _> = finetuned.tensors().iter().map(|t| (t.name.as_str(), shape(t))).collect();

@@ -4,8 +4,14 @@
 //! LLaMA-Factory's, which users bring. A setting that has no meaning on this machine is in [`WITHOUT_EFFECT`] and
 //! noted, never silently taken; an unknown one is an error with the nearest name.
 
-use crate::{Error, graph::Storage, template};
-use bitdelta_delta::{BitDeltaConfig, GroupSize};
+use crate::{
+    Error,
+    budget::{RATE, Schedule, rank_for},
+    graph::Storage,
+    template,
+};
+use bitdelta_delta::{BitDeltaConfig, GroupSize, sizes::parse_bytes};
+use bitdelta_model::Base;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::PathBuf;
@@ -93,7 +99,7 @@ pub enum PreferenceLoss {
 /// How the learning rate goes after warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Schedule {
+pub enum Decay {
     /// Straight down to 0.
     #[default]
     Linear,
@@ -188,6 +194,13 @@ pub struct TrainConfig {
     pub quantization_bit: Option<u8>,
     /// Bits a weight of the quantised factors, 1 to 8.
     pub factor_bits: u8,
+    /// Size that the variant's file may have ("340KB", "10MB", or bytes): low-rank factors of a rank that follows from it,
+    /// trained first as they are and then through their rounding.
+    pub budget: Option<Size>,
+    /// The same as bits a weight of the linears.
+    pub bits_per_weight: Option<f64>,
+    /// Passes over the data while the factors are rounded; `None`: as many as before.
+    pub budget_epochs: Option<f64>,
     /// Only "bitdelta".
     pub quantization_method: String,
     /// Bits a weight of a dense delta: 1, 2 or 4.
@@ -200,8 +213,16 @@ pub struct TrainConfig {
     pub clip_outliers: bool,
     /// σ multiple.
     pub outlier_threshold: f32,
+    /// False keeps a dense delta in f16, for comparison.
+    pub enable_compression: bool,
     /// Recorded; nothing enforces it yet.
     pub safety_threshold: f32,
+    /// Offer the variant to aggregation. Recorded, as the two below; nothing aggregates yet.
+    pub enable_deltasoup: bool,
+    /// Weight of the aggregate, 0 to 1.
+    pub aggregation_weight: f32,
+    /// Aggregate by a robust rule.
+    pub byzantine_robust: bool,
     /// Where the variant, the log and the checkpoints go.
     pub output_dir: PathBuf,
     /// Start anew in a folder that holds an earlier run.
@@ -219,7 +240,7 @@ pub struct TrainConfig {
     /// Peak rate; `None` goes by method and rank, see [`TrainConfig::learning_rate`].
     pub learning_rate: Option<f64>,
     /// Decay.
-    pub lr_scheduler_type: Schedule,
+    pub lr_scheduler_type: Decay,
     /// Optimiser steps of warm-up; goes before `warmup_ratio`.
     pub warmup_steps: usize,
     /// The same as a share of all steps.
@@ -271,6 +292,29 @@ pub enum GroupWord {
     Word(String),
 }
 
+/// `budget` as it is written: bytes, or a number and a unit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Size {
+    /// So many bytes.
+    Bytes(u64),
+    /// "340KB"
+    Word(String),
+}
+
+impl Size {
+    /// In bytes.
+    ///
+    /// # Errors
+    /// A sentence that says what is accepted.
+    pub fn bytes(&self) -> Result<u64, String> {
+        match self {
+            Self::Bytes(bytes) => Ok(*bytes),
+            Self::Word(word) => parse_bytes(word),
+        }
+    }
+}
+
 impl Default for TrainConfig {
     fn default() -> Self {
         Self {
@@ -306,13 +350,20 @@ impl Default for TrainConfig {
             lora_alpha: None,
             quantization_bit: None,
             factor_bits: 4,
+            budget: None,
+            bits_per_weight: None,
+            budget_epochs: None,
             quantization_method: "bitdelta".into(),
             bits: 1,
             group_size: None,
             symmetric: true,
             clip_outliers: true,
             outlier_threshold: 3.0,
+            enable_compression: true,
             safety_threshold: 0.0,
+            enable_deltasoup: false,
+            aggregation_weight: 0.1,
+            byzantine_robust: true,
             output_dir: PathBuf::new(),
             overwrite_output_dir: false,
             per_device_train_batch_size: 8,
@@ -321,7 +372,7 @@ impl Default for TrainConfig {
             num_train_epochs: 3.0,
             max_steps: -1,
             learning_rate: None,
-            lr_scheduler_type: Schedule::Linear,
+            lr_scheduler_type: Decay::Linear,
             warmup_steps: 0,
             warmup_ratio: 0.0,
             weight_decay: 0.0,
@@ -458,6 +509,22 @@ impl TrainConfig {
         template::named(self.template.as_deref())?;
         self.bitdelta()?.validate()?;
         need((1..=8).contains(&self.factor_bits), "factor_bits", "must be 1 to 8")?;
+        self.budget_bytes()?;
+        need(
+            self.budget.is_none() || self.bits_per_weight.is_none(),
+            "bits_per_weight",
+            "says the same as budget: give one",
+        )?;
+        let bits = self.bits_per_weight.unwrap_or(1.0);
+        need(bits.is_finite() && bits > 0.0, "bits_per_weight", "must be above 0")?;
+        let fits_method = (self.budget.is_none() && self.bits_per_weight.is_none()) || self.method == Method::LowRank;
+        need(
+            fits_method,
+            "budget",
+            "is met by low-rank factors: finetuning_type must be lowrank (or compress --budget)",
+        )?;
+        let epochs = self.budget_epochs.unwrap_or(1.0);
+        need(epochs.is_finite() && epochs > 0.0, "budget_epochs", "must be above 0")?;
         need((1..=1024).contains(&self.lora_rank), "lora_rank", "must be 1 to 1024")?;
         need(self.lora_alpha.is_none_or(|a| a.is_finite() && a > 0.0), "lora_alpha", "must be above 0")?;
         need(
@@ -479,6 +546,12 @@ impl TrainConfig {
             need(temperature > 0.0 && temperature <= 2.0, "grpo_temperature", "must be above 0 and at most 2")?;
             need(self.method == Method::LowRank, "stage", "grpo needs finetuning_type lowrank")?;
             need(self.preferences.is_none(), "preferences", "and stage grpo make two runs: train one after the other")?;
+            let budget = self.budget.is_some() || self.bits_per_weight.is_some();
+            need(
+                !budget,
+                "budget",
+                "and stage grpo do not go together: its answers are not kept to fit the budget with",
+            )?;
             let held_out = self.eval_dataset.is_some() || self.val_size > 0.0;
             need(!held_out, "val_size", "and eval_dataset have no meaning in stage grpo: the log has the mean reward")?;
         }
@@ -525,6 +598,38 @@ impl TrainConfig {
         }
     }
 
+    /// The size that the file may have.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for what is no size.
+    pub fn budget_bytes(&self) -> Result<Option<u64>, Error> {
+        let bytes = self.budget.as_ref().map(Size::bytes).transpose();
+        bytes.map_err(|problem| Error::setting("budget", problem))
+    }
+
+    /// These settings for a base: with a size asked for, its bytes and the rank that follows from them.
+    ///
+    /// # Errors
+    /// As [`TrainConfig::budget_bytes`].
+    pub fn for_base(&self, base: &Base) -> Result<Self, Error> {
+        let weights: u64 = base.linears().iter().map(|linear| linear.rows as u64 * linear.cols as u64).sum();
+        let by_bits = self.bits_per_weight.map(|bits| (bits * weights as f64 / 8.0) as u64);
+        Ok(match self.budget_bytes()?.or(by_bits) {
+            None => self.clone(),
+            Some(bytes) => Self { budget: Some(Size::Bytes(bytes)), lora_rank: rank_for(base, bytes), ..self.clone() },
+        })
+    }
+
+    /// How factors are trained through their rounding.
+    pub fn budget_schedule(&self) -> Schedule {
+        Schedule {
+            epochs: self.budget_epochs.unwrap_or(self.num_train_epochs),
+            batch: self.per_device_train_batch_size * self.gradient_accumulation_steps,
+            rate: RATE,
+            seed: self.seed,
+        }
+    }
+
     /// What B·A is multiplied by: alpha / rank.
     pub fn factor_scale(&self) -> f32 {
         self.lora_alpha.map_or(2.0, |alpha| alpha / self.lora_rank as f32)
@@ -565,7 +670,11 @@ impl TrainConfig {
             symmetric: self.symmetric,
             clip_outliers: self.clip_outliers,
             outlier_threshold: self.outlier_threshold,
+            enable_compression: self.enable_compression,
             safety_threshold: self.safety_threshold,
+            enable_deltasoup: self.enable_deltasoup,
+            aggregation_weight: self.aggregation_weight,
+            byzantine_robust: self.byzantine_robust,
             ..BitDeltaConfig::default()
         })
     }

@@ -104,6 +104,26 @@ pub enum Error {
         /// What differs.
         problem: String,
     },
+    /// Not even an empty variant fits.
+    #[error("{bytes} bytes are too few: a variant of this base takes at least {least}, with nothing in it")]
+    Budget {
+        /// What was asked for.
+        bytes: u64,
+        /// The smallest file.
+        least: u64,
+    },
+    /// A variant that cannot be moved to another base.
+    #[error("{variant} cannot be moved from {from} to {to}: {problem}")]
+    Rebase {
+        /// The variant's file.
+        variant: PathBuf,
+        /// Name of the base it was made on.
+        from: String,
+        /// Name of the base it was to fit.
+        to: String,
+        /// Why not, and what to do.
+        problem: String,
+    },
     /// The base model.
     #[error(transparent)]
     Model(#[from] bitdelta_model::base::Error),

@@ -2,7 +2,7 @@
 
 use crate::{
     TrainConfig,
-    config::Schedule,
+    config::Decay,
     graph::{matrix::Matrix, parameter::Parameter},
 };
 use rayon::prelude::*;
@@ -102,9 +102,9 @@ pub fn learning_rate(config: &TrainConfig, step: usize, total: usize) -> f64 {
     }
     let progress = (step - warmup) as f64 / total.saturating_sub(warmup).max(1) as f64;
     match config.lr_scheduler_type {
-        Schedule::Constant => peak,
-        Schedule::Linear => peak * (1.0 - progress).max(0.0),
-        Schedule::Cosine => peak * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
+        Decay::Constant => peak,
+        Decay::Linear => peak * (1.0 - progress).max(0.0),
+        Decay::Cosine => peak * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
     }
 }
 
@@ -145,7 +145,7 @@ mod tests {
         let rates: Vec<f64> = (0..6).map(|step| learning_rate(&linear, step, 6)).collect();
         assert_eq!(rates, [0.0, 0.5, 1.0, 0.75, 0.5, 0.25]);
         let cosine =
-            TrainConfig { learning_rate: Some(1.0), lr_scheduler_type: Schedule::Cosine, ..TrainConfig::default() };
+            TrainConfig { learning_rate: Some(1.0), lr_scheduler_type: Decay::Cosine, ..TrainConfig::default() };
         assert_eq!(learning_rate(&cosine, 0, 4), 1.0);
         assert!((learning_rate(&cosine, 2, 4) - 0.5).abs() < 1e-12);
         let by_share = TrainConfig { learning_rate: Some(1.0), warmup_ratio: 0.3, ..TrainConfig::default() };

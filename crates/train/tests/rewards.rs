@@ -124,6 +124,7 @@ fn settings_that_make_no_sense_and_failing_programs_are_named() {
         (TrainConfig { reward_command: String::new(), ..right.clone() }, "reward_command"),
         (TrainConfig { grpo_group_size: 1, ..right.clone() }, "grpo_group_size"),
         (TrainConfig { val_size: 1.0, ..right.clone() }, "val_size"),
+        (TrainConfig { bits_per_weight: Some(0.02), ..right.clone() }, "budget"),
         (TrainConfig { reward_command: "echo no such thing >&2; exit 1".into(), ..right.clone() }, "no such thing"),
     ] {
         let error = run::run(&wrong, &Silent, &NEVER).expect_err(word).to_string();

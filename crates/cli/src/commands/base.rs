@@ -1,13 +1,13 @@
 //! Opening a base for a command: which model, on which device, with a progress bar while it loads.
 use crate::{Context, Error, commands::progress::Bar};
 use bitdelta_engine::{BaseDtype, KvDtype, Model, ModelOptions};
-use bitdelta_model::Base;
+use bitdelta_model::{Base, alias};
 use std::sync::Arc;
 
 /// Which base a command runs, and on what.
 #[derive(Debug, Clone, clap::Args)]
 pub struct BaseArgs {
-    /// Base model: a Hugging Face folder, a .gguf file, or a hub id
+    /// Base model: a Hugging Face folder, a .gguf file, an alias of the configuration, or a hub id
     #[arg(long, visible_alias = "base", value_name = "PATH", env = "BITDELTA_MODEL", hide_env_values = true)]
     pub model: Option<String>,
     /// Where to compute; `cpu` is all there is so far
@@ -83,14 +83,18 @@ impl BaseArgs {
     /// The model's name or path, after checking the device. Opens nothing.
     ///
     /// # Errors
-    /// [`Error::Usage`] for another device than `cpu`, or when no model is named.
-    pub fn check(&self) -> Result<&str, Error> {
+    /// [`Error::Usage`] for another device than `cpu`, or when no model is named, neither here nor in the configuration.
+    pub fn check(&self) -> Result<String, Error> {
         if self.device != "cpu" {
             let message = format!("device {:?} is not supported yet; supported: cpu", self.device);
             return Err(Error::Usage(message));
         }
-        self.model.as_deref().ok_or_else(|| {
-            let message = "no base model: pass --model PATH (a Hugging Face folder, a .gguf file, or a hub id), \
+        let named = match &self.model {
+            Some(name) => Some(name.clone()),
+            None => alias::default_model().context("looking for the configured base model")?,
+        };
+        named.ok_or_else(|| {
+            let message = "no base model: pass --model PATH (a Hugging Face folder, a .gguf file, an alias, or a hub id), \
                            or set BITDELTA_MODEL once for all commands";
             Error::Usage(message.to_owned())
         })
@@ -104,7 +108,7 @@ impl BaseArgs {
         let name = self.check()?;
         let doing = || format!("loading the base model {name}");
         Bar::new().during(&doing(), || {
-            let base = Base::open(name).context(doing())?;
+            let base = Base::open(&name).context(doing())?;
             Model::load(Arc::new(base), self.options()).map(Arc::new).context(doing())
         })
     }

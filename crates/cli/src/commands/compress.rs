@@ -1,8 +1,20 @@
 //! `bitdelta compress`: a pair of models, base and fine-tuned, into one small file.
-use crate::{Context, Error, commands::progress::Bar, output, sizes::format_bytes};
-use bitdelta_delta::{BitDeltaConfig, GroupSize, metrics::bits_per_weight};
-use bitdelta_model::Base;
-use bitdelta_train::compress::{Report, compress_pair};
+use crate::{
+    Context, Error,
+    commands::progress::Bar,
+    interrupt::Interrupt,
+    output,
+    sizes::{format_bytes, parse_bytes},
+};
+use bitdelta_delta::{BitDeltaConfig, GroupSize, Info, Variant, metrics::bits_per_weight};
+use bitdelta_model::{Base, chat::Template};
+use bitdelta_train::{
+    batch::Example,
+    budget::{self, SCALE_RATE, Schedule, Teacher, distil_scales},
+    compress::{Report, compress_pair},
+    data,
+    progress::Progress,
+};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -18,6 +30,21 @@ pub struct CompressArgs {
     /// The variant file to write
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
+    /// Make the file at most so large (340KB, 10MB): low-rank factors whose codes are chosen by what matters most
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, conflicts_with_all = ["bits", "group_size", "asymmetric", "no_clip", "outlier_threshold", "no_compression"])]
+    budget: Option<u64>,
+    /// The same as bits a weight of the linears, such as 0.02
+    #[arg(long, value_name = "B", conflicts_with_all = ["budget", "bits", "group_size", "asymmetric", "no_clip", "outlier_threshold", "no_compression"])]
+    bits_per_weight: Option<f64>,
+    /// Conversations to train what is kept on, towards the fine-tuned model (JSON or JSON lines); without, no data is used
+    #[arg(long, value_name = "FILE")]
+    data: Option<String>,
+    /// Passes over that data
+    #[arg(long, value_name = "N", requires = "data")]
+    epochs: Option<f64>,
+    /// Largest rank of the factors; by default what the size leaves about a bit for each of their entries
+    #[arg(long, value_name = "R")]
+    rank: Option<usize>,
     /// Bits a weight: 1, 2 or 4
     #[arg(long, value_name = "N", default_value_t = BitDeltaConfig::default().bits)]
     bits: u8,
@@ -52,7 +79,13 @@ pub fn run(args: &CompressArgs) -> Result<(), Error> {
     let base = Base::open(&args.base).context("opening the base model")?;
     let finetuned = Base::open_beside(&args.finetuned, &base).context("opening the fine-tuned model")?;
     let doing = format!("compressing {} against {}", args.finetuned, args.base);
-    let (variant, report) = compress_pair(&base, &finetuned, &config, &Bar::new()).context(doing)?;
+    if let Some(bytes) = args.bytes(&base) {
+        return to_budget(args, bytes, &base, &finetuned, &doing);
+    }
+    let (mut variant, mut report) = compress_pair(&base, &finetuned, &config, &Bar::new()).context(doing.as_str())?;
+    if args.data.is_some() {
+        distil(args, &base, &finetuned, &mut variant, &mut report, &doing)?;
+    }
     let bytes = variant.write(&args.output).context("writing the variant")?;
     let bits = bits_per_weight(bytes, report.weights);
     if args.json {
@@ -68,7 +101,75 @@ pub fn run(args: &CompressArgs) -> Result<(), Error> {
     output::text(&summary(&args.output, bytes, bits, &variant.info.config, &report))
 }
 
+/// Compresses the pair to a size, and trains what is kept where data is given.
+fn to_budget(args: &CompressArgs, bytes: u64, base: &Base, finetuned: &Base, doing: &str) -> Result<(), Error> {
+    let (interrupt, bar) = (Interrupt::watch()?, Bar::new());
+    let examples = args.examples(base)?;
+    let mut options = budget::Options { rank: args.rank, ..budget::Options::new(bytes) };
+    options.schedule = args.schedule(options.schedule);
+    let mut info =
+        Info::new(base.fingerprint(), &base.name, args.config(), &base.tokenizer.template_id(&Template::Model));
+    info.notes.insert("method".into(), json!("compress"));
+    info.notes.insert("budget".into(), json!(bytes));
+    let work = || budget::compress_to(base, finetuned, &examples, &options, info, (&bar, interrupt.flag()));
+    let variant = interrupt.during(work).context(doing)?;
+    if interrupt.asked() {
+        return Err(Error::Interrupted);
+    }
+    let bytes = variant.write(&args.output).context("writing the variant")?;
+    let bits = bits_per_weight(bytes, variant.weights(base.linears().len()));
+    if args.json {
+        let figures = json!({"path": args.output, "bytes": bytes, "bits_per_weight": bits});
+        return output::line(&figures.to_string());
+    }
+    output::text(&format!("{}: {} ({bits:.4} bits a weight)\n", args.output.display(), format_bytes(bytes)))
+}
+
+/// Trains the scales of the codes on the data.
+fn distil(
+    args: &CompressArgs,
+    base: &Base,
+    finetuned: &Base,
+    variant: &mut Variant,
+    report: &mut Report,
+    doing: &str,
+) -> Result<(), Error> {
+    let (interrupt, bar) = (Interrupt::watch()?, Bar::new());
+    let examples = args.examples(base)?;
+    let schedule = args.schedule(Schedule { epochs: 2.0, batch: 8, rate: SCALE_RATE, seed: 42 });
+    let work = || {
+        let teacher = Teacher::new(finetuned, base, &examples, &bar)?;
+        let found = distil_scales(base, &teacher, variant, &examples, schedule, (&bar, interrupt.flag()))?;
+        report.relative_error = budget::measure_errors(variant, base, finetuned)?;
+        Ok::<_, bitdelta_train::Error>(found)
+    };
+    let (first, last) = interrupt.during(work).context(doing)?;
+    if interrupt.asked() {
+        return Err(Error::Interrupted);
+    }
+    bar.say(&format!("KL to the fine-tuned model: {first:.4} nats a token in the first pass, {last:.4} in the last"));
+    variant.info.notes.insert("distilled".into(), json!({"epochs": schedule.epochs, "examples": examples.len()}));
+    Ok(())
+}
+
 impl CompressArgs {
+    /// The conversations of `--data` as the model sees them; none without.
+    fn examples(&self, base: &Base) -> Result<Vec<Example>, Error> {
+        let Some(data) = &self.data else { return Ok(Vec::new()) };
+        let conversations = data::load(data, Path::new(".")).context("reading the data")?;
+        budget::examples(base, &Template::Model, &conversations).context("making prompts of the data")
+    }
+
+    fn schedule(&self, default: Schedule) -> Schedule {
+        Schedule { epochs: self.epochs.unwrap_or(default.epochs), ..default }
+    }
+
+    /// The budget in bytes, however it was given.
+    fn bytes(&self, base: &Base) -> Option<u64> {
+        let weights: u64 = base.linears().iter().map(|linear| linear.rows as u64 * linear.cols as u64).sum();
+        self.budget.or_else(|| self.bits_per_weight.map(|bits| (bits * weights as f64 / 8.0) as u64))
+    }
+
     fn config(&self) -> BitDeltaConfig {
         BitDeltaConfig {
             bits: self.bits,
@@ -83,7 +184,7 @@ impl CompressArgs {
 }
 
 /// The output's folder is made before minutes of work, and a folder in the output's place is refused before them.
-fn make_folder_of(output: &Path) -> Result<(), Error> {
+pub(super) fn make_folder_of(output: &Path) -> Result<(), Error> {
     if output.is_dir() || output.file_name().is_none() {
         return Err(Error::Usage(format!("{} is a folder: -o names the file to write", output.display())));
     }

@@ -1,6 +1,6 @@
 //! `bitdelta inspect`: what is in a variant file.
 use crate::{Context, Error, output, sizes::format_bytes};
-use bitdelta_delta::{LinearDelta, PackedMatrix, Part, Variant, file, metrics::bits_per_weight};
+use bitdelta_delta::{LinearDelta, PackedMatrix, Part, Variant, file, metrics::bits_per_weight, tread::Levels};
 use bitdelta_model::{LinearKind, layout::TABLES};
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -110,6 +110,12 @@ fn describe(part: &Part) -> String {
 }
 
 fn codes(matrix: &PackedMatrix) -> String {
+    if Levels::of_matrix(matrix).is_some() {
+        return format!("{} bit coded", matrix.bits);
+    }
+    if matrix.is_float() {
+        return format!("f{}", matrix.bits);
+    }
     let offsets = if matrix.offsets.is_empty() { "" } else { " with offsets" };
     format!("{} bit, group {}{offsets}", matrix.bits, matrix.group)
 }

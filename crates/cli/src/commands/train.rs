@@ -22,7 +22,8 @@ pub struct TrainArgs {
     /// Data whose prompts the preferences are taught on, instead of built-in ones
     #[arg(long, value_name = "FILE")]
     preference_prompts: Option<String>,
-    /// What the data holds: sft (answers), dpo (chosen and rejected answers) or kto (answers with a kto_tag)
+    /// What is learnt from: sft (answers), dpo (chosen and rejected answers), kto (answers with a
+    /// kto_tag) or grpo (prompts, with reward_command)
     #[arg(long, value_name = "STAGE")]
     stage: Option<String>,
     /// Held-out conversations; or hold some out of the data with --val-size
@@ -52,6 +53,12 @@ pub struct TrainArgs {
     /// Bits a weight of the factors, 1 to 8
     #[arg(long, value_name = "BITS")]
     factor_bits: Option<String>,
+    /// Make the file at most so large (340KB, 10MB): trains low-rank factors of a rank that follows, then their rounded form
+    #[arg(long, value_name = "SIZE")]
+    budget: Option<String>,
+    /// The same as bits a weight of the linears, such as 0.02
+    #[arg(long, value_name = "B", conflicts_with = "budget")]
+    bits_per_weight: Option<String>,
     /// Bits a weight after full training: 1, 2 or 4
     #[arg(long, value_name = "BITS")]
     bits: Option<String>,
@@ -111,6 +118,8 @@ impl TrainArgs {
             ("finetuning_type", &self.method),
             ("lora_rank", &self.rank),
             ("factor_bits", &self.factor_bits),
+            ("budget", &self.budget),
+            ("bits_per_weight", &self.bits_per_weight),
             ("bits", &self.bits),
             ("group_size", &self.group_size),
             ("num_train_epochs", &self.epochs),

@@ -1,5 +1,6 @@
 //! The binaries as a shell sees them: help, exit codes, what goes to stdout and what to stderr.
 mod bench;
+mod bring;
 mod help;
 mod node;
 mod usage;
@@ -14,7 +15,11 @@ pub fn command(binary: &str) -> Command {
         _ => env!("CARGO_BIN_EXE_llamafactory-cli"),
     };
     let mut command = Command::new(path);
-    command.env_remove("BITDELTA_MODEL").env_remove("RUST_LOG").env("NO_COLOR", "1");
+    command
+        .env_remove("BITDELTA_MODEL")
+        .env("BITDELTA_CONFIG", "/dev/null")
+        .env_remove("RUST_LOG")
+        .env("NO_COLOR", "1");
     command
 }
 

@@ -1,22 +1,32 @@
 //! The manifest: what each linear's delta is made of, in two bytes a linear.
 //!
 //! ```text
-//! manifest := classes linears extras            n: LEB128, u64
+//! manifest := classes linears extras [n coded]  n: LEB128, u64; coded: bytes of the coded stream, if any codes are in it
 //! classes  := n { class }                       distinct (shape, parts), in order of first use
 //! class    := n rows, n cols, n parts { part }
 //! part     := 0 codes                           Dense (rows, cols)
 //!           | 1 n rank, codes A, codes Bᵀ       LowRank: A (rank, cols), Bᵀ (rank, rows)
 //!           | 2                                 Full: f16 (rows, cols)
-//! codes    := byte (bits − 1, +8 with offsets), n group (0: the whole row)
+//! codes    := byte (bits − 1, +8 with offsets; 16: f16 entries, 17: f32; 31 + bits: in the coded stream), n group (0: the
+//!             whole row)
 //! linears  := n { n class, byte error }         error: see [`error_code`]
 //! extras   := n { n step·2 + new [n elements] } index = the one before + 1 + step; elements as before unless new
 //! ```
 
-use super::Variant;
-use crate::part::Part;
+use super::{
+    Variant,
+    coded::{Encoder, MOST_ELEMENTS_PER_BYTE},
+};
+use crate::{PackedMatrix, part::Part, tread::Levels};
 
 /// Most parts that one linear may carry.
 const MAX_PARTS: u64 = 8;
+
+/// The byte of entries that are no codes but f16, and f32.
+const F16: u8 = 16;
+const F32: u8 = 17;
+/// The byte of codes of one bit in the coded stream; up to four bits follow.
+const CODED: u8 = 32;
 
 /// A manifest in memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +36,8 @@ pub(super) struct Plan {
     pub linears: Vec<(usize, u8)>,
     /// (tensor index, elements) of each extra.
     pub extras: Vec<(usize, usize)>,
+    /// Bytes of the coded stream; 0 exactly where no codes are in it.
+    pub coded: usize,
 }
 
 /// What several linears have in common.
@@ -50,12 +62,19 @@ pub(super) struct Coding {
     pub bits: u8,
     pub offsets: bool,
     pub group: usize,
+    /// Its values are in the coded stream: [`Levels`], whose offsets are their scales.
+    pub coded: bool,
 }
 
 impl Coding {
-    fn of(matrix: &crate::PackedMatrix) -> Self {
+    fn of(matrix: &PackedMatrix, coded: bool) -> Self {
         let group = if matrix.group == matrix.cols { 0 } else { matrix.group };
-        Self { bits: matrix.bits, offsets: !matrix.offsets.is_empty(), group }
+        Self { bits: matrix.bits, offsets: !matrix.offsets.is_empty(), group, coded }
+    }
+
+    /// Whether entries are floats, without scales.
+    pub fn is_float(&self) -> bool {
+        self.bits > 8
     }
 
     /// Inputs a scale for rows of `cols`.
@@ -65,13 +84,19 @@ impl Coding {
 }
 
 impl Plan {
-    /// The plan of a variant that was checked.
-    pub fn of(variant: &Variant) -> Self {
+    /// The plan of a variant that was checked, and its coded stream. Factors whose codes are [`Levels`] are coded.
+    pub fn of(variant: &Variant) -> (Self, Vec<u8>) {
+        let (stream, coded) = coded_stream(variant);
+        (Self::with(variant, stream.len(), coded), stream)
+    }
+
+    fn with(variant: &Variant, stream: usize, coded: bool) -> Self {
+        let coding = |matrix: &PackedMatrix| Coding::of(matrix, coded && Levels::of_matrix(matrix).is_some());
         let mut classes: Vec<Class> = Vec::new();
         let linears = variant.linears.iter().map(|linear| {
             let parts = linear.parts.iter().map(|part| match part {
-                Part::Dense(matrix) => Kind::Dense(Coding::of(matrix)),
-                Part::LowRank { a, bt } => Kind::LowRank { rank: a.rows, a: Coding::of(a), bt: Coding::of(bt) },
+                Part::Dense(matrix) => Kind::Dense(Coding::of(matrix, false)),
+                Part::LowRank { a, bt } => Kind::LowRank { rank: a.rows, a: coding(a), bt: coding(bt) },
                 Part::Full { .. } => Kind::Full,
             });
             let class = Class { rows: linear.rows, cols: linear.cols, parts: parts.collect() };
@@ -83,7 +108,41 @@ impl Plan {
         });
         let linears = linears.collect();
         let extras = variant.extras.iter().map(|extra| (extra.tensor, extra.values.len())).collect();
-        Self { classes, linears, extras }
+        Self { classes, linears, extras, coded: stream }
+    }
+
+    /// Elements of all matrices in the coded stream; `None` on overflow.
+    pub fn coded_elements(&self) -> Option<u64> {
+        self.linears.iter().try_fold(0u64, |sum, (class, _)| {
+            let Class { rows, cols, parts } = &self.classes[*class];
+            parts.iter().try_fold(sum, |sum, part| {
+                let Kind::LowRank { rank, a, bt } = part else { return Some(sum) };
+                [(a, cols), (bt, rows)]
+                    .into_iter()
+                    .filter(|(coding, _)| coding.coded)
+                    .try_fold(sum, |sum, (_, width)| sum.checked_add((*rank as u64).checked_mul(*width as u64)?))
+            })
+        })
+    }
+}
+
+/// The coded stream of a variant's factors, and whether there is one: not for none, nor for so few bytes that a reader
+/// would refuse them.
+fn coded_stream(variant: &Variant) -> (Vec<u8>, bool) {
+    let mut encoder = Encoder::new();
+    let mut elements = 0;
+    for part in variant.linears.iter().flat_map(|linear| &linear.parts) {
+        let Part::LowRank { a, bt } = part else { continue };
+        for (kind, levels) in [a, bt].into_iter().map(Levels::of_matrix).enumerate() {
+            let Some(levels) = levels else { continue };
+            elements += levels.levels.len() as u64;
+            encoder.matrix(kind, &levels);
+        }
+    }
+    let stream = encoder.finish();
+    match elements > 0 && elements <= MOST_ELEMENTS_PER_BYTE * stream.len() as u64 {
+        true => (stream, true),
+        false => (Vec::new(), false),
     }
 }
 
@@ -142,6 +201,9 @@ pub(super) fn encode(plan: &Plan) -> Vec<u8> {
         }
         (next, elements) = (tensor + 1, count);
     }
+    if plan.coded > 0 {
+        put(&mut out, plan.coded);
+    }
     out
 }
 
@@ -155,7 +217,12 @@ fn put(out: &mut Vec<u8>, value: usize) {
 }
 
 fn put_coding(out: &mut Vec<u8>, coding: &Coding) {
-    out.push((coding.bits - 1) | (u8::from(coding.offsets) << 3));
+    out.push(match coding.bits {
+        16 => F16,
+        32 => F32,
+        bits if coding.coded => CODED + bits - 1,
+        bits => (bits - 1) | (u8::from(coding.offsets) << 3),
+    });
     put(out, coding.group);
 }
 
@@ -187,10 +254,21 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Plan, String> {
         extras.push((tensor as usize, elements));
         next = tensor + 1;
     }
+    let mut plan = Plan { classes, linears, extras, coded: 0 };
+    match plan.coded_elements() {
+        Some(0) => {}
+        Some(elements) => {
+            plan.coded = reader.dimension("the coded stream's length")?;
+            if elements > MOST_ELEMENTS_PER_BYTE * plan.coded as u64 {
+                return Err(reader.wrong(&format!("{elements} coded elements in {} bytes", plan.coded)));
+            }
+        }
+        None => return Err(reader.wrong("sizes overflow")),
+    }
     if reader.at != bytes.len() {
         return Err(reader.wrong("bytes after the end"));
     }
-    Ok(Plan { classes, linears, extras })
+    Ok(plan)
 }
 
 /// A position in untrusted bytes.
@@ -252,7 +330,10 @@ impl Reader<'_> {
         let mut parts = Vec::new();
         for _ in 0..count {
             parts.push(match self.byte()? {
-                0 => Kind::Dense(self.coding()?),
+                0 => match self.coding()? {
+                    Coding { coded: true, .. } => return Err(self.wrong("dense codes are not in the coded stream")),
+                    coding => Kind::Dense(coding),
+                },
                 1 => Kind::LowRank { rank: self.dimension("rank")?, a: self.coding()?, bt: self.coding()? },
                 2 => Kind::Full,
                 kind => return Err(self.wrong(&format!("unknown kind {kind}"))),
@@ -264,10 +345,17 @@ impl Reader<'_> {
     fn coding(&mut self) -> Result<Coding, String> {
         let byte = self.byte()?;
         let group = self.number()?;
-        if byte > 0xf || group > u64::from(u32::MAX) {
+        if byte >= CODED + 4 || group > u64::from(u32::MAX) || (byte >= F16 && group > 0) {
             return Err(self.wrong("codes are out of range"));
         }
-        Ok(Coding { bits: (byte & 7) + 1, offsets: byte & 8 != 0, group: group as usize })
+        let coded = byte >= CODED;
+        let bits = match byte {
+            F16 => 16,
+            F32 => 32,
+            18..CODED => return Err(self.wrong("codes are out of range")),
+            byte => (byte & 7) + 1,
+        };
+        Ok(Coding { bits, offsets: coded || byte & 8 != 0, group: group as usize, coded })
     }
 }
 
@@ -276,16 +364,19 @@ mod tests {
     use super::*;
 
     fn plan() -> Plan {
-        let coding = Coding { bits: 1, offsets: false, group: 64 };
-        let row = Coding { bits: 4, offsets: true, group: 0 };
+        let coding = Coding { bits: 1, offsets: false, group: 64, coded: false };
+        let row = Coding { bits: 4, offsets: true, group: 0, coded: false };
+        let float = |bits| Coding { bits, offsets: false, group: 0, coded: false };
         Plan {
             classes: vec![
                 Class { rows: 576, cols: 1536, parts: vec![Kind::Dense(coding)] },
                 Class { rows: 3, cols: 1, parts: vec![Kind::LowRank { rank: 300, a: row, bt: coding }, Kind::Full] },
+                Class { rows: 4, cols: 5, parts: vec![Kind::LowRank { rank: 2, a: float(16), bt: float(32) }] },
                 Class { rows: 3, cols: 1, parts: vec![] },
             ],
-            linears: vec![(0, 17), (1, 254), (0, 255), (2, 0)],
+            linears: vec![(0, 17), (1, 254), (0, 255), (2, 0), (3, 9)],
             extras: vec![(0, 576), (1, 576), (200, 12), (4000, 576)],
+            coded: 0,
         }
     }
 

@@ -14,12 +14,14 @@
 //! compared, and every length, offset, pad bit and scale is checked before use. Memory asked for is bounded by the
 //! file's own size plus [`MAX_INFO_BYTES`].
 
+mod coded;
 mod container;
 mod manifest;
 mod payload;
 
 pub use crate::error::Error;
 use crate::{config::BitDeltaConfig, part::Part};
+pub use coded::coded_bytes;
 use half::f16;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -240,10 +242,10 @@ impl Variant {
     fn encode(&self) -> Result<Encoded, Error> {
         let unwritable = |reason| Error::Unwritable { reason };
         self.check().map_err(unwritable)?;
-        let plan = manifest::Plan::of(self);
+        let (plan, stream) = manifest::Plan::of(self);
         Ok(Encoded {
             manifest: manifest::encode(&plan),
-            payload: payload::encode(&plan, self).map_err(unwritable)?,
+            payload: payload::encode(&plan, &stream, self).map_err(unwritable)?,
             info: encode_info(&self.info).map_err(unwritable)?,
         })
     }

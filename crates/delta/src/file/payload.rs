@@ -1,16 +1,18 @@
 //! The payload: the values of all parts, gathered by field, each field a section at a multiple of 64 bytes.
 //!
 //! ```text
-//! planes u64 │ scales f16 │ offsets f16 │ tensor scales f32 │ full f16       little-endian, zeros between sections
+//! planes u64 │ scales f16 │ offsets f16 │ tensor scales f32 │ full f16 │ coded     little-endian, zeros between sections
 //! ```
 //!
-//! Inside a section the parts follow each other linear by linear (a LowRank's A before its Bᵀ), extras last.
+//! Inside a section the parts follow each other linear by linear (a LowRank's A before its Bᵀ), extras last. A matrix of
+//! floats has its entries among the planes, and no scales. Coded matrices (`coded.rs`) are in no other section.
 
 use super::{
     Extra, LinearDelta, Variant,
+    coded::Decoder,
     manifest::{Class, Coding, Kind, Plan, decode_error},
 };
-use crate::{dense::PackedMatrix, part::Part};
+use crate::{dense::PackedMatrix, part::Part, tread::Levels};
 
 /// Sections start at multiples of this: a cache line, and the widest vector load.
 const ALIGN: u64 = 64;
@@ -23,11 +25,12 @@ struct Sizes {
     offsets: u64,
     tensor_scales: u64,
     full: u64,
+    coded: u64,
 }
 
 impl Sizes {
     /// Bytes of each section in order.
-    fn bytes(&self) -> Option<[u64; 5]> {
+    fn bytes(&self) -> Option<[u64; 6]> {
         let times = |count: u64, size: u64| count.checked_mul(size);
         Some([
             times(self.words, 8)?,
@@ -35,6 +38,7 @@ impl Sizes {
             times(self.offsets, 2)?,
             times(self.tensor_scales, 4)?,
             times(self.full, 2)?,
+            self.coded,
         ])
     }
 
@@ -45,18 +49,23 @@ impl Sizes {
             offsets: self.offsets.checked_add(other.offsets)?,
             tensor_scales: self.tensor_scales.checked_add(other.tensor_scales)?,
             full: self.full.checked_add(other.full)?,
+            coded: self.coded.checked_add(other.coded)?,
         })
     }
 
     fn packed(coding: &Coding, rows: usize, cols: usize) -> Option<Self> {
+        if coding.coded {
+            return Some(Self::default());
+        }
         let rows64 = rows as u64;
-        let scales = rows64.checked_mul(cols.div_ceil(coding.group_of(cols)) as u64)?;
+        let groups = if coding.is_float() { 0 } else { cols.div_ceil(coding.group_of(cols)) };
+        let scales = rows64.checked_mul(groups as u64)?;
         Some(Self {
             words: rows64.checked_mul(u64::from(coding.bits))?.checked_mul(cols.div_ceil(64) as u64)?,
             scales,
             offsets: if coding.offsets { scales } else { 0 },
             tensor_scales: 1,
-            full: 0,
+            ..Self::default()
         })
     }
 
@@ -76,30 +85,34 @@ impl Sizes {
         let classes = plan.classes.iter().map(Self::class).collect::<Option<Vec<_>>>()?;
         let linears = plan.linears.iter().try_fold(Self::default(), |sum, (class, _)| sum.add(&classes[*class]))?;
         let extras = plan.extras.iter().try_fold(0u64, |sum, (_, elements)| sum.checked_add(*elements as u64))?;
-        linears.add(&Self { full: extras, ..Self::default() })
+        linears.add(&Self { full: extras, coded: plan.coded as u64, ..Self::default() })
     }
 }
 
-/// The payload of a checked variant whose plan this is.
-pub(super) fn encode(plan: &Plan, variant: &Variant) -> Result<Vec<u8>, String> {
+/// The payload of a checked variant whose plan and coded stream these are.
+pub(super) fn encode(plan: &Plan, stream: &[u8], variant: &Variant) -> Result<Vec<u8>, String> {
     let sizes = Sizes::plan(plan).and_then(|sizes| sizes.bytes()).ok_or("too large for any machine")?;
     let parts = || variant.linears.iter().flat_map(|linear| &linear.parts);
-    let matrices = || parts().flat_map(Part::matrices);
+    let coded = |matrix: &PackedMatrix| plan.coded > 0 && Levels::of_matrix(matrix).is_some();
+    let factors = |part: &Part| matches!(part, Part::LowRank { .. });
+    let matrices = parts().flat_map(|part| part.matrices().into_iter().map(move |matrix| (factors(part), matrix)));
+    let matrices: Vec<&PackedMatrix> =
+        matrices.filter(|(factor, matrix)| !(*factor && coded(matrix))).map(|(_, matrix)| matrix).collect();
     let mut out = Vec::with_capacity(sizes.iter().map(|size| size.next_multiple_of(ALIGN)).sum::<u64>() as usize);
     let align = |out: &mut Vec<u8>| out.resize(out.len().next_multiple_of(ALIGN as usize), 0);
-    for matrix in matrices() {
+    for matrix in &matrices {
         out.extend(matrix.planes.iter().flat_map(|word| word.to_le_bytes()));
     }
     align(&mut out);
-    for matrix in matrices() {
+    for matrix in &matrices {
         put_halves(&mut out, &matrix.scales);
     }
     align(&mut out);
-    for matrix in matrices() {
+    for matrix in &matrices {
         put_halves(&mut out, &matrix.offsets);
     }
     align(&mut out);
-    for matrix in matrices() {
+    for matrix in &matrices {
         out.extend(matrix.tensor_scale.to_le_bytes());
     }
     align(&mut out);
@@ -110,6 +123,10 @@ pub(super) fn encode(plan: &Plan, variant: &Variant) -> Result<Vec<u8>, String> 
     }
     for extra in &variant.extras {
         put_halves(&mut out, &extra.values);
+    }
+    if !stream.is_empty() {
+        align(&mut out);
+        out.extend(stream);
     }
     Ok(out)
 }
@@ -124,20 +141,26 @@ pub(super) fn decode(plan: &Plan, payload: &[u8], each: &mut dyn FnMut(LinearDel
     let mut sections = Sections::split(plan, payload)?;
     for (index, &(class, error)) in plan.linears.iter().enumerate() {
         let Class { rows, cols, ref parts } = plan.classes[class];
+        let in_linear = |reason: String| format!("linear {index}: {reason}");
         let parts = parts.iter().map(|part| match part {
-            Kind::Dense(coding) => Part::Dense(sections.matrix(coding, rows, cols)),
+            Kind::Dense(coding) => Ok(Part::Dense(sections.matrix(coding, rows, cols))),
             Kind::LowRank { rank, a, bt } => {
-                Part::LowRank { a: sections.matrix(a, *rank, cols), bt: sections.matrix(bt, *rank, rows) }
+                Ok(Part::LowRank { a: sections.factor(0, a, *rank, cols)?, bt: sections.factor(1, bt, *rank, rows)? })
             }
-            Kind::Full => Part::Full { rows, cols, values: halves(&mut sections.full, rows * cols) },
+            Kind::Full => Ok(Part::Full { rows, cols, values: halves(&mut sections.full, rows * cols) }),
         });
-        let linear = LinearDelta { rows, cols, parts: parts.collect(), relative_error: decode_error(error) };
-        linear.check().map_err(|reason| format!("linear {index}: {reason}"))?;
+        let parts = parts.collect::<Result<_, String>>().map_err(in_linear)?;
+        let linear = LinearDelta { rows, cols, parts, relative_error: decode_error(error) };
+        linear.check().map_err(in_linear)?;
         each(linear);
     }
     let extras = plan.extras.iter();
     let extras = extras.map(|&(tensor, elements)| Extra { tensor, values: halves(&mut sections.full, elements) });
-    Ok(extras.collect())
+    let extras = extras.collect();
+    if plan.coded > 0 {
+        sections.coded.finish()?;
+    }
+    Ok(extras)
 }
 
 /// What is left of each section.
@@ -147,13 +170,16 @@ struct Sections<'a> {
     offsets: &'a [u8],
     tensor_scales: &'a [u8],
     full: &'a [u8],
+    coded: Decoder<'a>,
 }
 
 impl<'a> Sections<'a> {
     fn split(plan: &Plan, payload: &'a [u8]) -> Result<Self, String> {
         let sizes = Sizes::plan(plan).and_then(|sizes| sizes.bytes()).ok_or("sizes overflow")?;
-        let (mut cut, mut at) = ([&payload[..0]; 5], 0u64);
-        for (section, size) in cut.iter_mut().zip(sizes) {
+        let (mut cut, mut at) = ([&payload[..0]; 6], 0u64);
+        // Without coded matrices nothing follows the full values, not even padding.
+        let sections = if plan.coded > 0 { 6 } else { 5 };
+        for (section, size) in cut.iter_mut().zip(sizes).take(sections) {
             let start = at.next_multiple_of(ALIGN);
             let end = start.checked_add(size).filter(|end| *end <= payload.len() as u64);
             let end = end.ok_or_else(|| format!("{} bytes are fewer than the manifest asks for", payload.len()))?;
@@ -166,13 +192,25 @@ impl<'a> Sections<'a> {
         if at != payload.len() as u64 {
             return Err(format!("{} bytes, the manifest asks for {at}", payload.len()));
         }
-        let [words, scales, offsets, tensor_scales, full] = cut;
-        Ok(Self { words, scales, offsets, tensor_scales, full })
+        let [words, scales, offsets, tensor_scales, full, coded] = cut;
+        Ok(Self { words, scales, offsets, tensor_scales, full, coded: Decoder::new(coded) })
+    }
+
+    /// A factor, plain or coded; `kind` is 0 for A, 1 for Bᵀ.
+    fn factor(&mut self, kind: usize, coding: &Coding, rows: usize, cols: usize) -> Result<PackedMatrix, String> {
+        if !coding.coded {
+            return Ok(self.matrix(coding, rows, cols));
+        }
+        let matrix = self.coded.matrix(kind, rows, cols)?.pack("factor").map_err(|error| error.to_string())?;
+        match matrix.bits == coding.bits {
+            true => Ok(matrix),
+            false => Err(format!("coded levels of {} bits, the manifest states {}", matrix.bits, coding.bits)),
+        }
     }
 
     fn matrix(&mut self, coding: &Coding, rows: usize, cols: usize) -> PackedMatrix {
         let group = coding.group_of(cols);
-        let scales = rows * cols.div_ceil(group);
+        let scales = if coding.is_float() { 0 } else { rows * cols.div_ceil(group) };
         let words = take(&mut self.words, rows * usize::from(coding.bits) * cols.div_ceil(64) * 8);
         let tensor_scale = take(&mut self.tensor_scales, 4).as_chunks().0.first();
         PackedMatrix {
@@ -209,10 +247,18 @@ pub(super) fn check(part: &Part, (rows, cols): (usize, usize)) -> Result<(), Str
     if part.shape() != (rows, cols) {
         return Err(format!("a {} part of shape {:?} in a linear of {rows} x {cols}", part.kind(), part.shape()));
     }
-    if let Part::LowRank { a, bt } = part
-        && a.rows != bt.rows
+    if let Part::LowRank { a, bt } = part {
+        if a.rows != bt.rows {
+            return Err(format!("factors of rank {} and {}", a.rows, bt.rows));
+        }
+        if a.is_float() != bt.is_float() {
+            return Err("one factor of floats and one of codes".into());
+        }
+    }
+    if let Part::Dense(matrix) = part
+        && matrix.is_float()
     {
-        return Err(format!("factors of rank {} and {}", a.rows, bt.rows));
+        return Err("a dense part of floats".into());
     }
     if let Part::Full { values, .. } = part
         && (rows.checked_mul(cols) != Some(values.len()) || !finite(values))
@@ -225,14 +271,17 @@ pub(super) fn check(part: &Part, (rows, cols): (usize, usize)) -> Result<(), Str
 fn check_matrix(matrix: &PackedMatrix) -> Result<(), String> {
     let PackedMatrix { bits, rows, cols, group, .. } = *matrix;
     let fits = |value: usize| (1..=u32::MAX as usize).contains(&value);
-    if !(1..=8).contains(&bits) || !fits(rows) || !fits(cols) || !fits(group) {
+    if !matches!(bits, 1..=8 | 16 | 32) || !fits(rows) || !fits(cols) || !fits(group) {
         return Err(format!("{bits} bits, {rows} x {cols}, group {group}"));
     }
-    let coding = Coding { bits, offsets: !matrix.offsets.is_empty(), group };
+    let coding = Coding { bits, offsets: !matrix.offsets.is_empty(), group, coded: false };
     let sizes = Sizes::packed(&coding, rows, cols).ok_or("sizes overflow")?;
     let found = [matrix.planes.len(), matrix.scales.len(), matrix.offsets.len()].map(|length| length as u64);
     if found != [sizes.words, sizes.scales, sizes.offsets] {
         return Err(format!("planes, scales, offsets of lengths {found:?} do not fit {rows} x {cols}"));
+    }
+    if matrix.is_float() {
+        return if group == cols { matrix.check_floats() } else { Err(format!("floats in groups of {group}")) };
     }
     if !matrix.tensor_scale.is_finite() || !finite(&matrix.scales) || !finite(&matrix.offsets) {
         return Err("a scale or offset is not finite".into());

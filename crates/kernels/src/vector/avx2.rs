@@ -111,6 +111,18 @@ unsafe impl Vector for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn load_f16_by_four(from: *const u16) -> Self {
+        // SAFETY: see the impl.
+        unsafe {
+            let four = _mm256_castps128_ps256(_mm_cvtph_ps(_mm_loadl_epi64(from.cast())));
+            let each = |first: i32| {
+                let second = first + 1;
+                _mm256_setr_epi32(first, first, first, first, second, second, second, second)
+            };
+            Self(_mm256_permutevar8x32_ps(four, each(0)), _mm256_permutevar8x32_ps(four, each(2)))
+        }
+    }
+    #[inline(always)]
     unsafe fn load_i8(from: *const i8) -> Self {
         // SAFETY: see the impl.
         unsafe {

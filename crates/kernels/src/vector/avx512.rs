@@ -60,6 +60,15 @@ unsafe impl Vector for Avx512 {
         Self(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) })
     }
     #[inline(always)]
+    unsafe fn load_f16_by_four(from: *const u16) -> Self {
+        // SAFETY: see the impl.
+        Self(unsafe {
+            let four = _mm512_castps128_ps512(_mm_cvtph_ps(_mm_loadl_epi64(from.cast())));
+            let each = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+            _mm512_permutexvar_ps(each, four)
+        })
+    }
+    #[inline(always)]
     unsafe fn load_i8(from: *const i8) -> Self {
         // SAFETY: see the impl.
         Self(unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) })

@@ -1,8 +1,8 @@
 //! Sixteen i32 sums of products of four bytes: what the int8 product is written in.
 //!
-//! Codes are bytes c = w + zero, where zero makes them unsigned: what is added up is Σ c · x, begun at −zero · Σ x; for
-//! int8 an implementation may also add up Σ w · x, begun at 0. All give the same integers: nothing saturates, because
-//! int8 codes lie in 1..=255 (zero 128), doubled plane codes in 0..=30 (zero 1 to 15), and activations in −127..=127.
+//! Codes are unsigned bytes, w + zero where w is signed; what is added up is Σ c · x. All implementations give the same
+//! integers: nothing saturates, because the base's codes lie in 0..=255, doubled plane codes in 0..=30, those of low-rank
+//! factors in 0..=15, and each digit of the activations in −127..=127.
 //!
 //! Plane codes are so small that their products may be added in 16 bits for a while (2 · 2 · 127 a pair at one bit),
 //! where that is what the instruction set is good at: *narrow* sums.
@@ -11,6 +11,7 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::Vector;
+use crate::rounded::Rounded;
 
 /// Sixteen i32 sums.
 ///
@@ -25,47 +26,45 @@ pub unsafe trait Int8Vector: Copy {
     type Floats: Vector;
     /// Sixteen times four codes.
     type Codes: Copy;
-    /// 64 inputs.
+    /// As many inputs.
     type Inputs: Copy;
 
-    /// Sums to which [`Self::add_dots`] of a whole block adds up Σ w · x, where `offset` is −zero · Σ x.
-    unsafe fn begin(offset: i32) -> Self;
-    /// Whether int8 codes are multiplied with both digits of x at once, in 16 bits.
-    const JOINS: bool;
-    /// What those products are added in.
-    type Joined: Copy;
+    /// Sixteen times four of the base's codes, as its products take them.
+    type Wide: Copy;
+    /// Four inputs of a row, both digits.
+    type Both: Copy;
+    /// What their products are added in.
+    type WideSums: Copy;
     /// 0.
-    unsafe fn joined() -> Self::Joined;
-    /// Adds the products of output o's four int8 codes, 64 of them at `codes`, with x, which holds four i16.
-    unsafe fn add_joined<const R: usize>(joined: &mut [Self::Joined; R], codes: *const u8, x: [i64; R]);
-    /// Adds them up.
-    unsafe fn add_all_joined(self, joined: Self::Joined) -> Self;
+    unsafe fn wide_sums() -> Self::WideSums;
+    /// 64 codes of `BITS` bits, 8 or 4: bits `4 · field ..` of each of the 64 bytes at `from` where they are 4.
+    unsafe fn load_wide<const BITS: usize>(from: *const u8, field: usize) -> Self::Wide;
+    /// The four inputs that begin at value `at`.
+    unsafe fn load_both(x: &Rounded, at: usize) -> Self::Both;
+    /// Adds the products of output o's four codes with x to sum o.
+    unsafe fn add_wide(sums: Self::WideSums, codes: Self::Wide, x: Self::Both) -> Self::WideSums;
+    /// Sum by sum.
+    unsafe fn add_sums(a: Self::WideSums, b: Self::WideSums) -> Self::WideSums;
+    /// Σ code · (128 · coarse + fine), as floats.
+    unsafe fn wide_to_floats(sums: Self::WideSums) -> Self::Floats;
     /// What products of plane codes are added in.
     type Narrow: Copy;
-    /// The offset itself, for codes of planes.
+    /// All sums `offset`.
     unsafe fn begin_narrow(offset: i32) -> Self;
     /// 0.
     unsafe fn narrow() -> Self::Narrow;
-    /// Like [`Self::add_dots`], for codes of planes.
+    /// Adds the products of output o's four codes with x, which holds four i8, to sum o.
     unsafe fn add_narrow(narrow: Self::Narrow, codes: Self::Codes, x: i32) -> Self::Narrow;
     /// Adds narrow sums.
     unsafe fn widen(self, narrow: Self::Narrow) -> Self;
-    /// 64 codes with zero 128.
-    unsafe fn load_codes(from: *const u8) -> Self::Codes;
     /// 64 codes with zero 2^BITS − 1 from bit planes: bit j of plane p adds 2 · 2^p to code j.
     unsafe fn load_planes<const BITS: usize>(planes: [u64; BITS]) -> Self::Codes;
-    /// Adds the products of output o's four int8 codes with x, which holds four i8, to sum o.
-    unsafe fn add_dots(self, codes: Self::Codes, x: i32) -> Self;
-    /// Sum by sum.
-    unsafe fn add(self, other: Self) -> Self;
-    /// 64 neighbouring inputs of one row.
-    unsafe fn load_inputs(from: *const i8) -> Self::Inputs;
-    /// Sums to which one [`Self::add_neighbours`] adds up Σ w · x, for codes of planes.
-    unsafe fn begin_neighbours(zero: i32, x: Self::Inputs) -> Self;
-    /// Adds the products of codes 4j .. 4j + 4 with inputs 4j .. 4j + 4 to sum j.
-    unsafe fn add_neighbours(self, codes: Self::Codes, x: Self::Inputs) -> Self;
-    /// w of each of 64 codes, which have this zero.
-    unsafe fn codes_to_floats(codes: Self::Codes, zero: i32) -> [Self::Floats; 4];
+    /// 64 codes of `BITS` bits, 2 or 4: bits `BITS · field ..` of each of the 64 bytes at `from`.
+    unsafe fn load_fields<const BITS: usize>(from: *const u8, field: usize) -> Self::Codes;
+    /// 16 inputs, four times over.
+    unsafe fn load_inputs_four_times(from: *const i8) -> Self::Inputs;
+    /// Adds the products of each four codes with the four inputs in their place.
+    unsafe fn add_narrow_neighbours(narrow: Self::Narrow, codes: Self::Codes, x: Self::Inputs) -> Self::Narrow;
     /// 128 · self + fine.
     unsafe fn join(self, fine: Self) -> Self;
     /// The sums as floats.
@@ -83,18 +82,31 @@ unsafe impl Int8Vector for Scalar {
     type Codes = [u8; 64];
     type Inputs = [i8; 64];
     type Narrow = Self;
-    const JOINS: bool = false;
-    type Joined = ();
+    type Wide = [u8; 64];
+    type Both = [i32; 4];
+    type WideSums = Self;
 
-    #[inline(always)]
-    unsafe fn joined() {}
-    #[inline(always)]
-    unsafe fn add_joined<const R: usize>(_: &mut [(); R], _: *const u8, _: [i64; R]) {}
-    #[inline(always)]
-    unsafe fn add_all_joined(self, (): ()) -> Self {
-        self
+    unsafe fn wide_sums() -> Self {
+        Self([0; 16])
     }
-
+    unsafe fn load_wide<const BITS: usize>(from: *const u8, field: usize) -> [u8; 64] {
+        // SAFETY: the caller promises 64 readable bytes.
+        let bytes = unsafe { from.cast::<[u8; 64]>().read() };
+        if BITS == 4 { bytes.map(|byte| byte >> (4 * field) & 15) } else { bytes }
+    }
+    unsafe fn load_both(x: &Rounded, at: usize) -> [i32; 4] {
+        std::array::from_fn(|i| (i32::from(x.codes[at + i]) << 7) + i32::from(x.fine[at + i]))
+    }
+    unsafe fn add_wide(sums: Self, codes: [u8; 64], x: [i32; 4]) -> Self {
+        Self(std::array::from_fn(|o| sums.0[o] + (0..4).map(|i| i32::from(codes[4 * o + i]) * x[i]).sum::<i32>()))
+    }
+    unsafe fn add_sums(a: Self, b: Self) -> Self {
+        Self(std::array::from_fn(|o| a.0[o] + b.0[o]))
+    }
+    unsafe fn wide_to_floats(sums: Self) -> Self::Floats {
+        // SAFETY: needs no CPU feature.
+        unsafe { sums.to_floats() }
+    }
     unsafe fn begin_narrow(offset: i32) -> Self {
         Self([offset; 16])
     }
@@ -102,48 +114,31 @@ unsafe impl Int8Vector for Scalar {
         Self([0; 16])
     }
     unsafe fn add_narrow(narrow: Self, codes: [u8; 64], x: i32) -> Self {
-        // SAFETY: needs no CPU feature.
-        unsafe { narrow.add_dots(codes, x) }
+        let x = x.to_le_bytes().map(|byte| i32::from(byte as i8));
+        Self(std::array::from_fn(|o| narrow.0[o] + (0..4).map(|i| i32::from(codes[4 * o + i]) * x[i]).sum::<i32>()))
     }
     unsafe fn widen(self, narrow: Self) -> Self {
-        // SAFETY: needs no CPU feature.
-        unsafe { self.add(narrow) }
-    }
-    unsafe fn begin(offset: i32) -> Self {
-        Self([offset; 16])
-    }
-    unsafe fn load_codes(from: *const u8) -> [u8; 64] {
-        // SAFETY: the caller promises 64 readable bytes.
-        unsafe { from.cast::<[u8; 64]>().read() }
+        Self(std::array::from_fn(|o| self.0[o] + narrow.0[o]))
     }
     unsafe fn load_planes<const BITS: usize>(planes: [u64; BITS]) -> [u8; 64] {
         std::array::from_fn(|j| (0..BITS).map(|p| ((planes[p] >> j & 1) as u8) << (p + 1)).sum())
     }
-    unsafe fn add_dots(self, codes: [u8; 64], x: i32) -> Self {
-        let x = x.to_le_bytes().map(|byte| i32::from(byte as i8));
-        Self(std::array::from_fn(|o| self.0[o] + (0..4).map(|i| i32::from(codes[4 * o + i]) * x[i]).sum::<i32>()))
-    }
-    unsafe fn add(self, other: Self) -> Self {
-        Self(std::array::from_fn(|o| self.0[o] + other.0[o]))
-    }
     unsafe fn join(self, fine: Self) -> Self {
         Self(std::array::from_fn(|o| (self.0[o] << 7) + fine.0[o]))
     }
-    unsafe fn load_inputs(from: *const i8) -> [i8; 64] {
-        // SAFETY: the caller promises 64 readable inputs.
-        unsafe { from.cast::<[i8; 64]>().read() }
+    unsafe fn load_fields<const BITS: usize>(from: *const u8, field: usize) -> [u8; 64] {
+        // SAFETY: the caller promises 64 readable bytes.
+        let bytes = unsafe { from.cast::<[u8; 64]>().read() };
+        bytes.map(|byte| byte >> (BITS * field) & ((1 << BITS) - 1))
     }
-    unsafe fn begin_neighbours(zero: i32, x: [i8; 64]) -> Self {
-        Self(std::array::from_fn(|j| -zero * x[4 * j..4 * j + 4].iter().map(|x| i32::from(*x)).sum::<i32>()))
+    unsafe fn load_inputs_four_times(from: *const i8) -> [i8; 64] {
+        // SAFETY: the caller promises 16 readable inputs.
+        let inputs = unsafe { from.cast::<[i8; 16]>().read() };
+        std::array::from_fn(|i| inputs[i % 16])
     }
-    unsafe fn add_neighbours(self, codes: [u8; 64], x: [i8; 64]) -> Self {
+    unsafe fn add_narrow_neighbours(narrow: Self, codes: [u8; 64], x: [i8; 64]) -> Self {
         let dot = |j: usize| (4 * j..4 * j + 4).map(|i| i32::from(codes[i]) * i32::from(x[i])).sum::<i32>();
-        Self(std::array::from_fn(|j| self.0[j] + dot(j)))
-    }
-    unsafe fn codes_to_floats(codes: [u8; 64], zero: i32) -> [Self::Floats; 4] {
-        let values = codes.map(|code| (i32::from(code) - zero) as f32);
-        // SAFETY: 16 readable floats each.
-        std::array::from_fn(|part| unsafe { Self::Floats::load(values[16 * part..].as_ptr()) })
+        Self(std::array::from_fn(|j| narrow.0[j] + dot(j)))
     }
     unsafe fn to_floats(self) -> Self::Floats {
         let floats = self.0.map(|sum| sum as f32);
@@ -158,20 +153,16 @@ pub use x86::{Avx2, Avx512, Avx512Vnni};
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::Int8Vector;
-    use crate::vector::{avx2, avx512};
+    use crate::{
+        rounded::Rounded,
+        vector::{avx2, avx512},
+    };
     use std::arch::x86_64::*;
 
     /// Two registers, from 0: a product of bytes is |w| times ±x in 16 bits (a pair is at most 2 · 127 · 127 = 32,258
     /// and never saturates), then pairs of pairs in 32.
     #[derive(Debug, Clone, Copy)]
     pub struct Avx2(__m256i, __m256i);
-
-    /// Σ w · x of four bytes in each i32.
-    #[inline(always)]
-    unsafe fn dots(w: __m256i, x: __m256i) -> __m256i {
-        // SAFETY: AVX2, the caller's promise.
-        unsafe { pairs(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))) }
-    }
 
     /// The sum of each two 16-bit values.
     #[inline(always)]
@@ -194,15 +185,6 @@ mod x86 {
         }
     }
 
-    #[inline(always)]
-    unsafe fn sixteen_floats(bytes: __m128i) -> avx2::Avx2 {
-        // SAFETY: AVX2, the caller's promise.
-        unsafe {
-            let (low, high) = (_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(bytes)));
-            avx2::Avx2::of(_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high))
-        }
-    }
-
     // SAFETY: only AVX2, which `Isa::Avx2` asks the CPU for; reads exactly 64 codes.
     unsafe impl Int8Vector for Avx2 {
         const HELD: usize = 2;
@@ -210,35 +192,67 @@ mod x86 {
         type Codes = (__m256i, __m256i);
         type Inputs = (__m256i, __m256i);
         type Narrow = (__m256i, __m256i);
-        const JOINS: bool = true;
+        /// Four outputs each, widened to 16 bits.
+        type Wide = [__m256i; 4];
+        /// 128 · coarse + fine, in 16 bits.
+        type Both = i64;
         /// Four outputs each, the sums of two pairs of inputs side by side.
-        type Joined = [__m256i; 4];
+        type WideSums = [__m256i; 4];
 
         #[inline(always)]
-        unsafe fn joined() -> [__m256i; 4] {
+        unsafe fn wide_sums() -> [__m256i; 4] {
             // SAFETY: see the impl.
             unsafe { [_mm256_setzero_si256(); 4] }
         }
         #[inline(always)]
-        unsafe fn add_joined<const R: usize>(joined: &mut [[__m256i; 4]; R], codes: *const u8, x: [i64; R]) {
-            // SAFETY: see the impl. A product is at most 255 · 16,320, and a block has 32 of them in each sum.
+        unsafe fn load_wide<const BITS: usize>(from: *const u8, field: usize) -> [__m256i; 4] {
+            // SAFETY: see the impl. What is shifted in from the neighbouring byte is masked out.
             unsafe {
+                let mut codes = [_mm256_setzero_si256(); 4];
                 for part in 0..4 {
-                    let codes = _mm256_cvtepu8_epi16(_mm_loadu_si128(codes.add(16 * part).cast()));
-                    for r in 0..R {
-                        let products = _mm256_madd_epi16(codes, _mm256_set1_epi64x(x[r]));
-                        joined[r][part] = _mm256_add_epi32(joined[r][part], products);
+                    let mut bytes = _mm_loadu_si128(from.add(16 * part).cast());
+                    if BITS == 4 {
+                        bytes = _mm_srl_epi16(bytes, _mm_cvtsi32_si128(4 * field as i32));
+                        bytes = _mm_and_si128(bytes, _mm_set1_epi8(15));
                     }
+                    codes[part] = _mm256_cvtepu8_epi16(bytes);
                 }
+                codes
             }
         }
         #[inline(always)]
-        unsafe fn add_all_joined(self, joined: [__m256i; 4]) -> Self {
+        unsafe fn load_both(x: &Rounded, at: usize) -> i64 {
+            // SAFETY: the caller stays inside the rows, and there are joined digits for this instruction set.
+            unsafe { x.joined.as_ptr().add(at).cast::<i64>().read_unaligned() }
+        }
+        #[inline(always)]
+        unsafe fn add_wide(mut sums: [__m256i; 4], codes: [__m256i; 4], x: i64) -> [__m256i; 4] {
+            // SAFETY: see the impl. A product is at most 255 · 16,320, and a block has 32 of them in each sum.
+            unsafe {
+                let x = _mm256_set1_epi64x(x);
+                for part in 0..4 {
+                    sums[part] = _mm256_add_epi32(sums[part], _mm256_madd_epi16(codes[part], x));
+                }
+                sums
+            }
+        }
+        #[inline(always)]
+        unsafe fn add_sums(mut a: [__m256i; 4], b: [__m256i; 4]) -> [__m256i; 4] {
+            // SAFETY: see the impl.
+            unsafe {
+                for part in 0..4 {
+                    a[part] = _mm256_add_epi32(a[part], b[part]);
+                }
+                a
+            }
+        }
+        #[inline(always)]
+        unsafe fn wide_to_floats(sums: [__m256i; 4]) -> avx2::Avx2 {
             // SAFETY: see the impl. Adding neighbours works in halves of a register: quarters 0 and 2 come first.
             unsafe {
-                let low = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_hadd_epi32(joined[0], joined[1]));
-                let high = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_hadd_epi32(joined[2], joined[3]));
-                Self(_mm256_add_epi32(self.0, low), _mm256_add_epi32(self.1, high))
+                let low = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_hadd_epi32(sums[0], sums[1]));
+                let high = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_hadd_epi32(sums[2], sums[3]));
+                Self(low, high).to_floats()
             }
         }
 
@@ -270,20 +284,6 @@ mod x86 {
         }
 
         #[inline(always)]
-        unsafe fn begin(_: i32) -> Self {
-            // SAFETY: see the impl.
-            unsafe { Self(_mm256_setzero_si256(), _mm256_setzero_si256()) }
-        }
-        #[inline(always)]
-        unsafe fn load_codes(from: *const u8) -> (__m256i, __m256i) {
-            // SAFETY: see the impl.
-            unsafe {
-                let zero = _mm256_set1_epi8(-128);
-                let (low, high) = (_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(32).cast()));
-                (_mm256_xor_si256(low, zero), _mm256_xor_si256(high, zero))
-            }
-        }
-        #[inline(always)]
         unsafe fn load_planes<const BITS: usize>(planes: [u64; BITS]) -> (__m256i, __m256i) {
             // SAFETY: see the impl. Each set bit adds 2 · 2^p.
             unsafe {
@@ -297,19 +297,6 @@ mod x86 {
             }
         }
         #[inline(always)]
-        unsafe fn add_dots(self, codes: (__m256i, __m256i), x: i32) -> Self {
-            // SAFETY: see the impl.
-            unsafe {
-                let x = _mm256_set1_epi32(x);
-                Self(_mm256_add_epi32(self.0, dots(codes.0, x)), _mm256_add_epi32(self.1, dots(codes.1, x)))
-            }
-        }
-        #[inline(always)]
-        unsafe fn add(self, other: Self) -> Self {
-            // SAFETY: see the impl.
-            unsafe { Self(_mm256_add_epi32(self.0, other.0), _mm256_add_epi32(self.1, other.1)) }
-        }
-        #[inline(always)]
         unsafe fn join(self, fine: Self) -> Self {
             // SAFETY: see the impl.
             unsafe {
@@ -320,36 +307,32 @@ mod x86 {
             }
         }
         #[inline(always)]
-        unsafe fn load_inputs(from: *const i8) -> (__m256i, __m256i) {
-            // SAFETY: see the impl.
-            unsafe { (_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(32).cast())) }
-        }
-        #[inline(always)]
-        unsafe fn begin_neighbours(zero: i32, x: (__m256i, __m256i)) -> Self {
-            // SAFETY: see the impl.
+        unsafe fn load_fields<const BITS: usize>(from: *const u8, field: usize) -> (__m256i, __m256i) {
+            // SAFETY: see the impl. What is shifted in from the neighbouring byte is masked out.
             unsafe {
-                let (zeros, none) = (_mm256_set1_epi8(zero as i8), _mm256_setzero_si256());
-                let sum = |x| _mm256_sub_epi32(none, pairs(_mm256_maddubs_epi16(zeros, x)));
-                Self(sum(x.0), sum(x.1))
+                let (shift, keep) = (_mm_cvtsi32_si128((BITS * field) as i32), _mm256_set1_epi8((1 << BITS) - 1));
+                let field = |bytes| _mm256_and_si256(_mm256_srl_epi16(bytes, shift), keep);
+                (field(_mm256_loadu_si256(from.cast())), field(_mm256_loadu_si256(from.add(32).cast())))
             }
         }
         #[inline(always)]
-        unsafe fn add_neighbours(self, codes: (__m256i, __m256i), x: (__m256i, __m256i)) -> Self {
+        unsafe fn load_inputs_four_times(from: *const i8) -> (__m256i, __m256i) {
             // SAFETY: see the impl.
-            unsafe { self.widen((_mm256_maddubs_epi16(codes.0, x.0), _mm256_maddubs_epi16(codes.1, x.1))) }
+            let inputs = unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(from.cast())) };
+            (inputs, inputs)
         }
         #[inline(always)]
-        unsafe fn codes_to_floats(codes: (__m256i, __m256i), zero: i32) -> [avx2::Avx2; 4] {
+        unsafe fn add_narrow_neighbours(
+            narrow: (__m256i, __m256i),
+            codes: (__m256i, __m256i),
+            x: (__m256i, __m256i),
+        ) -> (__m256i, __m256i) {
             // SAFETY: see the impl.
             unsafe {
-                let zeros = _mm256_set1_epi8(zero as i8);
-                let (low, high) = (_mm256_sub_epi8(codes.0, zeros), _mm256_sub_epi8(codes.1, zeros));
-                [
-                    sixteen_floats(_mm256_castsi256_si128(low)),
-                    sixteen_floats(_mm256_extracti128_si256::<1>(low)),
-                    sixteen_floats(_mm256_castsi256_si128(high)),
-                    sixteen_floats(_mm256_extracti128_si256::<1>(high)),
-                ]
+                (
+                    _mm256_add_epi16(narrow.0, _mm256_maddubs_epi16(codes.0, x.0)),
+                    _mm256_add_epi16(narrow.1, _mm256_maddubs_epi16(codes.1, x.1)),
+                )
             }
         }
         #[inline(always)]
@@ -357,12 +340,6 @@ mod x86 {
             // SAFETY: see the impl.
             unsafe { avx2::Avx2::of(_mm256_cvtepi32_ps(self.0), _mm256_cvtepi32_ps(self.1)) }
         }
-    }
-
-    #[inline(always)]
-    unsafe fn sixteen_floats_512(bytes: __m128i) -> avx512::Avx512 {
-        // SAFETY: AVX-512 F, the caller's promise.
-        avx512::Avx512::of(unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)) })
     }
 
     /// Σ w · x of four bytes in each i32, without the instruction for it: even and odd bytes of both sides are widened
@@ -407,16 +384,48 @@ mod x86 {
         type Codes = __m512i;
         type Inputs = __m512i;
         type Narrow = __m512i;
-        const JOINS: bool = false;
-        type Joined = ();
+        type Wide = __m512i;
+        type Both = (i32, i32);
+        /// Coarse and fine.
+        type WideSums = (__m512i, __m512i);
 
         #[inline(always)]
-        unsafe fn joined() {}
+        unsafe fn wide_sums() -> (__m512i, __m512i) {
+            // SAFETY: see the impl.
+            unsafe { (_mm512_setzero_si512(), _mm512_setzero_si512()) }
+        }
         #[inline(always)]
-        unsafe fn add_joined<const R: usize>(_: &mut [(); R], _: *const u8, _: [i64; R]) {}
+        unsafe fn load_wide<const BITS: usize>(from: *const u8, field: usize) -> __m512i {
+            // SAFETY: see the impl.
+            unsafe { if BITS == 4 { Self::load_fields::<4>(from, field) } else { _mm512_loadu_si512(from.cast()) } }
+        }
         #[inline(always)]
-        unsafe fn add_all_joined(self, (): ()) -> Self {
-            self
+        unsafe fn load_both(x: &Rounded, at: usize) -> (i32, i32) {
+            // SAFETY: the caller stays inside the rows.
+            unsafe {
+                let four = |digits: &[i8]| digits.as_ptr().add(at).cast::<i32>().read_unaligned();
+                (four(&x.codes), four(&x.fine))
+            }
+        }
+        #[inline(always)]
+        unsafe fn add_wide(sums: (__m512i, __m512i), codes: __m512i, x: (i32, i32)) -> (__m512i, __m512i) {
+            // SAFETY: see the impl.
+            unsafe {
+                (
+                    Self::add_products(sums.0, codes, _mm512_set1_epi32(x.0)),
+                    Self::add_products(sums.1, codes, _mm512_set1_epi32(x.1)),
+                )
+            }
+        }
+        #[inline(always)]
+        unsafe fn add_sums(a: (__m512i, __m512i), b: (__m512i, __m512i)) -> (__m512i, __m512i) {
+            // SAFETY: see the impl.
+            unsafe { (_mm512_add_epi32(a.0, b.0), _mm512_add_epi32(a.1, b.1)) }
+        }
+        #[inline(always)]
+        unsafe fn wide_to_floats(sums: (__m512i, __m512i)) -> avx512::Avx512 {
+            // SAFETY: see the impl.
+            unsafe { Self(sums.0).join(Self(sums.1)).to_floats() }
         }
 
         #[inline(always)]
@@ -451,16 +460,6 @@ mod x86 {
         }
 
         #[inline(always)]
-        unsafe fn begin(offset: i32) -> Self {
-            // SAFETY: see the impl.
-            Self(unsafe { _mm512_set1_epi32(offset) })
-        }
-        #[inline(always)]
-        unsafe fn load_codes(from: *const u8) -> __m512i {
-            // SAFETY: see the impl.
-            unsafe { _mm512_loadu_si512(from.cast()) }
-        }
-        #[inline(always)]
         unsafe fn load_planes<const BITS: usize>(planes: [u64; BITS]) -> __m512i {
             // SAFETY: see the impl. Each set bit of plane p adds 2 · 2^p; a loop over an index, for an iterator costs a
             // call for each plane.
@@ -473,49 +472,33 @@ mod x86 {
             }
         }
         #[inline(always)]
-        unsafe fn add_dots(self, codes: __m512i, x: i32) -> Self {
-            // SAFETY: see the impl.
-            Self(unsafe { Self::add_products(self.0, codes, _mm512_set1_epi32(x)) })
-        }
-        #[inline(always)]
-        unsafe fn add(self, other: Self) -> Self {
-            // SAFETY: see the impl.
-            Self(unsafe { _mm512_add_epi32(self.0, other.0) })
-        }
-        #[inline(always)]
         unsafe fn join(self, fine: Self) -> Self {
             // SAFETY: see the impl.
             Self(unsafe { _mm512_add_epi32(_mm512_slli_epi32::<7>(self.0), fine.0) })
         }
         #[inline(always)]
-        unsafe fn load_inputs(from: *const i8) -> __m512i {
-            // SAFETY: see the impl.
-            unsafe { _mm512_loadu_si512(from.cast()) }
-        }
-        #[inline(always)]
-        unsafe fn begin_neighbours(zero: i32, x: __m512i) -> Self {
-            // SAFETY: see the impl.
+        unsafe fn load_fields<const BITS: usize>(from: *const u8, field: usize) -> __m512i {
+            // SAFETY: see the impl. What is shifted in from the neighbouring byte is masked out.
             unsafe {
-                let (zeros, none) = (_mm512_set1_epi8(zero as i8), _mm512_setzero_si512());
-                Self(_mm512_sub_epi32(none, Self::add_products(none, zeros, x)))
+                let shift = _mm_cvtsi32_si128((BITS * field) as i32);
+                let bytes = _mm512_srl_epi16(_mm512_loadu_si512(from.cast()), shift);
+                _mm512_and_si512(bytes, _mm512_set1_epi8((1 << BITS) - 1))
             }
         }
         #[inline(always)]
-        unsafe fn add_neighbours(self, codes: __m512i, x: __m512i) -> Self {
+        unsafe fn load_inputs_four_times(from: *const i8) -> __m512i {
             // SAFETY: see the impl.
-            Self(unsafe { Self::add_products(self.0, codes, x) })
+            unsafe { _mm512_broadcast_i32x4(_mm_loadu_si128(from.cast())) }
         }
         #[inline(always)]
-        unsafe fn codes_to_floats(codes: __m512i, zero: i32) -> [avx512::Avx512; 4] {
+        unsafe fn add_narrow_neighbours(narrow: __m512i, codes: __m512i, x: __m512i) -> __m512i {
             // SAFETY: see the impl.
             unsafe {
-                let w = _mm512_sub_epi8(codes, _mm512_set1_epi8(zero as i8));
-                [
-                    sixteen_floats_512(_mm512_castsi512_si128(w)),
-                    sixteen_floats_512(_mm512_extracti32x4_epi32::<1>(w)),
-                    sixteen_floats_512(_mm512_extracti32x4_epi32::<2>(w)),
-                    sixteen_floats_512(_mm512_extracti32x4_epi32::<3>(w)),
-                ]
+                if VNNI {
+                    _mm512_dpbusd_epi32(narrow, codes, x)
+                } else {
+                    _mm512_add_epi16(narrow, _mm512_maddubs_epi16(codes, x))
+                }
             }
         }
         #[inline(always)]

@@ -39,6 +39,10 @@ unsafe impl Vector for Scalar {
         // SAFETY: the caller promises 16 readable values.
         Self(std::array::from_fn(|i| half::f16::from_bits(unsafe { from.add(i).read() }).to_f32_const()))
     }
+    unsafe fn load_f16_by_four(from: *const u16) -> Self {
+        // SAFETY: the caller promises 4 readable values.
+        Self(std::array::from_fn(|i| half::f16::from_bits(unsafe { from.add(i / 4).read() }).to_f32_const()))
+    }
     unsafe fn load_i8(from: *const i8) -> Self {
         // SAFETY: the caller promises 16 readable values.
         Self(std::array::from_fn(|i| f32::from(unsafe { from.add(i).read() })))

@@ -81,7 +81,8 @@ pub(crate) fn read(gguf: &Gguf, bytes: &[u8]) -> Result<ModelConfig, Error> {
     }
     .validate(path)?;
     if let Some(entry) = gguf.tensors.iter().find(|entry| entry.name == "rope_freqs.weight") {
-        config.rope_scaling = from_factors(entry, &config, &bytes[entry.range.clone()], path)?;
+        let original = optional("rope.scaling.original_context_length")?;
+        config.rope_scaling = from_factors(entry, &config, &bytes[entry.range.clone()], original, path)?;
     }
     Ok(config)
 }
@@ -121,9 +122,16 @@ fn rope_scaling(gguf: &Gguf, name: &str, max_positions: usize) -> Result<RopeSca
 /// The scaling behind `rope_freqs.weight`: llama.cpp's converter stores Llama 3.1's rule as the number by which it
 /// divides each frequency.
 ///
-/// All published Llama 3 models use low 1, high 4 over 8192 positions; the factor is the largest divisor. The rule found
-/// must give the stored divisors again, so a file made by another rule is refused and never run wrongly.
-fn from_factors(entry: &Entry, config: &ModelConfig, bytes: &[u8], path: &Path) -> Result<RopeScaling, Error> {
+/// All published Llama 3 models use low 1, high 4 over 8192 positions, and a file may say another length (`original`); the
+/// factor is the largest divisor. The rule found must give the stored divisors again, so a file made by another rule is
+/// refused and never run wrongly.
+fn from_factors(
+    entry: &Entry,
+    config: &ModelConfig,
+    bytes: &[u8],
+    original: Option<usize>,
+    path: &Path,
+) -> Result<RopeScaling, Error> {
     const PAIR_ERROR_MAX: f32 = 1e-3;
     if entry.dtype != Dtype::F32 {
         return Err(Error::malformed(path, format!("rope_freqs.weight is {}, expected F32", entry.dtype.name())));
@@ -140,7 +148,8 @@ fn from_factors(entry: &Entry, config: &ModelConfig, bytes: &[u8], path: &Path) 
     let factor = divisors.iter().copied().fold(1.0, f32::max);
     let (plain, _) = ModelConfig { rope_scaling: RopeScaling::None, ..config.clone() }.rope_frequencies();
     let (low, high) = (1.0, 4.0);
-    for original in [8192, 2048, 4096, 16384, 32768, 65536, 131_072] {
+    let stated = original.map(|original| original as u32).filter(|original| *original > 0);
+    for original in stated.into_iter().chain([8192, 2048, 4096, 16384, 32768, 65536, 131_072]) {
         let agrees = plain.iter().zip(&divisors).all(|(frequency, divisor)| {
             let scaled = rope::llama3_frequency(*frequency, factor, low, high, original as f32);
             (frequency / scaled - divisor).abs() <= PAIR_ERROR_MAX * divisor
@@ -216,7 +225,7 @@ mod tests {
         let bytes: Vec<u8> = divisors.iter().flat_map(|divisor| divisor.to_le_bytes()).collect();
         let (name, shape) = ("rope_freqs.weight".to_owned(), vec![divisors.len()]);
         let entry = Entry { name, dtype: Dtype::F32, shape, range: 0..bytes.len() };
-        from_factors(&entry, &llama(), &bytes, Path::new("m.gguf"))
+        from_factors(&entry, &llama(), &bytes, None, Path::new("m.gguf"))
     }
 
     #[test]

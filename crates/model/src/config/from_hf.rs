@@ -146,7 +146,7 @@ fn rope_scaling(rope: &Fields<'_>, max_positions: usize) -> Result<RopeScaling, 
 }
 
 /// Yarn's factor on cos and sin for a context stretched `factor` times.
-pub(super) fn yarn_magnitude(factor: f32, mscale: f32) -> f32 {
+pub(crate) fn yarn_magnitude(factor: f32, mscale: f32) -> f32 {
     if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
 }
 

@@ -1,4 +1,4 @@
-//! GGUF files: header, metadata and tensor table of versions 2 and 3.
+//! GGUF files: header, metadata and tensor table of versions 2 and 3, read here and written in `export`.
 //!
 //! A GGUF file is untrusted. The reader walks the bytes with checked lengths and offsets, never reserves memory by a
 //! length that it has not compared with what is left of the file, and hands out only tensors that lie inside it.
@@ -10,15 +10,22 @@
 //! padding to `general.alignment`, then data; offsets count from there
 //! ```
 
+pub(crate) mod blocks;
+mod describe;
+mod export;
 pub(crate) mod names;
 pub(crate) mod quants;
 pub(crate) mod tokenizer;
+mod write;
 
 use crate::{Error, source::Dtype};
 use std::{collections::HashMap, ops::Range, path::Path};
 
 /// Most pairs and tensors that a header may announce; real files have some hundreds.
 const ENTRIES_MAX: u64 = 1 << 17;
+
+/// Data starts, and each tensor in it, at a multiple of this unless a file says otherwise.
+const ALIGNMENT: u64 = 32;
 
 /// A metadata value. Integers of all widths are one, and so are both floats: readers ask for what they mean.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,6 +56,8 @@ pub(crate) struct Entry {
 pub(crate) struct Gguf {
     pub metadata: Metadata,
     pub tensors: Vec<Entry>,
+    /// Each pair's key, and its bytes in the file: key, type and value.
+    pub pairs: Vec<(String, Range<usize>)>,
 }
 
 impl Gguf {
@@ -71,18 +80,20 @@ impl Gguf {
         let tensor_count = reader.count("tensor count")?;
         let pair_count = reader.count("metadata count")?;
 
-        let mut pairs = HashMap::new();
+        let (mut pairs, mut places) = (HashMap::new(), Vec::new());
         for _ in 0..pair_count {
+            let start = reader.at;
             let key = reader.text("metadata key")?;
             let kind = reader.u32(&key)?;
             let value = reader.value(kind, &key)?;
             if pairs.contains_key(&key) {
                 return Err(reader.malformed(&format!("metadata key `{key}` is given twice")));
             }
+            places.push((key.clone(), start..reader.at));
             pairs.insert(key, value);
         }
         let metadata = Metadata { path: path.to_owned(), pairs };
-        let alignment = metadata.usize("general.alignment")?.unwrap_or(32);
+        let alignment = metadata.usize("general.alignment")?.unwrap_or(ALIGNMENT as usize);
         if !alignment.is_power_of_two() || alignment > 1 << 20 {
             return Err(reader.malformed(&format!("alignment {alignment} is not a power of two of at most 1 MiB")));
         }
@@ -113,7 +124,7 @@ impl Gguf {
                 }
             }
         }
-        Ok(Self { metadata, tensors })
+        Ok(Self { metadata, tensors, pairs: places })
     }
 }
 

@@ -7,7 +7,7 @@ mod safetensors;
 pub(crate) use safetensors::json;
 
 use crate::{
-    Base, Error, ModelConfig,
+    Base, Error, ModelConfig, alias,
     chat::Tokenizer,
     layout,
     source::{Stored, TensorRef},
@@ -36,16 +36,24 @@ pub(crate) enum Origin {
     Gguf,
 }
 
-/// Opens a folder, a GGUF file, or a model of the hub by its id. A folder without tokenizer files borrows `lender`'s.
+/// Opens a folder, a GGUF file, what an alias stands for, or a model of the hub by its id. A folder without tokenizer files
+/// borrows `lender`'s.
 pub(crate) fn open(name_or_path: &str, lender: Option<&Base>) -> Result<Opened, Error> {
-    let path = Path::new(name_or_path);
-    if path.is_dir() {
-        safetensors::open(path, lender)
-    } else if path.is_file() {
-        gguf::open(path)
-    } else {
-        safetensors::open(&hub::fetch(name_or_path)?, lender)
+    if let Some(opened) = open_local(Path::new(name_or_path), lender) {
+        return opened;
     }
+    match alias::resolve(name_or_path)? {
+        Some(local) => open_local(Path::new(&local), lender).unwrap_or_else(|| {
+            let reason = format!("it stands for {local}, where there is no such folder or file");
+            Err(Error::NotFound { name: name_or_path.to_owned(), reason })
+        }),
+        None => safetensors::open(&hub::fetch(name_or_path)?, lender),
+    }
+}
+
+/// Opens the folder or GGUF file at `path`, if there is one.
+fn open_local(path: &Path, lender: Option<&Base>) -> Option<Result<Opened, Error>> {
+    if path.is_dir() { Some(safetensors::open(path, lender)) } else { path.is_file().then(|| gguf::open(path)) }
 }
 
 /// Puts the tensors that the configuration asks for into the fixed order, each with the shape that follows from it.

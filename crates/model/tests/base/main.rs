@@ -3,10 +3,12 @@
 // Helpers of tests are tests too; clippy's own exception ends at the functions marked as such.
 #![allow(clippy::unwrap_used)]
 
+mod adapter;
 mod chat;
 mod damaged;
 mod export;
 mod gguf;
+mod gguf_export;
 
 use bitdelta_model::Base;
 use std::{

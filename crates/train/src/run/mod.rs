@@ -4,6 +4,7 @@
 //! write. The loop counts optimiser steps; which examples a step takes follows from its number alone, so a run that goes
 //! on from a checkpoint sees what an unbroken one would have seen, and ends with the same bits.
 
+mod budget;
 mod checkpoint;
 mod data;
 mod explore;
@@ -12,6 +13,7 @@ mod result;
 
 use crate::{
     Error, TrainConfig, batch,
+    batch::Example,
     config::{Every, Method, Stage},
     graph::{Adaptation, Graph, matrix::Matrix, parameter::Parameter},
     objective::{self, Asked, Item, Score},
@@ -84,6 +86,7 @@ pub fn run(config: &TrainConfig, progress: &dyn Progress, stop: &AtomicBool) -> 
 /// As [`run`].
 pub fn run_on(base: &Base, config: &TrainConfig, progress: &dyn Progress, stop: &AtomicBool) -> Result<Outcome, Error> {
     config.validate()?;
+    let config = &config.for_base(base)?;
     let mut warnings = config.bitdelta()?.warnings();
     let (template, warning) = template::choose(config.template.as_deref(), &base.tokenizer)?;
     warnings.extend(warning);
@@ -478,11 +481,28 @@ impl Session<'_> {
         if loss_trained.is_none() {
             loss_trained = self.held_out("measuring what was learnt")?.map(|found| found.loss);
         }
+        let saved = if self.config.budget.is_some() { Some(self.save()?) } else { None };
         // Moments and gradients are done with; their memory serves what follows.
         self.optimiser.moments.clear();
         let weights = base.tensors().iter().map(|tensor| tensor.rows as u64 * tensor.cols as u64).sum();
         let bitdelta = self.config.bitdelta()?.for_model(weights);
-        let linears = result::quantise(base, self.graph, self.config, &bitdelta, self.progress)?;
+        let mut info = Info::new(base.fingerprint(), &base.name, bitdelta, &base.tokenizer.template_id(template));
+        let linears = match self.config.budget_bytes()? {
+            None => result::quantise(base, self.graph, self.config, &info.config, self.progress)?,
+            Some(bytes) => {
+                // The figures that are still missing take as much as these.
+                info.notes = self.notes(loss_trained, loss_trained, &warnings);
+                let examples: Vec<Example> = self.data.train.iter().flat_map(Item::examples).cloned().collect();
+                let work = (bytes, self.config.budget_schedule());
+                budget::round(base, self.graph, &examples, work, &info, (self.progress, self.stop))?
+            }
+        };
+        if let Some(checkpoint) = saved {
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted { step: self.state.step, checkpoint });
+            }
+            fs::remove_dir_all(&checkpoint).map_err(|source| Error::io(&checkpoint, source))?;
+        }
         let measured = self.held_out("measuring the variant")?;
         let loss_variant = measured.map(|found| found.loss);
         if let (Some(before), Some(after)) = (self.state.loss_base, loss_variant)
@@ -492,7 +512,6 @@ impl Session<'_> {
                 "the variant is no better than the base on held-out data ({after:.4} against {before:.4})"
             ));
         }
-        let mut info = Info::new(base.fingerprint(), &base.name, bitdelta, &base.tokenizer.template_id(template));
         info.notes = self.notes(loss_trained, loss_variant, &warnings);
         let path = self.config.output_dir.join(VARIANT_FILE);
         let bytes = Variant::new(info, linears).write(&path)?;

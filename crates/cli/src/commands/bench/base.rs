@@ -42,7 +42,7 @@ impl BenchBase {
         let doing = "loading the base model";
         let name = match self.shape {
             Some(shape) => self.random(shape, bar)?,
-            None => self.base.check()?.to_owned(),
+            None => self.base.check()?,
         };
         let mut base = Base::open(&name).context(doing)?;
         // Every answer has its full length.

@@ -79,7 +79,7 @@ pub fn run(args: &PrecisionArgs) -> Result<(), Error> {
     };
     let doing = || format!("loading the base model {name}");
     let bar = Bar::new();
-    let base = Arc::new(Base::open(name).context(doing())?);
+    let base = Arc::new(Base::open(&name).context(doing())?);
     let tokenizer = &base.tokenizer;
     let template = eval::template(args.template.as_deref(), variant.as_ref().map(|(_, v)| v), tokenizer, &bar)?;
     let samples = samples(tokenizer, &template, &conversations).context("making prompts of the data")?;

@@ -1,4 +1,4 @@
-//! Sizes as people write them: `340KB`, `10MB` and `1GB` are decimal, `1KiB`, `1MiB` and `1GiB` binary.
+//! Sizes in bytes as people write them: `340KB`, `10MB` and `1GB` are decimal, `1KiB`, `1MiB` and `1GiB` binary.
 
 /// Bytes of a size such as `340KB`, `1.5GiB` or `4096` (a plain number is bytes). Letters may be of either case.
 ///

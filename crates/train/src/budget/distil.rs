@@ -1,0 +1,435 @@
+//! Training factors through their rounding, towards the distributions of a teacher.
+//!
+//! The forward and backward pass see the rounded factors; the gradient goes straight through the rounding to the exact
+//! ones behind it (Bengio et al., 1308.3432), which Adam moves in units of their own step, so that one rate suits every
+//! row. Meanwhile a controller moves the one distortion that all steps follow from, so that the coded size stays at the
+//! budget. In the end levels nearest to a smaller one give way until the file fits to the byte.
+
+use super::{
+    Coded, Factors, Sensitivity, Student,
+    rate::{DEAD, Steps},
+};
+use crate::{
+    Error, TrainConfig,
+    batch::{self, Example},
+    graph::{
+        Adaptation, Graph, PackedBatch, Weights, distil_loss::kl, loss::cross_entropy, matrix::Matrix,
+        parameter::Parameter,
+    },
+    optimiser::{AdamW, gradient_norm},
+    progress::Progress,
+};
+use bitdelta_delta::{
+    Variant,
+    file::coded_bytes,
+    part,
+    tread::{LARGEST, SMALLEST, Step},
+};
+use bitdelta_model::Base;
+use rayon::prelude::*;
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+/// Examples whose gradients tell the sensitivities, and how many go into one gradient: the fewer, the nearer its square
+/// is to the sum of single ones.
+const PROBES: usize = 96;
+const EXAMPLES_PER_PROBE: usize = 4;
+/// Steps between two looks at the coded size.
+const CONTROL_EVERY: usize = 4;
+/// Share of all steps after which the distortion stays.
+const CONTROL_UNTIL: f64 = 0.75;
+/// What the controller aims at, as a share of the budget: the rest is for what the last steps add.
+const AIM: f64 = 0.985;
+
+/// Halvings of the range of magnitudes that give way in the end.
+const TRIMMINGS: usize = 20;
+
+/// The fine-tuned model's last hidden states at every answer's token, which with its head give its distributions.
+#[derive(Debug)]
+pub struct Teacher {
+    /// (targets, hidden) of each example.
+    hidden: Vec<Matrix>,
+    /// Its head; `None`: the base's.
+    head: Option<Matrix>,
+}
+
+impl Teacher {
+    /// Runs the fine-tuned model over `examples`.
+    ///
+    /// # Errors
+    /// An unreadable tensor, or what the graph reports.
+    pub fn new(finetuned: &Base, base: &Base, examples: &[Example], progress: &dyn Progress) -> Result<Self, Error> {
+        let longest = examples.iter().map(|example| example.tokens.len()).max().unwrap_or(0);
+        let graph = Graph::new(&finetuned.config, finetuned, Adaptation::Frozen, longest, false)?;
+        let teacher = Self::of(&graph, examples, progress)?;
+        let name = if base.config.tied { "model.embed_tokens.weight" } else { "lm_head.weight" };
+        let same = base.tensor_f32(name)? == graph.head().values();
+        Ok(Self { head: (!same).then(|| graph.head().clone()), ..teacher })
+    }
+
+    /// Runs a graph as it is now over `examples`; its head is that of the student.
+    ///
+    /// # Errors
+    /// What the graph reports.
+    pub fn of(graph: &Graph, examples: &[Example], progress: &dyn Progress) -> Result<Self, Error> {
+        progress.begin("asking the teacher", examples.len() as u64, "examples");
+        let mut hidden = Vec::with_capacity(examples.len());
+        for examples in examples.chunks(8) {
+            let packed = batch::pack(examples);
+            let all = graph.hidden(&packed)?;
+            let mut from = 0;
+            for example in examples {
+                let rows: Vec<usize> = (from..from + example.targets()).collect();
+                from += rows.len();
+                hidden.push(all.select_rows(&rows));
+            }
+            progress.advance(examples.len() as u64, "");
+        }
+        progress.end();
+        Ok(Self { hidden, head: None })
+    }
+}
+
+impl Teacher {
+    /// Mean KL(teacher ‖ base + variant) of a token over the examples that the teacher was made of.
+    ///
+    /// # Errors
+    /// As [`Teacher::new`].
+    pub fn divergence_of(&self, base: &Base, variant: &Variant, examples: &[Example]) -> Result<f64, Error> {
+        let longest = examples.iter().map(|example| example.tokens.len()).max().unwrap_or(0);
+        let merged = Merged { base, variant };
+        let graph = Graph::new(&base.config, &merged, Adaptation::Frozen, longest, false)?;
+        let (mut sum, mut tokens) = (0.0, 0);
+        for (at, example) in examples.iter().enumerate() {
+            let packed = batch::pack([example]);
+            let hidden = graph.hidden(&packed)?;
+            let head = self.head.as_ref().unwrap_or(graph.head());
+            sum += kl(&hidden, &self.hidden[at], graph.head(), head, None)?.loss;
+            tokens += packed.rows.len();
+        }
+        Ok(sum / tokens as f64)
+    }
+}
+
+/// Base and variant as one set of weights.
+struct Merged<'a> {
+    base: &'a Base,
+    variant: &'a Variant,
+}
+
+impl Weights for Merged<'_> {
+    fn tensor(&self, name: &str) -> Result<Vec<f32>, Error> {
+        let mut values = self.base.tensor_f32(name)?;
+        if let Some(at) = self.base.matrices().position(|matrix| matrix.name == name)
+            && let Some(delta) = self.variant.linears.get(at)
+        {
+            part::add_to(&delta.parts, &mut values, delta.cols);
+        }
+        let tensor = self.base.tensors().iter().position(|tensor| tensor.name == name);
+        if let Some(extra) = self.variant.extras.iter().find(|extra| Some(extra.tensor) == tensor) {
+            extra.add_to(&mut values);
+        }
+        Ok(values)
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.base.has(name)
+    }
+}
+
+/// How long and how fast.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Schedule {
+    /// Passes over the examples.
+    pub epochs: f64,
+    /// Examples of one step.
+    pub batch: usize,
+    /// Adam's rate at the start, in steps of the rounding; it falls to 0 in a straight line.
+    pub rate: f64,
+    /// Of the order.
+    pub seed: u64,
+}
+
+impl Schedule {
+    /// Which of `count` examples step `step` takes.
+    pub(super) fn examples(&self, step: usize, count: usize) -> Vec<usize> {
+        let per_epoch = count.div_ceil(self.batch);
+        let order = batch::order(count, step / per_epoch, self.seed, true);
+        order.into_iter().skip(step % per_epoch * self.batch).take(self.batch).collect()
+    }
+
+    /// The rate of step `step` of `total`.
+    pub(super) fn rate_at(&self, step: usize, total: usize) -> f64 {
+        self.rate * (1.0 - step as f64 / total as f64)
+    }
+}
+
+/// What was trained, to be rounded by [`Distillation::coded`].
+#[derive(Debug)]
+pub struct Distillation {
+    latent: Latent,
+}
+
+/// What is trained on, by whom, and how.
+pub struct Lesson<'a> {
+    /// The graph whose factors learn.
+    pub student: &'a Student<'a>,
+    /// What is read.
+    pub examples: &'a [Example],
+    /// What is to be matched on `examples`.
+    pub teacher: &'a Teacher,
+    /// How long and how fast.
+    pub schedule: Schedule,
+    /// Where it is told how far it is.
+    pub progress: &'a dyn Progress,
+    /// Raised, it ends the lesson early with what was learnt.
+    pub stop: &'a AtomicBool,
+}
+
+/// Trains `factors` through rounding, whose coded stream is kept at `bytes` while it goes on.
+///
+/// # Errors
+/// [`Error::Diverged`], or what the graph reports.
+pub fn distil(lesson: &Lesson<'_>, factors: &[Factors], bytes: u64) -> Result<Distillation, Error> {
+    let Lesson { student, examples, teacher, schedule, progress, stop } = *lesson;
+    factors.iter().enumerate().for_each(|(index, factors)| student.set(index, &factors.a, &factors.bt));
+    let mut latent = Latent::new(factors, lesson.sensitivities()?, bytes);
+    let per_epoch = examples.len().div_ceil(schedule.batch);
+    let total = (schedule.epochs * per_epoch as f64).ceil() as usize;
+    progress.begin("distilling", total as u64, "steps");
+    latent.write(student);
+    for step in 0..total {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let chosen = schedule.examples(step, examples.len());
+        let packed = batch::pack(chosen.iter().map(|&index| &examples[index]));
+        let scale = 1.0 / packed.rows.len() as f32;
+        let loss = divergence(student.graph, &packed, teacher, &chosen, scale)? * f64::from(scale);
+        let rate = schedule.rate_at(step, total);
+        if !loss.is_finite() {
+            return Err(Error::Diverged { step: step + 1, loss, learning_rate: rate });
+        }
+        latent.update(student, rate);
+        if step % CONTROL_EVERY == 0 && (step as f64) < CONTROL_UNTIL * total as f64 {
+            latent.control(bytes);
+        }
+        latent.write(student);
+        progress.advance(1, &format!("KL {loss:.4}"));
+    }
+    progress.end();
+    Ok(Distillation { latent })
+}
+
+impl Distillation {
+    /// The rounded factors, components of zeros left out, of which `size` is at most `bytes`: where the trained rounding
+    /// gives more, the levels nearest to a smaller one give way.
+    ///
+    /// # Errors
+    /// Those of `size`.
+    pub fn coded<E>(&self, bytes: u64, mut size: impl FnMut(&[Coded]) -> Result<u64, E>) -> Result<Vec<Coded>, E> {
+        let coded = self.latent.coded(DEAD);
+        if size(&coded)? <= bytes {
+            return Ok(coded);
+        }
+        // A level of one that is a whole step wide away from zero goes at 1; by then all are.
+        let (mut low, mut high) = (DEAD, LARGEST as f32 + 1.0);
+        let mut best = self.latent.coded(high);
+        for _ in 0..TRIMMINGS {
+            let middle = 0.5 * (low + high);
+            let coded = self.latent.coded(middle);
+            if size(&coded)? <= bytes {
+                (high, best) = (middle, coded);
+            } else {
+                low = middle;
+            }
+        }
+        Ok(best)
+    }
+}
+
+/// Σ KL(teacher ‖ graph) over the targets of the chosen examples, whose gradient times `scale` is gathered.
+pub(super) fn divergence(
+    graph: &Graph,
+    packed: &PackedBatch,
+    teacher: &Teacher,
+    chosen: &[usize],
+    scale: f32,
+) -> Result<f64, Error> {
+    let states = chosen.iter().map(|&index| &teacher.hidden[index]);
+    let (rows, width) = (packed.rows.len(), teacher.hidden[chosen[0]].cols());
+    let wanted = Matrix::new(rows, width, states.flat_map(|states| states.values()).copied().collect());
+    graph.accumulate_by(packed, |hidden, head| {
+        let found = kl(hidden, &wanted, head, teacher.head.as_ref().unwrap_or(head), Some(scale))?;
+        Ok((found.loss, found.gradient))
+    })
+}
+
+impl Lesson<'_> {
+    /// The root of the mean squared gradient of each row of the factors that are in the student.
+    fn sensitivities(&self) -> Result<Vec<Sensitivity>, Error> {
+        let progress = self.progress;
+        let order = batch::order(self.examples.len(), usize::MAX >> 1, self.schedule.seed, true);
+        let probes: Vec<&[usize]> = order[..PROBES.min(order.len())].chunks(EXAMPLES_PER_PROBE).collect();
+        let mut sums: Vec<Sensitivity> = Vec::new();
+        progress.begin("sensitivities", probes.len() as u64, "batches");
+        for chosen in probes {
+            // Where the student matches its teacher already, the divergence has no slope; the curvature is that of the
+            // model's own likelihood, which the squared gradient of the loss on the data estimates (Fisher).
+            let packed = batch::pack(chosen.iter().map(|&index| &self.examples[index]));
+            self.student.graph.accumulate_by(&packed, |hidden, head| {
+                let found = cross_entropy(hidden, head, &packed.targets, Some(1.0 / packed.targets.len() as f32))?;
+                Ok((found.loss, found.gradient))
+            })?;
+            let squares: Vec<Sensitivity> = (0..self.student.linears())
+                .into_par_iter()
+                .map(|index| {
+                    let (a, bt) = self.student.gradients(index);
+                    let mean = |values: &[f32]| -> Vec<f32> {
+                        let width = values.len() / self.student.rank;
+                        values.chunks(width).map(|row| row.iter().map(|g| g * g).sum::<f32>() / width as f32).collect()
+                    };
+                    Sensitivity { a: mean(&a), bt: mean(&bt) }
+                })
+                .collect();
+            self.student.clear_gradients();
+            if sums.is_empty() {
+                sums = squares;
+            } else {
+                for (sum, more) in sums.iter_mut().zip(squares) {
+                    let add = |sum: &mut Vec<f32>, more: Vec<f32>| sum.iter_mut().zip(more).for_each(|(s, m)| *s += m);
+                    add(&mut sum.a, more.a);
+                    add(&mut sum.bt, more.bt);
+                }
+            }
+            progress.advance(1, "");
+        }
+        progress.end();
+        for sum in &mut sums {
+            sum.a.iter_mut().chain(&mut sum.bt).for_each(|s| *s = s.sqrt());
+        }
+        Ok(sums)
+    }
+}
+
+/// The exact factors behind the rounded ones, in units of their steps.
+#[derive(Debug)]
+struct Latent {
+    /// (a, bt) of each linear, as parameters for the optimiser.
+    values: Vec<[Arc<Parameter>; 2]>,
+    shapes: Vec<(usize, usize)>,
+    /// Made at the first gradient.
+    optimiser: Option<AdamW>,
+    sensitivities: Vec<Sensitivity>,
+    steps: Vec<Steps>,
+    distortion: f32,
+}
+
+impl Latent {
+    fn new(factors: &[Factors], sensitivities: Vec<Sensitivity>, bytes: u64) -> Self {
+        let (distortion, _) = super::fit_to::<Infallible>(factors, &sensitivities, bytes, |_| Ok(0))
+            .unwrap_or_else(|never| match never {});
+        let steps: Vec<Steps> = factors.iter().zip(&sensitivities).map(|(f, s)| Steps::at(f, s, distortion)).collect();
+        let parameter = |values: &[f32], width: usize, steps: &[Step]| {
+            let rows = values.chunks(width).zip(steps);
+            let units = rows.flat_map(|(row, step)| row.iter().map(|x| x / step.value())).collect();
+            Arc::new(Parameter::new("factor", Matrix::new(steps.len(), width, units)))
+        };
+        let values: Vec<[Arc<Parameter>; 2]> = factors
+            .iter()
+            .zip(&steps)
+            .map(|(f, steps)| [parameter(&f.a, f.cols, &steps.a), parameter(&f.bt, f.rows, &steps.bt)])
+            .collect();
+        let shapes = factors.iter().map(|factors| (factors.rows, factors.cols)).collect();
+        Self { values, shapes, optimiser: None, sensitivities, steps, distortion }
+    }
+
+    /// The factors that the latent values stand for, not rounded.
+    fn factors(&self) -> Vec<Factors> {
+        let exact = |parameter: &Parameter, steps: &[Step]| -> Vec<f32> {
+            let values = parameter.value();
+            let rows = values.values().chunks(parameter.cols()).zip(steps);
+            rows.flat_map(|(row, step)| row.iter().map(|x| x * step.value())).collect()
+        };
+        let places = self.values.par_iter().zip(&self.steps).zip(&self.shapes);
+        let factors = places.map(|(([a, bt], steps), &(rows, cols))| Factors {
+            rows,
+            cols,
+            a: exact(a, &steps.a),
+            bt: exact(bt, &steps.bt),
+        });
+        factors.collect()
+    }
+
+    fn round(&self, dead: f32) -> Vec<Coded> {
+        self.factors().par_iter().zip(&self.steps).map(|(factors, steps)| Coded::round(factors, steps, dead)).collect()
+    }
+
+    fn coded(&self, dead: f32) -> Vec<Coded> {
+        self.round(dead).iter().map(Coded::compact).collect()
+    }
+
+    /// Puts the rounded factors into the student.
+    fn write(&self, student: &Student<'_>) {
+        for (index, coded) in self.round(DEAD).iter().enumerate() {
+            student.set(index, &coded.a.values(), &coded.bt.values());
+        }
+    }
+
+    /// One step of Adam along the student's gradients, which are cleared.
+    fn update(&mut self, student: &Student<'_>, rate: f64) {
+        self.values.par_iter().zip(&self.steps).enumerate().for_each(|(index, ([a, bt], steps))| {
+            let (da, dbt) = student.gradients(index);
+            for (parameter, mut gradient, steps) in [(a, da, &steps.a), (bt, dbt, &steps.bt)] {
+                let width = parameter.cols();
+                for (row, step) in gradient.chunks_mut(width).zip(steps) {
+                    row.iter_mut().for_each(|g| *g *= step.value());
+                }
+                parameter.accumulate(Matrix::new(steps.len(), width, gradient));
+            }
+        });
+        student.clear_gradients();
+        let all: Vec<Arc<Parameter>> = self.values.iter().flatten().cloned().collect();
+        let optimiser = self.optimiser.get_or_insert_with(|| {
+            // In units of their steps all rows' gradients are about as large. An element whose gradient is small beside
+            // that is better left where it is than moved as fast as the others, as plain Adam would: its level would
+            // wander away from zero, which costs bytes and gains nothing.
+            let elements: usize = all.iter().map(|parameter| parameter.len()).sum();
+            let typical = gradient_norm(&all) / (elements as f64).sqrt();
+            let adam_epsilon = typical.max(f64::MIN_POSITIVE);
+            let config = TrainConfig { weight_decay: 0.0, adam_beta2: 0.99, adam_epsilon, ..TrainConfig::default() };
+            AdamW::new(&config, &all)
+        });
+        optimiser.update(&all, rate, 1.0);
+        for parameter in &all {
+            // Beyond the levels there is nothing to reach.
+            let bounds = (SMALLEST as f32 - 0.5, LARGEST as f32 + 0.5);
+            parameter.value_mut().values_mut().iter_mut().for_each(|x| *x = x.clamp(bounds.0, bounds.1));
+        }
+    }
+
+    /// Moves the distortion towards the budget; the exact factors stay what they are.
+    fn control(&mut self, bytes: u64) {
+        let coded = self.coded(DEAD);
+        let size = coded_bytes(coded.iter().flat_map(|coded| [&coded.a, &coded.bt]));
+        let factor = (size as f64 / (AIM * bytes as f64)).powf(0.7).clamp(0.9, 1.1);
+        self.distortion *= factor as f32;
+        let factors = self.factors();
+        self.steps = factors.iter().zip(&self.sensitivities).map(|(f, s)| Steps::at(f, s, self.distortion)).collect();
+        self.values.par_iter().zip(&self.steps).zip(&factors).for_each(|(([a, bt], steps), exact)| {
+            for (parameter, exact, steps) in [(a, &exact.a, &steps.a), (bt, &exact.bt, &steps.bt)] {
+                let width = parameter.cols();
+                let mut values = parameter.value_mut();
+                let rows = values.values_mut().chunks_mut(width).zip(exact.chunks(width)).zip(steps);
+                rows.for_each(|((row, exact), step)| {
+                    row.iter_mut().zip(exact).for_each(|(x, exact)| *x = exact / step.value());
+                });
+            }
+        });
+    }
+}

@@ -1,0 +1,230 @@
+//! A variant of so many bytes: the difference of a pair, or what is trained, as low-rank factors whose levels are coded by
+//! an entropy coder ([`bitdelta_delta::tread`]).
+//!
+//! ```text
+//! fine-tune − base ── SVD of each linear ─▶ factors ── sensitivities ─▶ one distortion for all ── levels ─▶ file
+//!                                              ▲                              │
+//!                                              └──── distil: Adam on the ─────┘  levels in the forward pass, straight-
+//!                                                    factors behind the levels   through gradients, KL to the fine-tune
+//! ```
+//!
+//! *Who gets the bits.* A row of a factor with sensitivity s (the root of the mean squared gradient of the loss by its
+//! elements) is rounded in steps of D / s. One D for all rows makes the loss's second-order rise by rounding equal
+//! everywhere, which is the optimum (reverse water-filling): a row whose values stay below half its step becomes zeros
+//! and costs nothing, so ranks and bits of each linear follow from D, and D from the budget by bisection.
+//!
+//! *Without data* the sensitivities are those of ‖Δ̂ − Δ‖²; *with data* they are measured, and the factors are then trained
+//! through their rounding. Kinds that were tried and lost are in `docs/quality.md`.
+
+mod distil;
+mod factors;
+mod rate;
+mod scales;
+mod svd;
+
+pub use distil::{Distillation, Lesson, Schedule, Teacher, distil};
+pub use factors::{Factors, Student};
+pub use rate::{Coded, Sensitivity, fit_to};
+pub use scales::{SCALE_RATE, distil_scales};
+pub use svd::truncated;
+
+use crate::{
+    Error, TrainConfig,
+    batch::Example,
+    compress::{check_shapes, vectors_and_tables},
+    data::Conversation,
+    graph::{Adaptation, Graph},
+    progress::Progress,
+};
+use bitdelta_delta::{
+    Extra, Info, LinearDelta, Part, Variant,
+    metrics::{Distance, distance},
+};
+use bitdelta_model::{Base, chat::Template};
+use std::sync::atomic::AtomicBool;
+
+/// Bits an entry that the largest rank is chosen by where factors are trained: at fewer, most levels are zero and more
+/// components only cost time.
+const BITS_AN_ENTRY: f64 = 1.2;
+/// The same without data: components beyond cost nothing, and one distortion finds how many are of use.
+const BITS_AN_ENTRY_WITHOUT_DATA: f64 = 0.3;
+/// Adam's rate at the start, in steps of the rounding.
+pub const RATE: f64 = 0.2;
+/// Norms and biases may take one part of so many of a budget.
+const EXTRAS_SHARE: u64 = 8;
+/// Largest rank.
+const MOST_RANK: usize = 128;
+
+/// How a budget is met.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Options {
+    /// The file's size, header and all.
+    pub bytes: u64,
+    /// Largest rank; `None` goes by the bytes.
+    pub rank: Option<usize>,
+    /// How factors are trained where there are examples.
+    pub schedule: Schedule,
+}
+
+impl Options {
+    /// A budget with everything else as it is best.
+    pub fn new(bytes: u64) -> Self {
+        Self { bytes, rank: None, schedule: Schedule { epochs: 4.0, batch: 8, rate: RATE, seed: 42 } }
+    }
+}
+
+/// Conversations as the model sees them, of which the answers count; what is longer than a training run takes is cut, and
+/// what has no answer is left out.
+///
+/// # Errors
+/// A conversation that the template cannot render.
+pub fn examples(base: &Base, template: &Template, conversations: &[Conversation]) -> Result<Vec<Example>, Error> {
+    let config = TrainConfig::default();
+    let mut examples = conversations
+        .iter()
+        .map(|conversation| Example::new(&base.tokenizer, template, &conversation.messages, &config))
+        .collect::<Result<Vec<_>, Error>>()?;
+    for example in &mut examples {
+        example.cut(config.cutoff_len);
+    }
+    examples.retain(|example| example.targets() > 0);
+    Ok(examples)
+}
+
+/// The difference of a pair in at most `options.bytes`, trained towards the fine-tuned model on `examples` where there are
+/// any. `info` is what the file will say about itself, whose size counts too.
+///
+/// # Errors
+/// [`Error::Budget`] when not even the header fits; models that are no pair; what training reports.
+pub fn compress_to(
+    base: &Base,
+    finetuned: &Base,
+    examples: &[Example],
+    options: &Options,
+    info: Info,
+    (progress, stop): (&dyn Progress, &AtomicBool),
+) -> Result<Variant, Error> {
+    check_shapes(base, finetuned)?;
+    let extras = affordable(base, finetuned, options.bytes, progress)?;
+    let bits = if examples.is_empty() { BITS_AN_ENTRY_WITHOUT_DATA } else { BITS_AN_ENTRY };
+    let rank = options.rank.unwrap_or_else(|| rank_at(base, options.bytes, bits));
+    let factors = factors_of_pair(base, finetuned, rank, options.schedule.seed, progress)?;
+    let with_extras = |coded: &[Coded]| -> Result<Variant, Error> {
+        Ok(Variant { extras: extras.clone(), ..variant_of(base, info.clone(), coded)? })
+    };
+    let size = |coded: &[Coded]| Ok::<_, Error>(with_extras(coded)?.to_bytes()?.len() as u64);
+    let coded = if examples.is_empty() {
+        let sensitivities: Vec<Sensitivity> = factors.iter().map(Sensitivity::of_product).collect();
+        fit_to(&factors, &sensitivities, options.bytes, size)?.1
+    } else {
+        let teacher = Teacher::new(finetuned, base, examples, progress)?;
+        let longest = examples.iter().map(|example| example.tokens.len()).max().unwrap_or(0);
+        let adaptation = Adaptation::LowRank { rank, scale: 1.0, seed: 0 };
+        let graph = Graph::new(&base.config, base, adaptation, longest, false)?;
+        let student = Student::new(&graph);
+        let beside: usize = extras.iter().map(|extra| 2 * extra.values.len()).sum();
+        let stream = options.bytes.saturating_sub(header_bytes(base, &info)? + beside as u64);
+        let (student, teacher, schedule) = (&student, &teacher, options.schedule);
+        let done = distil(&Lesson { student, examples, teacher, schedule, progress, stop }, &factors, stream)?;
+        done.coded(options.bytes, size)?
+    };
+    match size(&coded)? {
+        bytes if bytes <= options.bytes => with_extras(&coded),
+        least => Err(Error::Budget { bytes: options.bytes, least }),
+    }
+}
+
+/// The norms and biases that moved, where they are a small part of the budget. What is left out is said.
+fn affordable(base: &Base, finetuned: &Base, bytes: u64, progress: &dyn Progress) -> Result<Vec<Extra>, Error> {
+    let (extras, tables) = vectors_and_tables(base, finetuned)?;
+    if tables {
+        progress.say("warning: the embedding or head moved too; a budget keeps the linears' change alone");
+    }
+    let needed: u64 = extras.iter().map(|extra| 2 * extra.values.len() as u64).sum();
+    if needed * EXTRAS_SHARE <= bytes {
+        return Ok(extras);
+    }
+    progress
+        .say(&format!("warning: norms and biases moved too, by {needed} bytes of f16, which this budget leaves out"));
+    Ok(Vec::new())
+}
+
+/// Bytes of the file that these factors make.
+pub(crate) fn size_of(base: &Base, info: &Info, coded: &[Coded]) -> Result<u64, Error> {
+    Ok(variant_of(base, info.clone(), coded)?.to_bytes()?.len() as u64)
+}
+
+/// About what a file takes beside its coded stream: the header, the description of each linear, the info.
+pub(crate) fn header_bytes(base: &Base, info: &Info) -> Result<u64, Error> {
+    /// Distinct shapes with their ranks and bits, which are not known yet.
+    const CLASSES: u64 = 400;
+    Ok(size_of(base, info, &vec![Coded::default(); base.linears().len()])? + CLASSES)
+}
+
+/// The rank at which `bytes` leave about [`BITS_AN_ENTRY`] for each entry of all factors.
+pub fn rank_for(base: &Base, bytes: u64) -> usize {
+    rank_at(base, bytes, BITS_AN_ENTRY)
+}
+
+fn rank_at(base: &Base, bytes: u64, bits_an_entry: f64) -> usize {
+    let entries: u64 = base.linears().iter().map(|linear| (linear.rows + linear.cols) as u64).sum();
+    let rank = (8.0 * bytes as f64 / (bits_an_entry * entries as f64)).ceil() as usize;
+    let narrowest = base.linears().iter().map(|linear| linear.rows.min(linear.cols)).min().unwrap_or(1);
+    rank.clamp(1, MOST_RANK.min(narrowest))
+}
+
+/// The difference of a pair as factors of `rank`, linear by linear, so that memory holds one difference at a time.
+///
+/// # Errors
+/// An unreadable tensor, or NaN and infinity in one.
+pub fn factors_of_pair(
+    base: &Base,
+    finetuned: &Base,
+    rank: usize,
+    seed: u64,
+    progress: &dyn Progress,
+) -> Result<Vec<Factors>, Error> {
+    progress.begin("singular values", base.linears().len() as u64, "tensors");
+    let mut factors = Vec::with_capacity(base.linears().len());
+    for linear in base.linears() {
+        let mut delta = finetuned.tensor_f32(&linear.name)?;
+        let before = base.tensor_f32(&linear.name)?;
+        delta.iter_mut().zip(&before).for_each(|(after, before)| *after -= before);
+        bitdelta_delta::quantize::check(&linear.name, &delta, linear.rows, linear.cols)?;
+        factors.push(truncated(delta, linear.rows, linear.cols, rank, seed)?);
+        progress.advance(1, "");
+    }
+    progress.end();
+    Ok(factors)
+}
+
+/// A variant of coded factors; components that became zeros are left out.
+///
+/// # Errors
+/// None that coded factors give.
+pub fn variant_of(base: &Base, info: Info, coded: &[Coded]) -> Result<Variant, Error> {
+    let linears = base.linears().iter().zip(coded).map(|(linear, coded)| {
+        let parts = match coded.rank() {
+            0 => Vec::new(),
+            _ => vec![Part::LowRank { a: coded.a.pack(&linear.name)?, bt: coded.bt.pack(&linear.name)? }],
+        };
+        Ok(LinearDelta { rows: linear.rows, cols: linear.cols, parts, relative_error: None })
+    });
+    Ok(Variant::new(info, linears.collect::<Result<_, Error>>()?))
+}
+
+/// Records each linear's relative error against the pair; returns that of all together.
+///
+/// # Errors
+/// An unreadable tensor.
+pub fn measure_errors(variant: &mut Variant, base: &Base, finetuned: &Base) -> Result<f32, Error> {
+    let mut total = Distance::default();
+    for (delta, linear) in variant.linears.iter_mut().zip(base.linears()) {
+        let (before, mut after) = (base.tensor_f32(&linear.name)?, finetuned.tensor_f32(&linear.name)?);
+        after.iter_mut().zip(&before).for_each(|(after, before)| *after -= before);
+        let distance = distance(&delta.parts, &after, linear.cols);
+        delta.relative_error = Some(distance.relative());
+        total = total + distance;
+    }
+    Ok(total.relative())
+}

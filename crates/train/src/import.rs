@@ -1,0 +1,253 @@
+//! A PEFT adapter as a variant.
+//!
+//! LoRA and rsLoRA are what a low-rank part is: without `bits` the factors stay as the adapter's file has them, to the
+//! bit, and with `bits` they are rotated, balanced and quantised. DoRA is not low-rank: with s·B·A the change, n the norms
+//! of the rows of W + s·B·A and m its magnitudes, the adapted weight is
+//!
+//! ```text
+//! W' = g ⊙ (W + s·B·A)   g = m ÷ n        Δ = s·(g ⊙ B)·A  +  (g − 1) ⊙ W
+//! ```
+//!
+//! whose first term is low-rank again and whose second is the base's rows, each stretched a little: that one is kept in
+//! codes of [`DORA_BITS`] bits (at least [`DORA_BITS_LEAST`] under `bits`), with the error stated as for any dense part.
+//! Whole tensors (`modules_to_save`, biases) become differences from the base, in f16 or in codes.
+
+use crate::{Error, progress::Progress};
+use bitdelta_delta::{
+    BitDeltaConfig, Extra, Info, LinearDelta, Part, Variant, exact_factors, factor,
+    metrics::{Distance, distance},
+    quantize,
+    quantize::{Codes, pack},
+};
+use bitdelta_model::{Adapter, Base, TensorRef, adapter::Factors, chat::Template};
+use rayon::prelude::*;
+use serde::Serialize;
+use serde_json::json;
+
+/// Bits of the stretched rows of a DoRA adapter, unless fewer are asked for.
+pub const DORA_BITS: u8 = 8;
+/// The fewest bits of the stretched rows: they are as large as the base's own.
+pub const DORA_BITS_LEAST: u8 = 4;
+/// Inputs that share a scale in dense parts.
+const GROUP: usize = 64;
+
+/// What became of an adapter.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    /// "lora", "rslora" or "dora".
+    pub method: &'static str,
+    /// The largest rank.
+    pub rank: usize,
+    /// Numbers that the adapter holds.
+    pub parameters: u64,
+    /// Linears with a delta.
+    pub linears: usize,
+    /// Tables (embedding, untied head) with a delta.
+    pub tables: usize,
+    /// Vectors (norms, biases) with a delta.
+    pub vectors: usize,
+    /// Weights in the linears.
+    pub weights: u64,
+    /// ‖Δ̂ − Δ‖ ÷ ‖Δ‖ over all matrices; 0 where all factors are kept as they are.
+    pub relative_error: f32,
+    /// The matrix with the largest relative error, and that error.
+    pub worst: Option<(String, f32)>,
+    /// Sentences that the user should read.
+    pub warnings: Vec<String>,
+}
+
+/// Makes a variant of `base` out of `adapter`, its factors in `bits` (1 to 8) bits an entry, or as they are.
+///
+/// # Errors
+/// A value that is not finite, named; bits out of range.
+pub fn import(
+    base: &Base,
+    adapter: &Adapter,
+    bits: Option<u8>,
+    progress: &dyn Progress,
+) -> Result<(Variant, Report), Error> {
+    if let Some(bits) = bits.filter(|bits| !(1..=8).contains(bits)) {
+        return Err(Error::setting("bits", format!("{bits}: 1 to 8 bits a factor's entry")));
+    }
+    let report = Report {
+        method: adapter.method(),
+        rank: adapter.rank(),
+        parameters: adapter.parameters(),
+        linears: 0,
+        tables: 0,
+        vectors: 0,
+        weights: 0,
+        relative_error: 0.0,
+        worst: None,
+        warnings: adapter.warnings().to_vec(),
+    };
+    progress.begin("importing", base.matrices().count() as u64, "matrices");
+    let mut import = Import { base, adapter, bits, total: Distance::default(), report };
+    let matrices = import.matrices(progress)?;
+    let extras = import.vectors()?;
+    progress.end();
+    let Import { report, .. } = import;
+    report.warnings.iter().for_each(|warning| progress.say(warning));
+
+    let template = base.tokenizer.template_id(&Template::Model);
+    let mut info = Info::new(base.fingerprint(), &base.name, BitDeltaConfig::default(), &template);
+    info.notes.insert("method".into(), json!("import"));
+    info.notes.insert("adapter".into(), json!({ "method": report.method, "rank": report.rank }));
+    info.notes.insert("factor_bits".into(), bits.map_or(json!("as the adapter's"), |bits| json!(bits)));
+    if let Some(name) = adapter.trained_on() {
+        info.notes.insert("adapter_base".into(), json!(name.chars().take(200).collect::<String>()));
+    }
+    let mut variant = Variant::new(info, matrices);
+    variant.extras = extras;
+    Ok((variant, report))
+}
+
+/// The work in hand.
+struct Import<'a> {
+    base: &'a Base,
+    adapter: &'a Adapter,
+    bits: Option<u8>,
+    total: Distance,
+    report: Report,
+}
+
+impl Import<'_> {
+    /// The linears, and the tables where one of them changed.
+    fn matrices(&mut self, progress: &dyn Progress) -> Result<Vec<LinearDelta>, Error> {
+        let linears = self.base.linears().len();
+        let changed = |table: &TensorRef| self.adapter.tensors().any(|name| name == table.name);
+        let tables = if self.base.tables().any(changed) { self.base.tables().count() } else { 0 };
+        let mut deltas = Vec::with_capacity(linears + tables);
+        for (index, matrix) in self.base.matrices().take(linears + tables).enumerate() {
+            let delta = self.delta(matrix)?;
+            let moved = !delta.parts.is_empty();
+            if index < linears {
+                self.report.weights += matrix.rows as u64 * matrix.cols as u64;
+                self.report.linears += usize::from(moved);
+            } else {
+                self.report.tables += usize::from(moved);
+            }
+            deltas.push(delta);
+            progress.advance(1, "");
+        }
+        self.report.relative_error = self.total.relative();
+        Ok(deltas)
+    }
+
+    fn delta(&mut self, matrix: &TensorRef) -> Result<LinearDelta, Error> {
+        let TensorRef { name, rows, cols, .. } = matrix;
+        let (rows, cols) = (*rows, *cols);
+        let (parts, exact) = if let Some(factors) = self.adapter.factors(name)? {
+            self.adapted(name, factors, (rows, cols))?
+        } else if let Some(whole) = self.adapter.whole(name) {
+            let base = self.base.tensor_f32(name)?;
+            let delta: Vec<f32> = whole.par_iter().zip(&base).map(|(whole, base)| whole - base).collect();
+            (vec![self.dense(name, &delta, rows, cols)?], delta)
+        } else {
+            return Ok(LinearDelta { rows, cols, parts: Vec::new(), relative_error: Some(0.0) });
+        };
+        // Plain factors that are kept as they are have nothing to be measured against.
+        let here = match exact.is_empty() {
+            true => Distance::default(),
+            false => distance(&parts, &exact, cols),
+        };
+        self.total = self.total + here;
+        let error = here.relative();
+        if self.report.worst.as_ref().is_none_or(|(_, worst)| error > *worst) {
+            self.report.worst = Some((name.clone(), error));
+        }
+        Ok(LinearDelta { rows, cols, parts, relative_error: Some(error) })
+    }
+
+    /// The parts of an adapted matrix, and the delta that they stand for; none where they are exactly that.
+    fn adapted(
+        &self,
+        name: &str,
+        factors: Factors,
+        (rows, cols): (usize, usize),
+    ) -> Result<(Vec<Part>, Vec<f32>), Error> {
+        let Factors { rank, a, mut b, scale, magnitude } = factors;
+        let shape = (rows, rank, cols);
+        let Some(magnitude) = magnitude else {
+            let Some(bits) = self.bits else {
+                return Ok((vec![exact_factors(name, &a, &b, shape, scale)?], Vec::new()));
+            };
+            b.iter_mut().for_each(|b| *b *= scale);
+            let part = factor(name, &a, &b, shape, bits)?;
+            return Ok((vec![part], product(&a, &b, shape)));
+        };
+        // Checks all values.
+        exact_factors(name, &a, &b, shape, scale)?;
+        b.iter_mut().for_each(|b| *b *= scale);
+        let weights = self.base.tensor_f32(name)?;
+        let mut adapted = product(&a, &b, shape);
+        adapted.par_iter_mut().zip(&weights).for_each(|(adapted, weight)| *adapted += weight);
+        let norm = |row: &[f32]| row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+        let gains: Vec<f32> =
+            adapted.par_chunks(cols).zip(&magnitude).map(|(row, m)| (f64::from(*m) / norm(row)) as f32).collect();
+        if let Some(row) = gains.iter().position(|gain| !gain.is_finite()) {
+            let problem = format!("{name}: row {row} has magnitude {} over a norm of zero", magnitude[row]);
+            return Err(Error::setting("adapter", problem));
+        }
+        b.chunks_mut(rank).zip(&gains).for_each(|(b, gain)| b.iter_mut().for_each(|b| *b *= gain));
+        let stretched: Vec<f32> =
+            weights.par_iter().enumerate().map(|(at, weight)| (gains[at / cols] - 1.0) * weight).collect();
+        let (low_rank, bits) = match self.bits {
+            Some(bits) => (factor(name, &a, &b, shape, bits)?, bits.max(DORA_BITS_LEAST)),
+            None => (exact_factors(name, &a, &b, shape, 1.0)?, DORA_BITS),
+        };
+        let dense = Part::Dense(pack(name, &stretched, rows, cols, codes(bits, cols))?);
+        adapted
+            .par_iter_mut()
+            .zip(&weights)
+            .enumerate()
+            .for_each(|(at, (adapted, weight))| *adapted = gains[at / cols] * *adapted - weight);
+        Ok((vec![low_rank, dense], adapted))
+    }
+
+    /// A difference that has no factors.
+    fn dense(&self, name: &str, delta: &[f32], rows: usize, cols: usize) -> Result<Part, Error> {
+        match self.bits {
+            Some(bits) => Ok(Part::Dense(pack(name, delta, rows, cols, codes(bits, cols))?)),
+            None => Ok(quantize(name, delta, rows, cols, &exact_config())?),
+        }
+    }
+
+    /// The norms and biases that the adapter replaces.
+    fn vectors(&mut self) -> Result<Vec<Extra>, Error> {
+        let mut extras = Vec::new();
+        for (tensor, reference) in self.base.tensors().iter().enumerate().filter(|(_, tensor)| tensor.rows == 1) {
+            let Some(whole) = self.adapter.whole(&reference.name) else { continue };
+            let base = self.base.tensor_f32(&reference.name)?;
+            let delta: Vec<f32> = whole.iter().zip(&base).map(|(whole, base)| whole - base).collect();
+            if delta.iter().all(|&x| x == 0.0) {
+                continue;
+            }
+            if let Part::Full { values, .. } = quantize(&reference.name, &delta, 1, delta.len(), &exact_config())? {
+                extras.push(Extra { tensor, values });
+                self.report.vectors += 1;
+            }
+        }
+        Ok(extras)
+    }
+}
+
+/// f16, nothing clipped.
+fn exact_config() -> BitDeltaConfig {
+    BitDeltaConfig { enable_compression: false, clip_outliers: false, ..BitDeltaConfig::default() }
+}
+
+fn codes(bits: u8, cols: usize) -> Codes {
+    Codes { bits, group: GROUP.min(cols), symmetric: true, clip: None }
+}
+
+/// b (rows, rank) · a (rank, cols)
+fn product(a: &[f32], b: &[f32], (rows, rank, cols): (usize, usize, usize)) -> Vec<f32> {
+    let mut out = vec![0.0; rows * cols];
+    out.par_chunks_mut(cols).zip(b.par_chunks(rank)).for_each(|(out, b)| {
+        for (factor, a) in b.iter().zip(a.chunks_exact(cols)) {
+            out.iter_mut().zip(a).for_each(|(out, a)| *out += factor * a);
+        }
+    });
+    out
+}
