@@ -16,7 +16,7 @@ Trains a variant with LLaMA-Factory's settings; the page's command:
     --template qwen3 --finetuning_type bitdelta --output_dir ./variants/user_123 \\
     --quantization_method bitdelta --bits 1 --group_size 128 --num_train_epochs 3
 
-stage: sft, dpo or kto. finetuning_type: bitdelta or full (all projections learn, kept at --bits), lora or lowrank (factors learn, kept
+stage: sft, dpo, kto or grpo. finetuning_type: bitdelta or full (all projections learn, kept at --bits), lora or lowrank (factors learn, kept
 at --factor_bits). Other commands: llamafactory-cli version. Serving and chatting: bitdelta serve, bitdelta chat.
 Settings and their defaults (name: value):
 ";

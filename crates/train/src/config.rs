@@ -42,13 +42,14 @@ pub const WITHOUT_EFFECT: [&str; 21] = [
 ];
 
 /// Settings whose text is never read as a number or a boolean.
-const TEXT: [&str; 9] = [
+const TEXT: [&str; 10] = [
     "model_name_or_path",
     "dataset",
     "dataset_dir",
     "eval_dataset",
     "preferences",
     "preference_prompts",
+    "reward_command",
     "output_dir",
     "template",
     "resume_from_checkpoint",
@@ -78,6 +79,8 @@ pub enum Stage {
     Dpo,
     /// Answers judged good or bad.
     Kto,
+    /// The model's own answers, rewarded by a program.
+    Grpo,
 }
 
 /// What is made small over a pair's margin; see [`crate::objective`].
@@ -170,6 +173,15 @@ pub struct TrainConfig {
     pub kto_chosen_weight: f64,
     /// KTO: weight of bad answers.
     pub kto_rejected_weight: f64,
+    /// GRPO: a program, run by the shell for each step, that reads JSON lines (`prompt`, `messages`, `answer`, `reference`)
+    /// and prints a number for each.
+    pub reward_command: String,
+    /// GRPO: answers to each prompt.
+    pub grpo_group_size: usize,
+    /// GRPO: most tokens of an answer.
+    pub grpo_answer_len: usize,
+    /// GRPO: how freely answers are drawn.
+    pub grpo_temperature: f32,
     /// What learns.
     #[serde(rename = "finetuning_type")]
     pub method: Method,
@@ -329,6 +341,10 @@ impl Default for TrainConfig {
             dpo_label_smoothing: 0.0,
             kto_chosen_weight: 1.0,
             kto_rejected_weight: 1.0,
+            reward_command: String::new(),
+            grpo_group_size: 8,
+            grpo_answer_len: 128,
+            grpo_temperature: 1.0,
             method: Method::LowRank,
             lora_rank: 4,
             lora_alpha: None,
@@ -522,6 +538,23 @@ impl TrainConfig {
         need(!both, "train_on_prompt", "and mask_history contradict each other")?;
         need(self.pref_beta.is_finite() && self.pref_beta > 0.0, "pref_beta", "must be above 0")?;
         need((0.0..0.5).contains(&self.dpo_label_smoothing), "dpo_label_smoothing", "must be from 0 to below 0.5")?;
+        if self.stage == Stage::Grpo {
+            need(!self.reward_command.is_empty(), "reward_command", "is missing: which program rewards the answers?")?;
+            need(self.grpo_group_size >= 2, "grpo_group_size", "must be 2 or more: answers are compared")?;
+            need(self.grpo_answer_len > 0, "grpo_answer_len", "must be 1 or more")?;
+            let temperature = self.grpo_temperature;
+            need(temperature > 0.0 && temperature <= 2.0, "grpo_temperature", "must be above 0 and at most 2")?;
+            need(self.method == Method::LowRank, "stage", "grpo needs finetuning_type lowrank")?;
+            need(self.preferences.is_none(), "preferences", "and stage grpo make two runs: train one after the other")?;
+            let budget = self.budget.is_some() || self.bits_per_weight.is_some();
+            need(
+                !budget,
+                "budget",
+                "and stage grpo do not go together: its answers are not kept to fit the budget with",
+            )?;
+            let held_out = self.eval_dataset.is_some() || self.val_size > 0.0;
+            need(!held_out, "val_size", "and eval_dataset have no meaning in stage grpo: the log has the mean reward")?;
+        }
         for (name, weight) in [
             ("pref_ftx", self.pref_ftx),
             ("kto_chosen_weight", self.kto_chosen_weight),
@@ -603,11 +636,15 @@ impl TrainConfig {
     }
 
     /// The peak rate. Not given, it is 1e-4 for full training, and 4e-3 / √rank for factors, which is the best measured
-    /// at ranks 1 (4e-3) and 4 (2e-3).
+    /// at ranks 1 (4e-3) and 4 (2e-3); a tenth of that for preferences and rewards, as is usual beside fine-tuning.
     pub fn learning_rate(&self) -> f64 {
-        self.learning_rate.unwrap_or(match self.method {
+        let of_answers = match self.method {
             Method::Full => 1e-4,
             Method::LowRank => 4e-3 / (self.lora_rank.max(1) as f64).sqrt(),
+        };
+        self.learning_rate.unwrap_or(match self.stage {
+            Stage::Sft => of_answers,
+            Stage::Dpo | Stage::Kto | Stage::Grpo => of_answers / 10.0,
         })
     }
 

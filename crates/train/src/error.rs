@@ -60,6 +60,14 @@ pub enum Error {
         /// Which settings would lower the need.
         help: String,
     },
+    /// The program that rewards answers failed, or said something else than one number an answer.
+    #[error("reward_command `{command}`: {problem}")]
+    Reward {
+        /// As it was given.
+        command: String,
+        /// What went wrong.
+        problem: String,
+    },
     /// A checkpoint cannot be continued from.
     #[error("checkpoint {path}: {problem}")]
     Checkpoint {

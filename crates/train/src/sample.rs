@@ -42,6 +42,8 @@ pub struct Drawing {
 pub struct Answer {
     /// Its text.
     pub text: String,
+    /// Its tokens, without the one that ended it.
+    pub tokens: Vec<u32>,
     /// Whether it ended by itself, and not at the most tokens.
     pub ended: bool,
 }
@@ -95,7 +97,8 @@ impl Sampler {
         progress: &dyn Progress,
         stop: &AtomicBool,
     ) -> Result<Option<Vec<Answer>>, Error> {
-        let mut answers: Vec<Answer> = vec![Answer { text: String::new(), ended: false }; prompts.len()];
+        let mut answers: Vec<Answer> =
+            vec![Answer { text: String::new(), tokens: Vec::new(), ended: false }; prompts.len()];
         let (sender, events) = channel();
         let cancel = Cancel::default();
         let submit = |at: usize, sender: &Sender<(usize, Event)>| {
@@ -132,6 +135,7 @@ impl Sampler {
                 Ok((at, Event::Text(text))) => answers[at].text += &text,
                 Ok((at, Event::Done(finish))) => {
                     answers[at].ended = finish.reason == FinishReason::Stop;
+                    answers[at].tokens = finish.tokens;
                     done += 1;
                     progress.advance(1, "");
                 }

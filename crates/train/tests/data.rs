@@ -200,7 +200,7 @@ fn every_form_of_preference_is_the_same_preference() {
             "rejected": [{"role": "system", "content": "s"}, {"role": "user", "content": "hi"}, {"role": "assistant", "content": "what"}]}"#,
     ] {
         let line = text.replace('\n', " ");
-        assert_eq!(preferences(&line).expect(text), [want.clone()], "{text}");
+        assert_eq!(preferences(&line).expect(text), std::slice::from_ref(&want), "{text}");
     }
     for (text, word) in [
         (r#"{"prompt": "hi", "chosen": "a"}"#, "rejected"),

@@ -217,7 +217,7 @@ fn what_does_not_fit_in_memory_is_refused_with_the_figure() {
     let model = base().config.clone();
     let folder = tempfile::tempdir().expect("a folder");
     let config = TrainConfig { method: Method::Full, ..config(folder.path(), "out") };
-    let load = run::memory::Load { tokens: 1000, cached_values: 500 };
+    let load = run::memory::Load { tokens: 1000, cached_values: 500, samples: false };
     let plain = run::memory::Need::new(&model, &config, load, false).total();
     let again = run::memory::Need::new(&model, &config, load, true).total();
     assert!(again < plain);
@@ -257,7 +257,7 @@ fn a_base_in_fewer_bits_is_learnt_beside_and_needs_less_memory() {
     let error = full.validate().expect_err("what learns is kept in f32").to_string();
     assert!(error.contains("quantization_bit") && error.contains("lowrank"), "{error}");
     let plain = config(folder.path(), "plain");
-    let load = run::memory::Load { tokens: 1, cached_values: 0 };
+    let load = run::memory::Load { tokens: 1, cached_values: 0, samples: true };
     let error = run::memory::plan(&model, &plain, load, Some(1000)).expect_err("too little").to_string();
     assert!(error.contains("quantization_bit 8"), "{error}");
 }

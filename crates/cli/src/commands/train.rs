@@ -22,7 +22,8 @@ pub struct TrainArgs {
     /// Data whose prompts the preferences are taught on, instead of built-in ones
     #[arg(long, value_name = "FILE")]
     preference_prompts: Option<String>,
-    /// What the data holds: sft (answers), dpo (chosen and rejected answers) or kto (answers with a kto_tag)
+    /// What is learnt from: sft (answers), dpo (chosen and rejected answers), kto (answers with a
+    /// kto_tag) or grpo (prompts, with reward_command)
     #[arg(long, value_name = "STAGE")]
     stage: Option<String>,
     /// Held-out conversations; or hold some out of the data with --val-size

@@ -180,7 +180,7 @@ impl Format {
         self.shape.unwrap_or_else(|| {
             let has = |field: &&str| example.get(*field).is_some_and(|value| !value.is_null());
             let is_list = |field: &&str| example.get(*field).is_some_and(Value::is_array);
-            let turns = ["messages", "conversations"].iter().any(|field| has(field)) || is_list(&"prompt");
+            let turns = ["messages", "conversations"].iter().any(has) || is_list(&"prompt");
             if turns { Shape::Sharegpt } else { Shape::Alpaca }
         })
     }

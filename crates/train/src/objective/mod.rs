@@ -1,13 +1,15 @@
-//! What a step learns from: answers, preferences between two answers, judged answers, a teacher's distributions.
+//! What a step learns from: answers, preferences between two answers, judged answers, a teacher's distributions, rewards.
 //!
 //! An [`Item`] is one thing to learn from with all that stays the same during a run, such as how likely the base finds it
 //! (`prepare` works that out once, before anything has learnt: the model is then the base itself). [`pass`] takes items
 //! forward, and back if asked. Items of several kinds may share a step.
 
 mod preference;
+mod rewarded;
 mod taught;
 
 pub use preference::{Judged, Pair};
+pub use rewarded::{Asked, Rewarded};
 pub use taught::Taught;
 
 use crate::{
@@ -28,6 +30,10 @@ pub enum Item {
     Judged(Judged),
     /// An answer of a teacher: every target counts once.
     Taught(Taught),
+    /// A prompt whose answers are drawn during the run; it becomes several [`Item::Rewarded`].
+    Asked(Asked),
+    /// An answer that was drawn and rewarded: counts once.
+    Rewarded(Rewarded),
 }
 
 /// What a pass over some items found.
@@ -62,13 +68,19 @@ impl Item {
         match self {
             Self::Answer(example) => example.targets(),
             Self::Taught(taught) => taught.student.targets(),
-            Self::Pair(_) | Self::Judged(_) => 1,
+            Self::Pair(_) | Self::Judged(_) | Self::Asked(_) | Self::Rewarded(_) => 1,
         }
     }
 
     /// Tokens of its forward pass.
     pub fn tokens(&self) -> usize {
-        self.examples().map(|example| example.tokens.len()).sum()
+        self.examples().map(|example| example.tokens.len()).sum::<usize>() + self.to_come()
+    }
+
+    /// Tokens that are drawn during the run.
+    fn to_come(&self) -> usize {
+        // And the token that ends the answer.
+        if let Self::Asked(asked) = self { asked.answer_len + 1 } else { 0 }
     }
 
     /// Its longest sequence.
@@ -76,9 +88,9 @@ impl Item {
         let beside = match self {
             Self::Judged(judged) => Some(&judged.mismatched),
             Self::Taught(taught) => Some(&taught.teacher),
-            Self::Answer(_) | Self::Pair(_) => None,
+            Self::Answer(_) | Self::Pair(_) | Self::Asked(_) | Self::Rewarded(_) => None,
         };
-        self.examples().chain(beside).map(|example| example.tokens.len()).max().unwrap_or(0)
+        self.examples().chain(beside).map(|example| example.tokens.len()).max().unwrap_or(0) + self.to_come()
     }
 
     /// Its sequences, in the order in which they are learnt from.
@@ -88,6 +100,8 @@ impl Item {
             Self::Pair(pair) => (&pair.chosen, Some(&pair.rejected)),
             Self::Judged(judged) => (&judged.answer, None),
             Self::Taught(taught) => (&taught.student, None),
+            Self::Asked(asked) => (&asked.prompt, None),
+            Self::Rewarded(rewarded) => (&rewarded.example, None),
         };
         std::iter::once(first).chain(second)
     }
@@ -98,7 +112,7 @@ impl Item {
 /// # Errors
 /// [`Error::Graph`].
 pub fn prepare(graph: &Graph, items: &mut [Item], batch: usize, progress: &dyn Progress) -> Result<(), Error> {
-    let needs = |item: &Item| !matches!(item, Item::Answer(_));
+    let needs = |item: &Item| matches!(item, Item::Pair(_) | Item::Judged(_) | Item::Taught(_));
     if !items.iter().any(needs) {
         return Ok(());
     }
@@ -117,13 +131,16 @@ pub fn prepare(graph: &Graph, items: &mut [Item], batch: usize, progress: &dyn P
 /// # Errors
 /// [`Error::Graph`].
 pub fn pass(graph: &Graph, config: &TrainConfig, items: &[&Item], scale: Option<f32>) -> Result<Score, Error> {
-    let (mut answers, mut pairs, mut judged, mut taught) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut answers, mut pairs, mut judged) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut taught, mut rewarded) = (Vec::new(), Vec::new());
     for item in items {
         match item {
             Item::Answer(example) => answers.push(example),
             Item::Pair(pair) => pairs.push(pair),
             Item::Judged(one) => judged.push(one),
             Item::Taught(one) => taught.push(one),
+            Item::Rewarded(one) => rewarded.push(one),
+            Item::Asked(_) => unreachable!("a prompt is answered before it is learnt from"),
         }
     }
     let mut score = Score::default();
@@ -142,6 +159,9 @@ pub fn pass(graph: &Graph, config: &TrainConfig, items: &[&Item], scale: Option<
     }
     if !taught.is_empty() {
         score.loss += taught::pass(graph, config, &taught, scale)?;
+    }
+    if !rewarded.is_empty() {
+        score.loss += rewarded::pass(graph, &rewarded, scale)?;
     }
     Ok(score)
 }

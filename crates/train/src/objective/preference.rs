@@ -59,7 +59,7 @@ pub(super) fn prepare(graph: &Graph, items: &mut [Item]) -> Result<(), Error> {
                 let found = log_likelihoods(graph, [&*chosen, &*rejected].into_iter())?;
                 reference.copy_from_slice(&found);
             }
-            Item::Answer(_) | Item::Taught(_) => {}
+            _ => {}
         }
     }
     Ok(())

@@ -35,7 +35,7 @@ pub(super) fn prepare(graph: &Graph, items: &mut [Item]) -> Result<(), Error> {
         .iter_mut()
         .filter_map(|item| match item {
             Item::Taught(taught) => Some(taught),
-            Item::Answer(_) | Item::Pair(_) | Item::Judged(_) => None,
+            _ => None,
         })
         .collect();
     if taught.is_empty() {

@@ -5,7 +5,7 @@ use crate::{
     batch::{self, Example},
     config::Stage,
     data::{self, Conversation},
-    objective::{Item, Judged, Pair, Taught},
+    objective::{Asked, Item, Judged, Pair, Taught},
 };
 use bitdelta_model::{
     Base,
@@ -51,6 +51,7 @@ impl Data {
             Stage::Sft => encoder.load(data::load, Encoder::answers)?,
             Stage::Dpo => encoder.load(data::load_preferences, Encoder::pairs)?,
             Stage::Kto => encoder.load(data::load_judged, Encoder::judged)?,
+            Stage::Grpo => encoder.load(data::load_prompts, Encoder::asked)?,
         };
         if train.truncated > 0 {
             warnings.push(format!(
@@ -59,8 +60,10 @@ impl Data {
             ));
         }
         if train.dropped > 0 {
-            warnings
-                .push(format!("{} conversations have no answer left to learn from and were left out", train.dropped));
+            warnings.push(format!(
+                "{} conversations leave no answer to learn from within cutoff_len and were left out",
+                train.dropped
+            ));
         }
         if train.items.is_empty() && !config.dataset.is_empty() {
             let problem = "no conversation has an answer to learn from within cutoff_len".into();
@@ -153,6 +156,20 @@ impl Encoder<'_> {
         }))
     }
 
+    /// Prompts that leave room for an answer.
+    fn asked(&self, prompts: &[data::Prompt]) -> Result<Encoded, Error> {
+        let (base, config) = (self.base, self.config);
+        let mut out = Encoded::default();
+        for prompt in prompts {
+            let tokens = base.tokenizer.encode_chat(&prompt.messages, self.template, true)?;
+            match tokens.len() + config.grpo_answer_len <= config.cutoff_len {
+                true => out.items.push(Item::Asked(Asked::new(prompt.clone(), tokens, config.grpo_answer_len))),
+                false => out.dropped += 1,
+            }
+        }
+        Ok(out)
+    }
+
     /// A prompt and its answer, of which the answer counts.
     fn answer(&self, prompt: &[Message], answer: &str) -> Result<Example, Error> {
         let answer = Message { role: "assistant".into(), content: answer.into() };
@@ -170,7 +187,7 @@ impl Encoder<'_> {
                 Item::Answer(example) => (example, None),
                 Item::Pair(pair) => (&mut pair.chosen, Some(&mut pair.rejected)),
                 Item::Judged(judged) => (&mut judged.answer, Some(&mut judged.mismatched)),
-                Item::Taught(_) => unreachable!("lessons are made to fit"),
+                Item::Taught(_) | Item::Asked(_) | Item::Rewarded(_) => unreachable!("these are made to fit"),
             };
             let (mut truncated, mut empty) = (false, false);
             for example in std::iter::once(first).chain(second) {
@@ -215,9 +232,12 @@ fn hash(items: &[Item]) -> String {
         if let Item::Judged(judged) = item {
             hasher.update(&[u8::from(judged.good)]);
         }
+        if let Item::Asked(asked) = item {
+            hasher.update(asked.reference.as_deref().unwrap_or_default().as_bytes());
+        }
         let told = match item {
             Item::Taught(taught) => Some(&taught.teacher),
-            Item::Answer(_) | Item::Pair(_) | Item::Judged(_) => None,
+            _ => None,
         };
         for example in item.examples().chain(told) {
             hasher.update(&(example.tokens.len() as u64).to_le_bytes());

@@ -10,6 +10,8 @@ pub struct Load {
     pub tokens: usize,
     /// f32 values kept beside the model for the whole run.
     pub cached_values: usize,
+    /// Whether the engine holds the base too, to draw answers.
+    pub samples: bool,
 }
 
 /// Bytes of one run, by what they are for.
@@ -23,7 +25,7 @@ pub struct Need {
     pub activations: u64,
     /// Short-lived matrices and logits.
     pub working: u64,
-    /// What a teacher said, kept for the whole run.
+    /// What a teacher said, or the engine that draws answers, kept for the whole run.
     pub cached: u64,
 }
 
@@ -51,12 +53,14 @@ impl Need {
         // The widest moment is the MLP's backward pass: gate·up's gradient, two activations, and a few hidden states.
         let working = tokens * (6 * c.intermediate + 2 * qkv + 6 * c.hidden) + 2 * ROWS_PER_BLOCK * c.vocab;
         let bytes = |values: usize| values as u64 * 4;
+        // The engine's base in int8, a scale for each 64 weights.
+        let drawing = if load.samples { (linears + heads) as u64 * 17 / 16 } else { 0 };
         Self {
             base: bytes(heads) + frozen,
             learning: bytes(learning),
             activations: bytes(kept * tokens),
             working: bytes(working),
-            cached: bytes(load.cached_values),
+            cached: bytes(load.cached_values) + drawing,
         }
     }
 

@@ -7,6 +7,7 @@
 mod budget;
 mod checkpoint;
 mod data;
+mod explore;
 pub mod memory;
 mod result;
 
@@ -15,7 +16,7 @@ use crate::{
     batch::Example,
     config::{Every, Method, Stage},
     graph::{Adaptation, Graph, matrix::Matrix, parameter::Parameter},
-    objective::{self, Item, Score},
+    objective::{self, Asked, Item, Score},
     optimiser::{self, AdamW},
     progress::Progress,
     teach::{self, Preferences},
@@ -25,6 +26,7 @@ use bitdelta_delta::{Info, Variant};
 use bitdelta_model::{Base, chat::Template};
 use checkpoint::State;
 use data::Data;
+use explore::Explorer;
 use serde::Serialize;
 use serde_json::json;
 use std::{
@@ -99,8 +101,11 @@ pub fn run_on(base: &Base, config: &TrainConfig, progress: &dyn Progress, stop: 
         };
         data.add_lessons(lessons, config)?;
     }
-    let load =
-        memory::Load { tokens: data.largest_batch(config), cached_values: data.cached_values(base.config.hidden) };
+    let load = memory::Load {
+        tokens: data.largest_batch(config),
+        cached_values: data.cached_values(base.config.hidden),
+        samples: config.stage == Stage::Grpo,
+    };
     let checkpointing = memory::plan(&base.config, config, load, bitdelta_model::memory::available())?;
     if checkpointing && config.gradient_checkpointing.is_none() {
         progress.say("activations are formed again on the way back (gradient_checkpointing), to fit in memory");
@@ -114,6 +119,10 @@ pub fn run_on(base: &Base, config: &TrainConfig, progress: &dyn Progress, stop: 
             Adaptation::LowRank { rank: config.lora_rank, scale: config.factor_scale(), seed: config.seed }
         }
     };
+    let explorer = match config.stage {
+        Stage::Grpo => Some(Explorer::new(base, &template, config, data.longest())?),
+        Stage::Sft | Stage::Dpo | Stage::Kto => None,
+    };
     let graph = Graph::stored(&base.config, base, adaptation, config.storage(), data.longest(), checkpointing)?;
     objective::prepare(&graph, &mut data.train, config.per_device_eval_batch_size, progress)?;
     objective::prepare(&graph, &mut data.held_out, config.per_device_eval_batch_size, progress)?;
@@ -122,6 +131,7 @@ pub fn run_on(base: &Base, config: &TrainConfig, progress: &dyn Progress, stop: 
         config,
         data: &data,
         graph: &graph,
+        explorer,
         optimiser: AdamW::new(config, &parameters),
         parameters,
         state: State { identity: identity(base, config, &data), ..State::default() },
@@ -223,6 +233,7 @@ fn identity(base: &Base, config: &TrainConfig, data: &Data) -> String {
 struct Step {
     loss: f64,
     accuracy: Option<f64>,
+    reward: Option<f64>,
     norm: f64,
     rate: f64,
 }
@@ -239,6 +250,7 @@ struct Session<'a> {
     config: &'a TrainConfig,
     data: &'a Data,
     graph: &'a Graph,
+    explorer: Option<Explorer<'a>>,
     parameters: Vec<Arc<Parameter>>,
     optimiser: AdamW,
     state: State,
@@ -285,14 +297,15 @@ impl Session<'_> {
         self.progress.advance(self.state.step as u64, "");
         let (mut loss_sum, mut loss_steps) = (0.0, 0usize);
         while self.state.step < total {
-            let Some(Step { loss, accuracy, norm, rate }) = self.step(total)? else {
+            let Some(Step { loss, accuracy, reward, norm, rate }) = self.step(total)? else {
                 self.progress.end();
                 let checkpoint = self.save()?;
                 return Err(Error::Interrupted { step: self.state.step, checkpoint });
             };
             loss_sum += loss;
             loss_steps += 1;
-            self.progress.advance(1, &format!("loss {loss:.3}"));
+            let note = reward.map_or_else(|| format!("loss {loss:.3}"), |reward| format!("reward {reward:.3}"));
+            self.progress.advance(1, &note);
             let step = self.state.step;
             let epoch = step as f64 / per_epoch as f64;
             if step.is_multiple_of(self.config.logging_steps) || step == total {
@@ -301,8 +314,10 @@ impl Session<'_> {
                     "step": step, "epoch": epoch, "loss": mean, "learning_rate": rate, "grad_norm": norm,
                     "tokens_per_second": self.tokens_per_second(),
                 });
-                if let Some(accuracy) = accuracy {
-                    line["accuracy"] = json!(accuracy);
+                for (name, figure) in [("accuracy", accuracy), ("reward", reward)] {
+                    if let Some(figure) = figure {
+                        line[name] = json!(figure);
+                    }
                 }
                 self.log(&line)?;
                 (loss_sum, loss_steps) = (0.0, 0);
@@ -340,8 +355,27 @@ impl Session<'_> {
         let per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps;
         let chosen: Vec<&Item> =
             order.iter().skip(place * per_step).take(per_step).map(|&index| &self.data.train[index]).collect();
-        let units: usize = chosen.iter().map(|item| item.units()).sum();
         let start = Instant::now();
+        let explored = match &self.explorer {
+            None => None,
+            Some(explorer) => {
+                let asked: Vec<&Asked> = chosen
+                    .iter()
+                    .filter_map(|item| match item {
+                        Item::Asked(asked) => Some(asked),
+                        _ => None,
+                    })
+                    .collect();
+                match explorer.explore(self.graph, &asked, self.state.step, self.stop)? {
+                    None => return Ok(None),
+                    found => found,
+                }
+            }
+        };
+        let chosen = explored.as_ref().map_or(chosen, |explored| explored.items.iter().collect());
+        let reward = explored.as_ref().map(|explored| explored.reward);
+        // Without any group that says something there is nothing to learn in this step.
+        let units = chosen.iter().map(|item| item.units()).sum::<usize>().max(1);
         let mut score = Score::default();
         for items in chosen.chunks(config.per_device_train_batch_size) {
             if self.stop.load(Ordering::Relaxed) {
@@ -363,7 +397,7 @@ impl Session<'_> {
         self.optimiser.update(&self.parameters, rate, optimiser::clip_factor(norm, config.max_grad_norm));
         self.seconds += start.elapsed().as_secs_f64();
         self.state.step += 1;
-        Ok(Some(Step { loss, accuracy: score.accuracy(), norm, rate }))
+        Ok(Some(Step { loss, accuracy: score.accuracy(), reward, norm, rate }))
     }
 
     /// Measures the held-out loss; true when it has not fallen for long enough to stop.
@@ -517,6 +551,9 @@ impl Session<'_> {
             "conversations": self.data.examples,
             "data": self.data.hash(),
         });
+        if config.stage == Stage::Grpo {
+            training["group_size"] = json!(config.grpo_group_size);
+        }
         if config.preferences.is_some() {
             let lessons = self.data.train.iter().filter(|item| matches!(item, Item::Taught(_))).count();
             training["lessons_of_preferences"] = json!(lessons);

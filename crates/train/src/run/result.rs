@@ -5,7 +5,7 @@ use crate::{
     config::Method,
     graph::{
         Graph,
-        linear::{LinearPart, Linears, Weight},
+        linear::{Adapter, LinearPart, Linears, Weight},
         matrix::{Matrix, axpy},
     },
     progress::Progress,
@@ -61,23 +61,39 @@ fn dense(
 }
 
 fn factors(stack: &Linears, place: usize, linear: &Linear, bits: u8) -> Result<LinearDelta, Error> {
-    let Some(adapter) = &stack.adapter else { unreachable!("low-rank training gives every stack factors") };
+    let (delta, adapter) = factored(stack, place, linear, bits)?;
     let (rows, cols, rank) = (linear.rows, linear.cols, adapter.rank);
     let a_rows = place * rank * cols..(place + 1) * rank * cols;
-    let a = adapter.a.value().values()[a_rows.clone()].to_vec();
-    let mut b = adapter.b[place].value().clone();
-    b.scale(adapter.scale);
-    let quantised = lowrank::factor(&linear.name, &a, b.values(), (rows, rank, cols), bits)?;
-    let delta = multiplied(&a, b.values(), rows, rank, cols);
-    let parts = vec![quantised];
-    let error = relative_error(&parts, &delta, cols);
-    if let Part::LowRank { a, bt } = &parts[0] {
+    if let Part::LowRank { a, bt } = &delta.parts[0] {
         adapter.a.value_mut().values_mut()[a_rows].copy_from_slice(&a.dequantize());
         let bt = Matrix::new(rank, rows, bt.dequantize());
         let values = (0..rows * rank).map(|at| bt.row(at % rank)[at / rank] / adapter.scale).collect();
         *adapter.b[place].value_mut() = Matrix::new(rows, rank, values);
     }
-    Ok(LinearDelta { rows, cols, parts, relative_error: Some(error) })
+    Ok(delta)
+}
+
+/// The factors beside one linear, quantised; what learns is left as it is.
+fn factored<'a>(
+    stack: &'a Linears,
+    place: usize,
+    linear: &Linear,
+    bits: u8,
+) -> Result<(LinearDelta, &'a Adapter), Error> {
+    let Some(adapter) = &stack.adapter else { unreachable!("low-rank training gives every stack factors") };
+    let (rows, cols, rank) = (linear.rows, linear.cols, adapter.rank);
+    let a = adapter.a.value().values()[place * rank * cols..(place + 1) * rank * cols].to_vec();
+    let mut b = adapter.b[place].value().clone();
+    b.scale(adapter.scale);
+    let parts = vec![lowrank::factor(&linear.name, &a, b.values(), (rows, rank, cols), bits)?];
+    let error = relative_error(&parts, &multiplied(&a, b.values(), rows, rank, cols), cols);
+    Ok((LinearDelta { rows, cols, parts, relative_error: Some(error) }, adapter))
+}
+
+/// What `graph`'s factors are now, one delta a linear in the base's order; nothing in the graph changes.
+pub(super) fn snapshot(base: &Base, graph: &Graph, bits: u8) -> Result<Vec<LinearDelta>, Error> {
+    let parts = graph.stacks().flat_map(|stack| stack.parts.iter().enumerate().map(move |part| (stack, part)));
+    parts.map(|(stack, (place, part))| Ok(factored(stack, place, &base.linears()[part.index], bits)?.0)).collect()
 }
 
 /// b (rows, rank) · a (rank, cols)
