@@ -26,6 +26,8 @@ use std::{
 
 /// What the channel carries; `None` is a request that nobody wants any more.
 type Report = (u64, Option<Event>);
+/// What Python hears of a request: (id, kind, payload).
+type Heard = (u64, &'static str, Py<PyAny>);
 
 /// One base in memory with its users' variants.
 #[pyclass(frozen, module = "zoo.gym._native")]
@@ -155,7 +157,7 @@ impl Engine {
     }
 
     /// Waits up to `seconds` for events and returns all that are there, as (id, kind, payload); None once closed.
-    fn poll<'py>(&self, py: Python<'py>, seconds: f64) -> PyResult<Option<Vec<(u64, &'static str, Py<PyAny>)>>> {
+    fn poll<'py>(&self, py: Python<'py>, seconds: f64) -> PyResult<Option<Vec<Heard>>> {
         let waited = py.detach(|| {
             let reports = lock(&self.reports);
             match reports.recv_timeout(Duration::from_secs_f64(seconds.clamp(0.0, 60.0))) {

@@ -40,7 +40,7 @@ enum Command {
     /// Serve a base and its users' variants over OpenAI-compatible HTTP
     Serve {
         #[command(flatten)]
-        serve: serve::ServeArgs,
+        serve: Box<serve::ServeArgs>,
         /// Always on here; taken so that hanzo-node's arguments work as they are
         #[arg(long, hide = true)]
         enable_bitdelta: bool,

@@ -25,7 +25,7 @@ enum Command {
         #[arg(long)]
         enable_bitdelta: bool,
         #[command(flatten)]
-        serve: serve::ServeArgs,
+        serve: Box<serve::ServeArgs>,
     },
     /// Load, unload and list the variants of a running node
     Variants(variants::VariantsArgs),

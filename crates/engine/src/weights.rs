@@ -135,11 +135,13 @@ fn layout(tensor: &TensorRef) -> Layout {
 fn read(base: &Base, name: &str, dtype: BaseDtype) -> Result<(HostTensor, usize, usize), Error> {
     let tensor = base.tensor(name)?;
     let kept = layout(tensor);
-    if dtype == BaseDtype::Int8 && tensor.rows > 1 && kept != Layout::Rounded {
-        if let Some(blocks) = base.code_blocks(name)? {
-            let bits = if kept == Layout::Nibbles { 4 } else { 8 };
-            return Ok((HostTensor::Codes { blocks, bits }, tensor.rows, tensor.cols));
-        }
+    if dtype == BaseDtype::Int8
+        && tensor.rows > 1
+        && kept != Layout::Rounded
+        && let Some(blocks) = base.code_blocks(name)?
+    {
+        let bits = if kept == Layout::Nibbles { 4 } else { 8 };
+        return Ok((HostTensor::Codes { blocks, bits }, tensor.rows, tensor.cols));
     }
     if let Some(raw) = base.raw(name)? {
         let halves = || -> Result<Halves, Error> {

@@ -1,4 +1,6 @@
 //! Versions in the variants folder: numbered, rolled back, erased, and what a crash leaves behind.
+
+#![allow(clippy::unwrap_used)]
 use bitdelta_delta::{
     BitDeltaConfig,
     file::{Info, LinearDelta, Variant},

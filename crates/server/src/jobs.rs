@@ -8,7 +8,7 @@ use crate::{
     service::{Service, unix_seconds},
 };
 use axum::http::StatusCode;
-use bitdelta_train::{Error as TrainError, TrainConfig, progress::Progress, run};
+use bitdelta_train::{Error as TrainError, TrainConfig, config::WITHOUT_EFFECT, progress::Progress, run};
 use serde_json::{Value, json};
 use std::{
     collections::HashMap,
@@ -30,18 +30,64 @@ const MAX_REMEMBERED: usize = 1000;
 const MAX_TIME: Duration = Duration::from_secs(4 * 3600);
 /// Lines of a job's report that are kept.
 const MAX_LINES: usize = 50;
-/// Settings that name files, which are the server's own, and those that the job decides.
-const NOT_THE_CALLERS: [&str; 9] = [
-    "model_name_or_path",
-    "dataset",
-    "dataset_dir",
-    "eval_dataset",
-    "output_dir",
-    "overwrite_output_dir",
-    "resume_from_checkpoint",
-    "save_strategy",
-    "save_total_limit",
+/// Settings that a request may decide. What is not here names files or programs of the server's, or is the job's own.
+const CALLERS: [&str; 50] = [
+    "num_train_epochs",
+    "max_steps",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "warmup_ratio",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "seed",
+    "shuffle",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "gradient_checkpointing",
+    "finetuning_type",
+    "method",
+    "lora_rank",
+    "rank",
+    "lora_alpha",
+    "factor_bits",
+    "quantization_bit",
+    "budget",
+    "bits_per_weight",
+    "budget_epochs",
+    "quantization_method",
+    "bits",
+    "group_size",
+    "symmetric",
+    "enable_compression",
+    "clip_outliers",
+    "outlier_threshold",
+    "safety_threshold",
+    "enable_deltasoup",
+    "aggregation_weight",
+    "byzantine_robust",
+    "template",
+    "cutoff_len",
+    "mask_history",
+    "train_on_prompt",
+    "val_size",
+    "max_samples",
+    "logging_steps",
+    "eval_strategy",
+    "evaluation_strategy",
+    "eval_steps",
+    "load_best_model_at_end",
+    "early_stopping_steps",
 ];
+
+/// Whether a request may decide a setting: one of [`CALLERS`], or one that does nothing here.
+fn is_the_callers(name: &str) -> bool {
+    CALLERS.contains(&name) || WITHOUT_EFFECT.contains(&name)
+}
 
 /// Where a job stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,15 +177,13 @@ impl Work {
     /// # Errors
     /// 400 that names the setting at fault.
     pub fn config(&self, folder: &Path) -> Result<TrainConfig, ApiError> {
-        let refused = |name: &str, message: String| ApiError::invalid(&format!("settings.{name}"), message);
-        if let Some((name, _)) =
-            self.settings.iter().find(|(name, _)| NOT_THE_CALLERS.contains(&name.replace('-', "_").as_str()))
-        {
-            return Err(refused(name, format!("settings.{name} is the server's to decide; leave it out")));
-        }
         let pairs = self.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         let wrong = |error: TrainError| ApiError::invalid("settings", error.to_string());
         let (config, _) = TrainConfig::from_pairs(pairs).map_err(wrong)?;
+        let refused = |name: &str, message: String| ApiError::invalid(&format!("settings.{name}"), message);
+        if let Some((name, _)) = self.settings.iter().find(|(name, _)| !is_the_callers(&name.replace('-', "_"))) {
+            return Err(refused(name, format!("settings.{name} is the server's to decide; leave it out")));
+        }
         let path = |name: &str| folder.join(name).to_string_lossy().into_owned();
         let config = TrainConfig {
             // Only its presence is asked about: the base is open already.
@@ -426,9 +470,22 @@ mod tests {
     }
 
     #[test]
-    fn no_setting_reaches_a_file_of_the_server() {
-        for name in NOT_THE_CALLERS.iter().map(|name| (*name).to_owned()).chain(["output-dir".to_owned()]) {
-            let error = config(&name, "/etc/passwd").unwrap_err();
+    fn no_setting_reaches_a_file_or_a_program_of_the_server() {
+        let names = [
+            "model_name_or_path",
+            "dataset",
+            "dataset_dir",
+            "eval_dataset",
+            "output_dir",
+            "output-dir",
+            "resume_from_checkpoint",
+            "preferences",
+            "preference_prompts",
+            "reward_command",
+            "reward-command",
+        ];
+        for name in names {
+            let error = config(name, "/etc/passwd").unwrap_err();
             assert_eq!(error.param, Some(format!("settings.{name}")));
         }
         let good = config("num_train_epochs", "2").expect("good");

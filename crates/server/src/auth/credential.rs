@@ -9,7 +9,7 @@ const BARE: [&str; 3] = ["ocp-apim-subscription-key", "x-litellm-api-key", "x-ap
 pub fn of(headers: &HeaderMap) -> Option<&str> {
     let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim).filter(|text| !text.is_empty());
     let bearer = text(AUTHORIZATION.as_str()).and_then(bearer);
-    bearer.or_else(|| BARE.iter().find_map(|name| text(name)).map(|text| bearer_or_bare(text)))
+    bearer.or_else(|| BARE.iter().find_map(|name| text(name)).map(bearer_or_bare))
 }
 
 fn bearer(text: &str) -> Option<&str> {
