@@ -2,7 +2,7 @@
 //!
 //! Arrays come in as NumPy's own memory and go out as memory that NumPy takes over; long work runs without the
 //! interpreter's lock. The surface that users see (`zoo.gym`, `hanzo`) is Python, in `packages/`. Start reading at
-//! [`tensors`] for the quantizer, [`train`] for a run with progress and Ctrl-C, [`engine`] for answers.
+//! `tensors` for the quantizer, `train` for a run with progress and Ctrl-C, `engine` for answers.
 
 mod base;
 mod config;

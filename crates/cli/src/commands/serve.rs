@@ -41,7 +41,7 @@ pub struct ServeArgs {
     /// The certificate's key in PEM
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
-    /// Origin whose pages may call from a browser, as in https://app.example.org, or * for all; may be given several
+    /// Origin whose pages may call from a browser, as in `https://app.example.org`, or * for all; may be given several
     /// times [default: none]
     #[arg(long, value_name = "ORIGIN")]
     cors_origin: Vec<String>,

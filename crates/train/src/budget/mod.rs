@@ -161,7 +161,7 @@ pub(crate) fn header_bytes(base: &Base, info: &Info) -> Result<u64, Error> {
     Ok(size_of(base, info, &vec![Coded::default(); base.linears().len()])? + CLASSES)
 }
 
-/// The rank at which `bytes` leave about [`BITS_AN_ENTRY`] for each entry of all factors.
+/// The rank at which `bytes` leave a little more than a bit for each entry of all factors.
 pub fn rank_for(base: &Base, bytes: u64) -> usize {
     rank_at(base, bytes, BITS_AN_ENTRY)
 }
