@@ -50,7 +50,7 @@ fn an_adapter_comes_in_is_inspected_and_leaves_in_every_format() {
     }
     let [read, wanted] = [&back, &given].map(|folder| {
         let out = dir.path().join("again.safetensors");
-        figures(&["import", text(folder), "--base", TINY, "-o", text(&out)])["bytes"].clone()
+        figures(&["import", text(folder), "--base", TINY, "-o", text(&out)])["report"].clone()
     });
     assert_eq!(read, wanted);
     let chat = |model: &Path| {
