@@ -56,6 +56,8 @@ class TrainedVariant:
     loss_trained: float | None
     #: The same with the compressed variant.
     loss_variant: float | None
+    #: Share of held-out preferences that the variant ranks as their data does, more than the base; None for answers.
+    accuracy: float | None
     #: Training speed.
     tokens_per_second: float
     #: What the user should know.
