@@ -40,14 +40,15 @@ python: build .venv/ready ## Put the compiled library into the Python package (p
 
 .PHONY: oracles
 oracles: python $(MODEL) .venv-oracles/ready ## Compare with PyTorch, transformers and NumPy (downloads 0.8 GB once)
-	$(CARGO) build --package bitdelta-engine --example logits
+	$(CARGO) build --workspace --example logits
 	.venv-oracles/bin/python -m pytest tests/oracles
 	.venv-oracles/bin/python -m pytest --quiet python/tests/test_torch.py python/tests/test_package.py
 
 .PHONY: bench
-bench: $(MODEL) .venv-bench/ready ## Measure speed beside llama.cpp and PyTorch (compiles llama.cpp once: 15 minutes)
+bench: $(MODEL) .venv-bench/ready ## Measure speed beside llama.cpp, candle and PyTorch (compiles llama.cpp once: 15 minutes)
 	$(CARGO) build --release --package bitdelta-cli
-	.venv-bench/bin/python benches/run.py --bitdelta target/release/bitdelta --model $(MODEL) --output target/bench $(BENCH)
+	$(CARGO) build --release --manifest-path benches/candle_peer/Cargo.toml --target-dir target/candle-peer
+	CANDLE_PEER=target/candle-peer/release/candle-peer .venv-bench/bin/python benches/run.py --bitdelta target/release/bitdelta --model $(MODEL) --output target/bench $(BENCH)
 
 .PHONY: lint
 lint: .venv/ready ## Formatting, clippy, ruff, go vet, and documentation without warnings
