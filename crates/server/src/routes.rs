@@ -3,10 +3,13 @@ use crate::{
     ApiError,
     answer::answer,
     auth::{self, Caller},
+    card::card,
     extract::{Body, QueryModel},
     http_options::HttpOptions,
+    me::me,
     metrics, models,
     openapi::{openapi, schema},
+    page,
     service::Service,
     training, variants,
     wanted::Endpoint,
@@ -22,23 +25,32 @@ use axum::{
 use serde_json::{Value, json};
 use std::{sync::Arc, time::Instant};
 
-/// Every endpoint. All but `/health`, `/ready` and `/openapi.json` are behind [`auth::authenticate`].
+/// Every endpoint. All but the page's files, `/health`, `/ready` and `/openapi.json` are behind [`auth::authenticate`].
 pub fn router(service: Arc<Service>, options: &HttpOptions) -> Router {
     let guard = middleware::from_fn_with_state(Arc::clone(&service), auth::authenticate);
     let guarded = Router::new()
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completions))
+        .route("/v1/me", get(me))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::get))
         .route("/v1/variants", get(variants::list).post(variants::load))
         .route("/v1/variants/{user}", get(variants::get).put(variants::publish).delete(variants::delete))
+        .route("/v1/variants/{user}/card", get(card))
         .route("/v1/variants/{user}/rollback", post(variants::roll_back))
         .route("/v1/variants/{user}/unload", post(variants::unload))
         .route("/v1/variants/{user}/train", post(training::begin).get(training::get).delete(training::cancel))
         .route("/v1/variants/{user}/train/events", get(training::events))
         .route("/metrics", get(metrics::metrics))
         .route_layer(guard);
-    let open = guarded.route("/health", get(health)).route("/ready", get(ready)).route("/openapi.json", get(openapi));
+    let open = guarded
+        .route("/", get(page::index))
+        .route("/page/page.js", get(page::script))
+        .route("/page/page.css", get(page::style))
+        .route("/page/icon.svg", get(page::icon))
+        .route("/health", get(health))
+        .route("/ready", get(ready))
+        .route("/openapi.json", get(openapi));
     let app = open.fallback(unknown_path).method_not_allowed_fallback(wrong_method);
     let app = match &options.cors {
         Some(cors) => app.layer(cors.clone()),

@@ -26,7 +26,7 @@ use std::{error::Error as _, path::PathBuf, sync::Arc};
 /// 400 when variants are not served, 403 for a key that may neither publish nor operate.
 #[utoipa::path(get, path = "/v1/variants", operation_id = "list_variants", tag = "variants", responses((status = 200, body = schema::VariantList), (status = "default", body = schema::Failure)))]
 pub async fn list(caller: Caller, State(service): State<Arc<Service>>) -> Result<Json<Value>, ApiError> {
-    caller.require(Right::Publish).or_else(|_| caller.require(Right::Admin))?;
+    caller.require_any(&[Right::Publish, Right::Admin])?;
     let data = blocking(&service, move |service| {
         Ok(caller.variants(service.variants()?).into_iter().map(|variant| line(variant, &caller)).collect::<Vec<_>>())
     });
@@ -60,7 +60,7 @@ pub async fn get(
     State(service): State<Arc<Service>>,
     Segment(user): Segment,
 ) -> Result<Json<Value>, ApiError> {
-    caller.require(Right::Publish).or_else(|_| caller.require(Right::Admin))?;
+    caller.require_any(&[Right::Publish, Right::Admin])?;
     caller.check_user(&user)?;
     let found = blocking(&service, move |service| {
         let registry = service.variants()?;

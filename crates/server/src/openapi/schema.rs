@@ -254,6 +254,67 @@ pub struct Version {
     pub rolled_back_to: Option<u64>,
 }
 
+/// `GET /v1/variants/{user}/card`
+#[derive(ToSchema)]
+pub struct Card {
+    /// `variant.card`
+    pub object: String,
+    /// Whose.
+    pub user_id: String,
+    /// Content hash.
+    pub hash: String,
+    /// The file's size.
+    pub bytes: u64,
+    /// Bytes in memory.
+    pub resident_bytes: u64,
+    /// Weights in the base's linears.
+    pub weights: u64,
+    /// 8 · `bytes` ÷ `weights`.
+    pub bits_per_weight: f64,
+    /// The base it was made on.
+    pub base: String,
+    /// The chat template it was made with; empty where that is unknown.
+    pub template: String,
+    /// The configuration it was made with.
+    #[schema(value_type = Object)]
+    pub config: Value,
+    /// (L_base − L_variant) ÷ (L_base − L_trained) of the recorded losses.
+    pub retention: Option<f64>,
+    /// What else was recorded when it was made: `fidelity` (losses on held-out data), `relative_error`, `safety`,
+    /// `training`, `warnings`.
+    #[schema(value_type = Object)]
+    pub notes: Value,
+}
+
+/// `GET /v1/me`
+#[derive(ToSchema)]
+pub struct Me {
+    /// `caller`
+    pub object: String,
+    /// The key's id, which is no secret; null on a server without authentication.
+    pub key: Option<String>,
+    /// `chat`, `publish`, `train`, `admin`.
+    pub rights: Vec<String>,
+    /// Whether the caller may ask for every user.
+    pub all_users: bool,
+    /// Else for these.
+    pub users: Vec<String>,
+    /// Null without a limit.
+    pub requests_per_minute: Option<u32>,
+    /// Null without a limit.
+    pub tokens_per_minute: Option<u32>,
+    /// The base's name.
+    pub model: String,
+    /// Whether users' variants are served.
+    pub variants: bool,
+    /// Longest prompt plus answer in tokens.
+    pub max_context: u64,
+    /// Bytes of the base in memory.
+    pub base_bytes: u64,
+    /// Bytes set aside for the KV cache.
+    pub kv_cache_bytes: u64,
+}
+
 /// `DELETE /v1/variants/{user}`
 #[derive(ToSchema)]
 pub struct Deleted {
