@@ -20,7 +20,7 @@ use std::sync::Arc;
 ///
 /// # Errors
 /// Those of an answer: 403 for a user that is not the caller's, 404 when there is none, 422 for a damaged one.
-#[utoipa::path(get, path = "/v1/variants/{user}/card", operation_id = "get_card", tag = "variants", params(("user" = String, Path)), responses((status = 200, body = schema::Card), (status = "default", body = schema::Failure)))]
+#[utoipa::path(get, path = "/v1/variants/{user}/card", operation_id = "get_card", tag = "variants", params(schema::OfUser), responses((status = 200, body = schema::Card), (status = "default", body = schema::Failure)))]
 pub async fn card(
     caller: Caller,
     State(service): State<Arc<Service>>,

@@ -146,7 +146,7 @@ fn is_cross_origin(headers: &HeaderMap, host: &str) -> bool {
 }
 
 /// `localhost`, `127.0.0.1:8080`, `[::1]:8080`.
-fn is_loopback_host(host: &str) -> bool {
+pub(crate) fn is_loopback_host(host: &str) -> bool {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
         _ => host,

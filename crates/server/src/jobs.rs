@@ -385,7 +385,7 @@ fn publish(
     folder: &tempfile::TempDir,
 ) -> Result<(u64, Value), String> {
     // The folder's name is no business of the caller's.
-    let own = folder.path().to_string_lossy().into_owned();
+    let own = format!("{}/", folder.path().display());
     let say = |error: &dyn std::error::Error| {
         let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
         format!("{error}{cause}").replace(&own, "")

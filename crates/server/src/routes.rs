@@ -4,7 +4,7 @@ use crate::{
     answer::answer,
     auth::{self, Caller},
     card::card,
-    extract::{Body, QueryModel},
+    extract::{Body, QueryModel, is_loopback_host},
     http_options::HttpOptions,
     me::me,
     metrics, models,
@@ -17,9 +17,9 @@ use crate::{
 use axum::{
     Json, Router,
     extract::{MatchedPath, Request, State},
-    http::{Method, StatusCode, Uri},
+    http::{Method, StatusCode, Uri, header},
     middleware::{self, Next},
-    response::Response,
+    response::{IntoResponse, Response},
     routing::{get, post},
 };
 use serde_json::{Value, json};
@@ -56,10 +56,27 @@ pub fn router(service: Arc<Service>, options: &HttpOptions) -> Router {
         Some(cors) => app.layer(cors.clone()),
         None => app,
     };
+    let app = match options.loopback_names_only && !service.auth.is_required() {
+        true => app.layer(middleware::from_fn(known_host)),
+        false => app,
+    };
     app.layer(middleware::from_fn_with_state(Arc::clone(&service), log)).with_state(service)
 }
 
-#[utoipa::path(post, path = "/v1/chat/completions", tag = "answers", request_body = schema::ChatRequest, responses((status = 200, body = schema::ChatCompletion), (status = "default", body = schema::Failure)))]
+/// Refuses what came under a name that is not this machine's own. A web page anywhere can have its own name resolve to
+/// loopback (DNS rebinding) and would otherwise read a keyless server as if it ran here.
+async fn known_host(request: Request, next: Next) -> Response {
+    let host = request.headers().get(header::HOST).map(|host| host.to_str().unwrap_or_default());
+    // Every browser names a host; what names none is no web page.
+    if host.is_none_or(is_loopback_host) {
+        return next.run(request).await;
+    }
+    let message = "this server has no keys and answers under localhost and 127.0.0.1 only; give it keys (--key-file) or \
+                   tokens (--jwt-key), or pass --allow-remote if that is meant";
+    ApiError::new(StatusCode::FORBIDDEN, "host_not_allowed", message).into_response()
+}
+
+#[utoipa::path(post, path = "/v1/chat/completions", tag = "answers", params(schema::QueryModel), request_body = schema::ChatRequest, responses((status = 200, content((schema::ChatCompletion = "application/json"), (Value = "text/event-stream"))), (status = "default", body = schema::Failure)))]
 pub(crate) async fn chat(
     State(service): State<Arc<Service>>,
     caller: Caller,
@@ -69,7 +86,7 @@ pub(crate) async fn chat(
     answer(service, caller, Endpoint::Chat, body, model.as_deref()).await
 }
 
-#[utoipa::path(post, path = "/v1/completions", tag = "answers", request_body = schema::CompletionRequest, responses((status = 200, body = schema::ChatCompletion), (status = "default", body = schema::Failure)))]
+#[utoipa::path(post, path = "/v1/completions", tag = "answers", params(schema::QueryModel), request_body = schema::CompletionRequest, responses((status = 200, content((schema::ChatCompletion = "application/json"), (Value = "text/event-stream"))), (status = "default", body = schema::Failure)))]
 pub(crate) async fn completions(
     State(service): State<Arc<Service>>,
     caller: Caller,

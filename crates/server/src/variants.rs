@@ -54,7 +54,7 @@ fn line(variant: Listed, caller: &Caller) -> Value {
 ///
 /// # Errors
 /// 403 for a user that is not the caller's, 404 when there is none.
-#[utoipa::path(get, path = "/v1/variants/{user}", operation_id = "get_variant", tag = "variants", params(("user" = String, Path)), responses((status = 200, body = schema::Variant), (status = "default", body = schema::Failure)))]
+#[utoipa::path(get, path = "/v1/variants/{user}", operation_id = "get_variant", tag = "variants", params(schema::OfUser), responses((status = 200, body = schema::Variant), (status = "default", body = schema::Failure)))]
 pub async fn get(
     caller: Caller,
     State(service): State<Arc<Service>>,
@@ -78,7 +78,7 @@ pub async fn get(
 ///
 /// # Errors
 /// 400 for a variant of another base, 413 for one that this server could not hold, 422 for a damaged one.
-#[utoipa::path(put, path = "/v1/variants/{user}", operation_id = "publish_variant", tag = "variants", params(("user" = String, Path)), request_body(content = Vec<u8>, content_type = "application/octet-stream"), responses((status = 201, body = schema::Version), (status = "default", body = schema::Failure)))]
+#[utoipa::path(put, path = "/v1/variants/{user}", operation_id = "publish_variant", tag = "variants", params(schema::OfUser), request_body(content = Vec<u8>, content_type = "application/octet-stream"), responses((status = 201, body = schema::Version), (status = "default", body = schema::Failure)))]
 pub async fn publish(
     caller: Caller,
     State(service): State<Arc<Service>>,
@@ -109,7 +109,7 @@ pub async fn publish(
 ///
 /// # Errors
 /// 404 when there is no such version.
-#[utoipa::path(post, path = "/v1/variants/{user}/rollback", operation_id = "roll_back_variant", tag = "variants", params(("user" = String, Path)), request_body = schema::Rollback, responses((status = 200, body = schema::Version), (status = "default", body = schema::Failure)))]
+#[utoipa::path(post, path = "/v1/variants/{user}/rollback", operation_id = "roll_back_variant", tag = "variants", params(schema::OfUser), request_body = schema::Rollback, responses((status = 200, body = schema::Version), (status = "default", body = schema::Failure)))]
 pub async fn roll_back(
     caller: Caller,
     State(service): State<Arc<Service>>,
@@ -134,7 +134,7 @@ pub async fn roll_back(
 ///
 /// # Errors
 /// 404 when there is nothing.
-#[utoipa::path(delete, path = "/v1/variants/{user}", operation_id = "delete_variant", tag = "variants", params(("user" = String, Path)), responses((status = 200, body = schema::Deleted), (status = "default", body = schema::Failure)))]
+#[utoipa::path(delete, path = "/v1/variants/{user}", operation_id = "delete_variant", tag = "variants", params(schema::OfUser), responses((status = 200, body = schema::Deleted), (status = "default", body = schema::Failure)))]
 pub async fn delete(
     caller: Caller,
     State(service): State<Arc<Service>>,
@@ -204,7 +204,7 @@ pub async fn load(caller: Caller, State(service): State<Arc<Service>>, body: Bod
 ///
 /// # Errors
 /// 404 when it is not loaded.
-#[utoipa::path(post, path = "/v1/variants/{user}/unload", operation_id = "unload_variant", tag = "operator", params(("user" = String, Path)), responses((status = 200, body = schema::Variant), (status = "default", body = schema::Failure)))]
+#[utoipa::path(post, path = "/v1/variants/{user}/unload", operation_id = "unload_variant", tag = "operator", params(schema::OfUser), responses((status = 200, body = schema::Variant), (status = "default", body = schema::Failure)))]
 pub async fn unload(
     caller: Caller,
     State(service): State<Arc<Service>>,
