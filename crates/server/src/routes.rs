@@ -17,7 +17,7 @@ use crate::{
 use axum::{
     Json, Router,
     extract::{MatchedPath, Request, State},
-    http::{Method, StatusCode, Uri, header},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -143,10 +143,18 @@ async fn log(State(service): State<Arc<Service>>, request: Request, next: Next) 
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().map_or("-".to_owned(), |path| path.as_str().to_owned());
     let started = Instant::now();
-    let response = next.run(request).await;
+    let mut response = next.run(request).await;
+    guard_from_browsers(response.headers_mut());
     let (status, milliseconds) = (response.status().as_u16(), started.elapsed().as_millis());
     let key = response.extensions().get::<Caller>().map_or("", Caller::id);
     service.observed.request(&route, status);
     tracing::info!(%method, route, status, key, milliseconds, "request");
     response
+}
+
+/// Answers are somebody's own: no cache keeps one unless its handler says otherwise, and no browser takes one for anything
+/// but what it is said to be.
+fn guard_from_browsers(headers: &mut HeaderMap) {
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
 }

@@ -130,7 +130,8 @@ pub async fn roll_back(
     Ok(Json(version(&made.await?)))
 }
 
-/// `DELETE /v1/variants/{user}`: erases every version of the user's variant from memory and disk.
+/// `DELETE /v1/variants/{user}`: erases every version of the user's variant from memory and disk. A training of theirs is
+/// called back: what was erased must not come again.
 ///
 /// # Errors
 /// 404 when there is nothing.
@@ -143,9 +144,11 @@ pub async fn delete(
     caller.require(Right::Publish)?;
     caller.check_user(&user)?;
     let done = blocking(&service, move |service| {
-        let erased = store(service)?.delete(&user)?;
+        let store = store(service)?;
+        let called_back = service.jobs.of(&user).is_some_and(|job| job.cancel_for_good());
+        let erased = store.delete(&user)?;
         let unloaded = service.variants()?.unload(&user)?;
-        if !erased && !unloaded {
+        if !erased && !unloaded && !called_back {
             return Err(unknown(user));
         }
         tracing::info!(user, "deleted a variant");

@@ -559,9 +559,11 @@ function conversations(text) {
     });
 }
 
-function trainingSettings() {
+function trainingSettings(count) {
   const settings = { num_train_epochs: $("passes").valueAsNumber };
-  if ($("held").valueAsNumber > 0) settings.val_size = $("held").valueAsNumber;
+  const held = $("held").valueAsNumber;
+  // Of two conversations a tenth would be one: half of what was to be learnt.
+  if (held * count >= 1) settings.val_size = held;
   for (const line of $("settings").value.split("\n").filter((text) => text.trim())) {
     const at = line.indexOf("=");
     if (at < 1) throw new Problem(`"${line.trim()}" is no setting; write name=value.`, 0);
@@ -662,7 +664,8 @@ $("training").addEventListener("submit", (event) => {
   event.preventDefault();
   const { user } = state;
   attempt("training-problem", async () => {
-    const body = { data: conversations($("lines").value), settings: trainingSettings() };
+    const data = conversations($("lines").value);
+    const body = { data, settings: trainingSettings(data.length) };
     const job = await json(ofUser(user, "/train"), { method: "POST", body });
     if (state.user !== user) return;
     showJob(job);
