@@ -30,7 +30,7 @@ demo: build $(MODEL) $(DEMO_DATA) ## See it work: two users trained, compressed,
 test: lint python web $(MODEL) $(DEMO_DATA) ## Lint, all tests, and the demo in its short form
 	$(CARGO) test --workspace
 	.venv/bin/python -m pytest --quiet python/tests
-	.venv-web/bin/python -m pytest --quiet tests/web
+	.venv-web/bin/python -m pytest --quiet -rs tests/web
 	cd go && $(GO) test ./...
 	$(BITDELTA) demo --short --model $(MODEL) --data .demo/data --output .demo/short
 

@@ -39,7 +39,7 @@ def find() -> str | None:
 
 def install() -> None:
     """Debian's package, without what it only recommends."""
-    if os.geteuid() != 0 or not shutil.which("apt-get"):
+    if os.geteuid() != 0 or not shutil.which("apt-get") or os.environ.get("BITDELTA_BROWSER"):
         return
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", "chromium"]):
