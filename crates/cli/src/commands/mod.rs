@@ -2,13 +2,17 @@
 pub mod base;
 pub mod bench;
 pub mod chat;
+pub mod completions;
 pub mod compress;
 pub mod demo;
+pub mod doctor;
 pub mod eval;
 pub mod export;
 pub mod import;
 pub mod inspect;
 pub mod keys;
+pub mod man;
+pub mod programs;
 pub mod progress;
 pub mod publish;
 pub mod rebase;
