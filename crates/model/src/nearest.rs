@@ -10,17 +10,23 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
         .map(|(_, known)| known.to_owned())
 }
 
-/// Edits (insertions, deletions, replacements of a byte) between two names.
+/// Edits (insertions, deletions, replacements of a byte, and swaps of two neighbours) between two names.
 fn distance(a: &str, b: &str) -> usize {
-    let mut previous: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.bytes().enumerate() {
+    let (a, b) = (a.as_bytes(), b.as_bytes());
+    let mut rows: Vec<Vec<usize>> = vec![(0..=b.len()).collect()];
+    for i in 0..a.len() {
         let mut row = vec![i + 1];
-        for (j, to) in b.bytes().enumerate() {
-            row.push((previous[j] + usize::from(from != to)).min(previous[j + 1] + 1).min(row[j] + 1));
+        for j in 0..b.len() {
+            let replaced = rows[i][j] + usize::from(a[i] != b[j]);
+            let mut edits = replaced.min(rows[i][j + 1] + 1).min(row[j] + 1);
+            if i > 0 && j > 0 && a[i] == b[j - 1] && a[i - 1] == b[j] {
+                edits = edits.min(rows[i - 1][j - 1] + 1);
+            }
+            row.push(edits);
         }
-        previous = row;
+        rows.push(row);
     }
-    previous[b.len()]
+    rows[a.len()][b.len()]
 }
 
 #[cfg(test)]
@@ -32,6 +38,7 @@ mod tests {
         let known = ["models", "model", "serve"];
         assert_eq!(nearest("modles", known).as_deref(), Some("models"));
         assert_eq!(nearest("serv", known).as_deref(), Some("serve"));
+        assert_eq!(nearest("prot", ["host", "port"]).as_deref(), Some("port"), "a swap is one slip");
         assert_eq!(nearest("weather", known), None);
     }
 }

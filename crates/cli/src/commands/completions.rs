@@ -22,7 +22,15 @@ pub struct CompletionsArgs {
 /// # Errors
 /// Writing to stdout.
 pub fn run(args: &CompletionsArgs) -> Result<(), Error> {
+    output::text(&script(args.shell, args.program))
+}
+
+fn script(shell: Shell, program: Program) -> String {
+    let name = program.name();
+    // The script for bash loses its way in a program whose name has a hyphen: it is made under another name, and only
+    // registered for the true one.
+    let plain = if shell == Shell::Bash { name.replace('-', "_") } else { name.to_owned() };
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut definition(args.program), args.program.name(), &mut script);
-    output::text(&String::from_utf8_lossy(&script))
+    clap_complete::generate(shell, &mut definition(program), &plain, &mut script);
+    String::from_utf8_lossy(&script).replace(&format!(" default {plain}\n"), &format!(" default {name}\n"))
 }

@@ -1,5 +1,5 @@
 //! Settings of the configuration file as words of a command line.
-use super::{Called, is_given, is_model, is_setting, section, takes_value};
+use super::{Called, is_given, is_model, is_path, is_setting, section, takes_value};
 use crate::Error;
 use bitdelta_model::{
     configuration::{Configuration, full_path},
@@ -7,7 +7,7 @@ use bitdelta_model::{
 };
 use clap::{Arg, ArgAction, Command};
 use serde_json::Value;
-use std::{any::TypeId, ffi::OsString, path::PathBuf};
+use std::ffi::OsString;
 
 /// A setting that the file gives, as words.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,11 +141,10 @@ fn words(configuration: &Configuration, place: &str, arg: &Arg, value: &Value) -
         Value::Number(_) | Value::Bool(_) => Ok(value.to_string()),
         _ => wrong("must be a plain value").map(|()| String::new()),
     };
-    let is_path = arg.get_value_parser().type_id() == TypeId::of::<PathBuf>();
     let word = |value: &Value| -> Result<OsString, Error> {
         let text = plain(value)?;
         let mut word = OsString::from(format!("--{long}="));
-        match (is_path, &configuration.path) {
+        match (is_path(arg), &configuration.path) {
             (true, Some(file)) => word.push(full_path(&text, file)),
             _ => word.push(text),
         }

@@ -16,7 +16,7 @@ use clap::{
     error::ErrorKind,
     parser::ValueSource,
 };
-use std::{ffi::OsString, path::PathBuf};
+use std::{any::TypeId, ffi::OsString, path::PathBuf};
 
 /// Options that every command has.
 #[derive(Debug, Clone, clap::Args)]
@@ -129,6 +129,11 @@ fn is_setting(arg: &Arg) -> bool {
 /// Whether an option is followed by a value.
 fn takes_value(arg: &Arg) -> bool {
     arg.get_action().takes_values()
+}
+
+/// Whether an option's values are paths.
+fn is_path(arg: &Arg) -> bool {
+    arg.get_value_parser().type_id() == TypeId::of::<PathBuf>()
 }
 
 /// Whether this option is the base model, which has a place of its own at the file's top.

@@ -1,8 +1,9 @@
 //! `--show-config`: every setting of a command with its value and where that is from, as a configuration file.
-use super::{Called, file::FromFile, is_model, is_setting, section, takes_value, variable_name};
+use super::{Called, file::FromFile, is_model, is_path, is_setting, section, takes_value, variable_name};
 use crate::Error;
 use bitdelta_model::configuration::{Configuration, SECTIONS};
 use clap::{Arg, ArgAction, parser::ValueSource};
+use std::ffi::OsStr;
 
 /// Column of the sources.
 const WIDTH: usize = 40;
@@ -49,7 +50,7 @@ fn line(arg: &Arg, called: &Called<'_>, from_file: &[FromFile]) -> String {
         false => vec![called.matches.get_flag(id).to_string()],
         true => {
             let raw = called.matches.get_raw(id).into_iter().flatten();
-            raw.map(|value| scalar(&value.to_string_lossy())).collect()
+            raw.map(|value| if is_path(arg) { absolute(value) } else { scalar(&value.to_string_lossy()) }).collect()
         }
     };
     let value = match (values.as_slice(), arg.get_action()) {
@@ -59,6 +60,12 @@ fn line(arg: &Arg, called: &Called<'_>, from_file: &[FromFile]) -> String {
         (values, _) => values.join(","),
     };
     format!("  {:WIDTH$} # {source}\n", format!("{long}: {value}"))
+}
+
+/// A path that means the same in a file elsewhere.
+fn absolute(path: &OsStr) -> String {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.into());
+    scalar(&absolute.to_string_lossy())
 }
 
 /// A text as YAML that is read as that text: in quotes unless it is a plain word or number.

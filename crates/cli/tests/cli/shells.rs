@@ -13,6 +13,7 @@ fn bash_completes_commands_and_options_of_all_programs() {
         ("bitdelta", "bitdelta keys rev", "revoke"),
         ("bitdelta", "bitdelta serve --base-d", "--base-dtype"),
         ("hanzo-node", "hanzo-node sta", "start"),
+        ("hanzo-node", "hanzo-node variants list --u", "--url"),
         ("llamafactory-cli", "llamafactory-cli train --lora_r", "--lora_rank"),
     ] {
         let script = stdout(&run("bitdelta", &["completions", "bash", program]));
@@ -57,7 +58,7 @@ fn every_command_has_a_manual_page_that_renders() {
         let page = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert!(page.contains(".TH ") && page.contains("SYNOPSIS"), "{name}: {page}");
         // Where the machine has what `man` uses.
-        if let Ok(shown) = Command::new("groff").args(["-man", "-Tutf8", "-ww"]).arg(&path).output() {
+        if let Ok(shown) = Command::new("groff").args(["-man", "-Tutf8", "-ww", "-P-cbou"]).arg(&path).output() {
             assert!(shown.status.success() && stderr(&shown).is_empty(), "{name}: {}", stderr(&shown));
             assert!(stdout(&shown).contains("SYNOPSIS"));
         }
