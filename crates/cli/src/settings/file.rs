@@ -127,7 +127,10 @@ fn unknown(configuration: &Configuration, program: &Command, section: &str, name
     let known = of_section(program, section).flat_map(Command::get_arguments).filter(shown).filter_map(Arg::get_long);
     let advice = match nearest(&name.replace('_', "-"), known) {
         Some(meant) => format!("did you mean `{meant}`?"),
-        None => format!("`{} {section} --help` lists the options", program.get_name()),
+        None => {
+            let command = of_section(program, section).next().map_or(section, Command::get_name);
+            format!("`{} {command} --help` lists the options", program.get_name())
+        }
     };
     wrong(configuration, &format!("{section}.{name}"), &format!("no option has this name; {advice}"))
 }

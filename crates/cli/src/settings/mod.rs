@@ -9,7 +9,7 @@ mod file;
 mod show;
 
 use crate::{Context, Error, output};
-use bitdelta_model::configuration;
+use bitdelta_model::configuration::{self, Configuration};
 use clap::{
     Arg, ArgMatches, Command, Parser,
     builder::{BoolishValueParser, Resettable},
@@ -22,13 +22,20 @@ use std::{any::TypeId, ffi::OsString, path::PathBuf};
 #[derive(Debug, Clone, clap::Args)]
 pub struct GlobalArgs {
     /// Logs on stderr: error, warn, info, debug, trace, or a filter as in RUST_LOG
-    #[arg(long, global = true, value_name = "LEVEL")]
+    #[arg(long, global = true, value_name = "LEVEL", display_order = 990)]
     pub log_level: Option<String>,
     /// Configuration file, in place of ~/.config/bitdelta/config.yaml
-    #[arg(long, global = true, value_name = "FILE", env = "BITDELTA_CONFIG", hide_env_values = true)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "BITDELTA_CONFIG",
+        hide_env_values = true,
+        display_order = 991
+    )]
     config: Option<PathBuf>,
     /// Print the settings and where each comes from, as a configuration file, and end
-    #[arg(long, global = true)]
+    #[arg(long, global = true, display_order = 992)]
     show_config: bool,
 }
 
@@ -37,7 +44,7 @@ pub struct GlobalArgs {
 /// Help, the version, and what clap finds wrong with the words themselves end the process as clap ends it.
 ///
 /// # Errors
-/// [`Error::Usage`] for settings of the file that are unknown or cannot be.
+/// [`Error::Usage`] for settings of the file that are unknown or cannot be, [`Error::Step`] for a file that cannot be read.
 pub fn parse<P: Parser>(words: impl IntoIterator<Item = OsString>) -> Result<Option<P>, Error> {
     let words: Vec<OsString> = words.into_iter().collect();
     let command = definition(P::command());
@@ -52,7 +59,7 @@ pub fn parse<P: Parser>(words: impl IntoIterator<Item = OsString>) -> Result<Opt
     if let Some(path) = given.get_one::<PathBuf>("config").filter(|path| !path.as_os_str().is_empty()) {
         configuration::choose(path.clone());
     }
-    let configuration = configuration::load().context("reading the configuration")?;
+    let configuration = load()?;
     let mut built = command.clone();
     built.build();
     let from_file = file::settings(&configuration, &built, &Called::innermost(&built, &given))?;
@@ -74,12 +81,20 @@ pub fn parse<P: Parser>(words: impl IntoIterator<Item = OsString>) -> Result<Opt
 ///
 /// # Errors
 /// [`Error::Usage`] for the first setting that is unknown, [`Error::Step`] for a file that does not read.
-pub fn check_file(program: Command) -> Result<configuration::Configuration, Error> {
-    let configuration = configuration::load().context("reading the configuration")?;
+pub fn check_file(program: Command) -> Result<Configuration, Error> {
+    let configuration = load()?;
     let mut program = definition(program);
     program.build();
     file::check(&configuration, &program)?;
     Ok(configuration)
+}
+
+/// The configuration file; one that says what cannot be is as wrong as such words.
+fn load() -> Result<Configuration, Error> {
+    match configuration::load() {
+        Err(error @ bitdelta_model::Error::Malformed { .. }) => Err(Error::Usage(error.to_string())),
+        result => result.context("reading the configuration"),
+    }
 }
 
 /// The section that holds a command's settings: `start` is `serve`, and `doctor` looks at what `serve` would meet.
