@@ -3,8 +3,8 @@
 //!
 //! A line of the file's section `serve:` is that option of `serve`, given in front: what it may be, what it needs and what
 //! it excludes is checked by the one definition that clap has. So the words of a command line are read twice: once to see
-//! which options they (or the environment) give, and again with the file's words for the options that are left ([`file`]).
-//! [`show`] prints where each value came from.
+//! which options they (or the environment) give, and again with the file's words for the options that are left (`file.rs`).
+//! `show.rs` prints where each value came from.
 mod file;
 mod show;
 

@@ -44,7 +44,7 @@ pub(super) fn check(dir: &Path, base: Option<&Base>, all: bool) -> Option<Check>
         bar.advance(1, "");
     }
     bar.end();
-    let mut found = format!("{} users", users.len());
+    let mut found = if users.len() == 1 { "1 user".to_owned() } else { format!("{} users", users.len()) };
     if read < users.len() {
         found += &format!(", {read} of them read");
     }
