@@ -68,7 +68,8 @@ fuzz: .cache/bin/cargo-fuzz ## Feed the parsers of untrusted bytes for a minute 
 	done
 
 .PHONY: docs
-docs: ## Build the API documentation into target/doc
+docs: .cache/bin/mdbook ## Build the book into target/book and the API documentation into target/doc
+	.cache/bin/mdbook build docs
 	$(CARGO) doc --workspace --no-deps
 
 .PHONY: golden
@@ -94,6 +95,9 @@ $(MODEL): tests/requirements-model.txt
 
 .cache/bin/cargo-fuzz:
 	$(CARGO) install --quiet --locked --root .cache cargo-fuzz
+
+.cache/bin/mdbook:
+	$(CARGO) install --quiet --locked --root .cache mdbook
 
 # The demo's two users, out of real dialogue.
 $(DEMO_DATA): examples/demo/make_data.py .venv/ready

@@ -14,7 +14,7 @@
 //! and costs nothing, so ranks and bits of each linear follow from D, and D from the budget by bisection.
 //!
 //! *Without data* the sensitivities are those of ‖Δ̂ − Δ‖²; *with data* they are measured, and the factors are then trained
-//! through their rounding. Kinds that were tried and lost are in `docs/quality.md`.
+//! through their rounding. Kinds that were tried and lost are in `docs/src/explanation/quality.md`.
 
 mod distil;
 mod factors;
