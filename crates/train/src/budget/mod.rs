@@ -20,12 +20,15 @@ mod distil;
 mod factors;
 mod rate;
 mod scales;
+mod sums;
 mod svd;
 
+use distil::Merged;
 pub use distil::{Distillation, Lesson, Schedule, Teacher, distil};
 pub use factors::{Factors, Student};
 pub use rate::{Coded, Sensitivity, fit_to};
 pub use scales::{SCALE_RATE, distil_scales};
+use sums::Pair;
 pub use svd::truncated;
 
 use crate::{
@@ -38,6 +41,7 @@ use crate::{
 };
 use bitdelta_delta::{
     Extra, Info, LinearDelta, Part, Variant,
+    file::coded_bytes,
     metrics::{Distance, distance},
 };
 use bitdelta_model::{Base, chat::Template};
@@ -109,27 +113,41 @@ pub fn compress_to(
     let bits = if examples.is_empty() { BITS_AN_ENTRY_WITHOUT_DATA } else { BITS_AN_ENTRY };
     let rank = options.rank.unwrap_or_else(|| rank_at(base, options.bytes, bits));
     let factors = factors_of_pair(base, finetuned, rank, options.schedule.seed, progress)?;
-    let with_extras = |coded: &[Coded]| -> Result<Variant, Error> {
-        Ok(Variant { extras: extras.clone(), ..variant_of(base, info.clone(), coded)? })
-    };
-    let size = |coded: &[Coded]| Ok::<_, Error>(with_extras(coded)?.to_bytes()?.len() as u64);
-    let coded = if examples.is_empty() {
-        let sensitivities: Vec<Sensitivity> = factors.iter().map(Sensitivity::of_product).collect();
-        fit_to(&factors, &sensitivities, options.bytes, size)?.1
+    let sensitivities: Vec<Sensitivity> = factors.iter().map(Sensitivity::of_product).collect();
+    let whole = |linears| Variant { extras: extras.clone(), ..Variant::new(info.clone(), linears) };
+    let size = |variant: &Variant| Ok::<_, Error>(variant.to_bytes()?.len() as u64);
+    let alone = |coded: &[Coded]| Ok::<_, Error>(whole(linears_of(base, coded, &[])?));
+    let (distortion, coded) = fit_to(&factors, &sensitivities, options.bytes, |coded| size(&alone(coded)?))?;
+    let pair = Pair { base, finetuned, factors: &factors, sensitivities: &sensitivities };
+    let sums = pair.fit_to(distortion, options.bytes, |linears| size(&whole(linears)), progress)?;
+    let variant = if examples.is_empty() {
+        match sums {
+            Some(sums) => whole(linears_of(base, &sums.factors, &sums.rests)?),
+            None => alone(&coded)?,
+        }
     } else {
-        let teacher = Teacher::new(finetuned, base, examples, progress)?;
+        let teacher = &Teacher::new(finetuned, base, examples, progress)?;
         let longest = examples.iter().map(|example| example.tokens.len()).max().unwrap_or(0);
+        // What is left beside the factors stays as it is coded; they learn on top of it.
+        let (rests, stream) = match &sums {
+            Some(sums) => (sums.rests.as_slice(), coded_size(&sums.factors)),
+            None => {
+                let beside: usize = extras.iter().map(|extra| 2 * extra.values.len()).sum();
+                let header = header_bytes(base, &info)?;
+                (&[][..], options.bytes.saturating_sub(header + beside as u64))
+            }
+        };
+        let fixed = Variant::new(info.clone(), linears_of(base, &vec![Coded::default(); factors.len()], rests)?);
         let adaptation = Adaptation::LowRank { rank, scale: 1.0, seed: 0 };
-        let graph = Graph::new(&base.config, base, adaptation, longest, false)?;
-        let student = Student::new(&graph);
-        let beside: usize = extras.iter().map(|extra| 2 * extra.values.len()).sum();
-        let stream = options.bytes.saturating_sub(header_bytes(base, &info)? + beside as u64);
-        let (student, teacher, schedule) = (&student, &teacher, options.schedule);
+        let graph = Graph::new(&base.config, &Merged { base, variant: &fixed }, adaptation, longest, false)?;
+        let student = &Student::new(&graph);
+        let schedule = options.schedule;
         let done = distil(&Lesson { student, examples, teacher, schedule, progress, stop }, &factors, stream)?;
-        done.coded(options.bytes, size)?
+        let with_rests = |coded: &[Coded]| Ok::<_, Error>(whole(linears_of(base, coded, rests)?));
+        with_rests(&done.coded(options.bytes, |coded| size(&with_rests(coded)?))?)?
     };
-    match size(&coded)? {
-        bytes if bytes <= options.bytes => with_extras(&coded),
+    match size(&variant)? {
+        bytes if bytes <= options.bytes => Ok(variant),
         least => Err(Error::Budget { bytes: options.bytes, least }),
     }
 }
@@ -203,14 +221,25 @@ pub fn factors_of_pair(
 /// # Errors
 /// None that coded factors give.
 pub fn variant_of(base: &Base, info: Info, coded: &[Coded]) -> Result<Variant, Error> {
-    let linears = base.linears().iter().zip(coded).map(|(linear, coded)| {
-        let parts = match coded.rank() {
-            0 => Vec::new(),
-            _ => vec![Part::LowRank { a: coded.a.pack(&linear.name)?, bt: coded.bt.pack(&linear.name)? }],
-        };
+    Ok(Variant::new(info, linears_of(base, coded, &[])?))
+}
+
+/// Linears of coded factors, and beside each what is kept of its rest, where there is any.
+fn linears_of(base: &Base, coded: &[Coded], rests: &[Option<Part>]) -> Result<Vec<LinearDelta>, Error> {
+    let linears = base.linears().iter().zip(coded).enumerate().map(|(index, (linear, coded))| {
+        let mut parts = Vec::new();
+        if coded.rank() > 0 {
+            parts.push(Part::LowRank { a: coded.a.pack(&linear.name)?, bt: coded.bt.pack(&linear.name)? });
+        }
+        parts.extend(rests.get(index).cloned().flatten());
         Ok(LinearDelta { rows: linear.rows, cols: linear.cols, parts, relative_error: None })
     });
-    Ok(Variant::new(info, linears.collect::<Result<_, Error>>()?))
+    linears.collect()
+}
+
+/// Bytes of factors in a stream of their own.
+fn coded_size(coded: &[Coded]) -> u64 {
+    coded_bytes(coded.iter().flat_map(|coded| [&coded.a, &coded.bt])) as u64
 }
 
 /// Records each linear's relative error against the pair; returns that of all together.
