@@ -13,6 +13,8 @@
 //! everywhere, which is the optimum (reverse water-filling): a row whose values stay below half its step becomes zeros
 //! and costs nothing, so ranks and bits of each linear follow from D, and D from the budget by bisection.
 //!
+//! *What factors leave* is coded beside them where that gains more than further components (`sums.rs`).
+//!
 //! *Without data* the sensitivities are those of ‖Δ̂ − Δ‖²; *with data* they are measured, and the factors are then trained
 //! through their rounding. Kinds that were tried and lost are in `docs/quality.md`.
 
@@ -28,7 +30,7 @@ pub use distil::{Distillation, Lesson, Schedule, Teacher, distil};
 pub use factors::{Factors, Student};
 pub use rate::{Coded, Sensitivity, fit_to};
 pub use scales::{SCALE_RATE, distil_scales};
-use sums::Pair;
+use sums::{Pair, row_sensitivities};
 pub use svd::truncated;
 
 use crate::{
@@ -113,16 +115,29 @@ pub fn compress_to(
     let bits = if examples.is_empty() { BITS_AN_ENTRY_WITHOUT_DATA } else { BITS_AN_ENTRY };
     let rank = options.rank.unwrap_or_else(|| rank_at(base, options.bytes, bits));
     let factors = factors_of_pair(base, finetuned, rank, options.schedule.seed, progress)?;
-    let sensitivities: Vec<Sensitivity> = factors.iter().map(Sensitivity::of_product).collect();
+    let rows = match examples.is_empty() || !sums::are_affordable(base, options.bytes) {
+        true => Vec::new(),
+        false => row_sensitivities(base, examples, options.schedule.seed, progress)?,
+    };
+    let weights = |index: usize| rows.get(index).map_or(&[][..], Vec::as_slice);
+    let each = factors.iter().enumerate();
+    let sensitivities: Vec<Sensitivity> =
+        each.map(|(index, factors)| Sensitivity::of_product_weighted(factors, weights(index))).collect();
     let whole = |linears| Variant { extras: extras.clone(), ..Variant::new(info.clone(), linears) };
     let size = |variant: &Variant| Ok::<_, Error>(variant.to_bytes()?.len() as u64);
     let alone = |coded: &[Coded]| Ok::<_, Error>(whole(linears_of(base, coded, &[])?));
     let (distortion, coded) = fit_to(&factors, &sensitivities, options.bytes, |coded| size(&alone(coded)?))?;
-    let pair = Pair { base, finetuned, factors: &factors, sensitivities: &sensitivities };
+    let pair = Pair { base, finetuned, factors: &factors, rows: &rows };
     let sums = pair.fit_to(distortion, options.bytes, |linears| size(&whole(linears)), progress)?;
     let variant = if examples.is_empty() {
         match sums {
-            Some(sums) => whole(linears_of(base, &sums.factors, &sums.rests)?),
+            Some(sums) => {
+                let mut linears = linears_of(base, &sums.factors, &sums.rests)?;
+                for (linear, distance) in linears.iter_mut().zip(&sums.distances) {
+                    linear.relative_error = Some(distance.relative());
+                }
+                whole(linears)
+            }
             None => alone(&coded)?,
         }
     } else {

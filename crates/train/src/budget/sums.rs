@@ -6,6 +6,9 @@
 //! four bits where D is small. A matrix is kept as [`Part::Sparse`] or [`Part::Dense`], whichever takes less memory: in the file
 //! both are the same levels in the same stream.
 //!
+//! *With data* an error counts by what it does to the loss: the mean squared gradient of each row of a linear, which is that of the
+//! row's output times the second moment of its inputs, weighs the row's errors, and its steps are D over the root of it.
+//!
 //! *How many components.* Where the rest is coded, an error that a factor makes is not lost but coded with it. An element
 //! of variance σ² coded in steps of D < σ costs more bits by e / (2 ln 2 · σ²) when its variance grows by e, and a bit is worth
 //! λ = ln 2 / 6 · D² of squared error: the factor's error weighs D² / 12σ² of what it weighs without a rest. So the factors'
@@ -13,16 +16,24 @@
 //! zeros.
 
 use super::{
-    Coded, Factors, Sensitivity, linears_of,
+    Coded, Factors, Sensitivity,
+    distil::{EXAMPLES_PER_PROBE, PROBES},
+    linears_of,
     rate::{DEAD, Steps},
 };
 use crate::{
     Error,
-    graph::matrix::{Matrix, product},
+    batch::{self, Example},
+    graph::{
+        Adaptation, Graph,
+        linear::Weight,
+        matrix::{Matrix, product},
+    },
     progress::Progress,
 };
 use bitdelta_delta::{
     LinearDelta, Part,
+    metrics::Distance,
     tread::{LARGEST, Levels, SMALLEST, Step},
 };
 use bitdelta_model::Base;
@@ -45,8 +56,12 @@ const CLAMPED: f32 = 0.01;
 const SPARSE: usize = 12;
 /// A file so small beside the weights has none left for them one by one; a coded stream may not hold more of them either.
 const MOST_WEIGHTS_PER_BYTE: u64 = 1000;
+/// Bits of a normally distributed element in steps of its deviation.
+const BITS_AT_ONE_DEVIATION: f64 = 2.05;
 /// Distortions that are tried until the size is met.
 const MOST_TRIALS: usize = 10;
+/// A row counts no less than this share of the mean.
+const LEAST_SENSITIVITY: f32 = 0.05;
 /// Share of the bytes that ends the search.
 const NEAR_ENOUGH: f64 = 0.995;
 
@@ -58,8 +73,55 @@ pub struct Pair<'a> {
     pub finetuned: &'a Base,
     /// The largest components of each linear's difference.
     pub factors: &'a [Factors],
-    /// Those of their rounding.
-    pub sensitivities: &'a [Sensitivity],
+    /// How much an error in each row of each linear counts; empty: all the same.
+    pub rows: &'a [Vec<f32>],
+}
+
+/// Whether so many bytes are enough for anything beside factors.
+pub fn are_affordable(base: &Base, bytes: u64) -> bool {
+    let weights: u64 = base.linears().iter().map(|linear| linear.rows as u64 * linear.cols as u64).sum();
+    weights <= bytes * MOST_WEIGHTS_PER_BYTE
+}
+
+/// The root of the mean squared gradient of the loss by the weights of each row of each linear.
+///
+/// # Errors
+/// What the graph reports.
+pub fn row_sensitivities(
+    base: &Base,
+    examples: &[Example],
+    seed: u64,
+    progress: &dyn Progress,
+) -> Result<Vec<Vec<f32>>, Error> {
+    let longest = examples.iter().map(|example| example.tokens.len()).max().unwrap_or(0);
+    let graph = Graph::new(&base.config, base, Adaptation::Full, longest, false)?;
+    let mut sums: Vec<Vec<f32>> = base.linears().iter().map(|linear| vec![0.0; linear.rows]).collect();
+    let order = batch::order(examples.len(), usize::MAX >> 1, seed, true);
+    let probes: Vec<&[usize]> = order[..PROBES.min(order.len())].chunks(EXAMPLES_PER_PROBE).collect();
+    progress.begin("sensitivities", probes.len() as u64, "batches");
+    for chosen in probes {
+        let packed = batch::pack(chosen.iter().map(|&index| &examples[index]));
+        graph.accumulate(&packed, 1.0 / packed.rows.len().max(1) as f32)?;
+        for stack in graph.stacks() {
+            let Weight::Trained(weights) = &stack.weight else { unreachable!("full adaptation trains every stack") };
+            let gradient = weights.gradient().take();
+            let Some(gradient) = gradient else { continue };
+            for part in &stack.parts {
+                let rows = part.rows.clone().zip(&mut sums[part.index]);
+                rows.for_each(|(row, sum)| *sum += gradient.row(row).iter().map(|g| g * g).sum::<f32>());
+            }
+        }
+        progress.advance(1, "");
+    }
+    progress.end();
+    for (sums, linear) in sums.iter_mut().zip(base.linears()) {
+        sums.iter_mut().for_each(|sum| *sum = (*sum / linear.cols as f32).sqrt());
+    }
+    // Of no consequence but that distortions stay near those of differences.
+    let mean = sums.iter().flatten().sum::<f32>() / sums.iter().map(Vec::len).sum::<usize>().max(1) as f32;
+    let least = LEAST_SENSITIVITY * mean.max(f32::MIN_POSITIVE);
+    sums.iter_mut().flatten().for_each(|sum| *sum = sum.max(least) / mean.max(f32::MIN_POSITIVE));
+    Ok(sums)
 }
 
 /// All linears at one distortion.
@@ -69,8 +131,15 @@ pub struct Sums {
     pub factors: Vec<Coded>,
     /// What is kept of each linear beside its factors.
     pub rests: Vec<Option<Part>>,
+    /// How far each linear is from its difference.
+    pub distances: Vec<Distance>,
+}
+
+impl Sums {
     /// ‖Δ̂ − Δ‖²
-    pub error: f64,
+    fn error(&self) -> f64 {
+        self.distances.iter().map(|distance| distance.error).sum()
+    }
 }
 
 impl Pair<'_> {
@@ -86,43 +155,42 @@ impl Pair<'_> {
         size: impl Fn(Vec<LinearDelta>) -> Result<u64, Error>,
         progress: &dyn Progress,
     ) -> Result<Option<Sums>, Error> {
-        let weights: u64 = self.base.linears().iter().map(|linear| linear.rows as u64 * linear.cols as u64).sum();
-        if weights > bytes * MOST_WEIGHTS_PER_BYTE {
+        if !are_affordable(self.base, bytes) {
             return Ok(None);
         }
+        let of_factors = self.code(alone, false, progress)?;
+        let weights: usize = self.factors.iter().map(|factors| factors.rows * factors.cols).sum();
+        let bits = 8.0 * bytes as f64 / weights as f64;
+        // As if all were of one variance; at high rates a normal distribution takes so many bits.
+        let norm: f64 = of_factors.distances.iter().map(|distance| distance.norm).sum();
+        let guess = (norm / weights as f64).sqrt() * (BITS_AT_ONE_DEVIATION - bits).exp2();
+        let (least, wanted) = (f64::from(alone).ln(), (bytes as f64).ln());
         // Logarithms of distortions at which the file is too large, and at which it is not, with that of its size.
         let (mut large, mut small): (Option<(f64, f64)>, Option<(f64, f64)>) = (None, None);
-        let mut best = None;
-        let (wanted, mut at) = ((bytes as f64).ln(), f64::from(alone).ln());
+        let (mut best, mut at): (Option<Sums>, f64) = (None, guess.ln().max(least));
         for _ in 0..MOST_TRIALS {
             let sums = self.code(at.exp() as f32, true, progress)?;
-            if sums.rests.iter().all(Option::is_none) {
-                break;
-            }
             let size = size(linears_of(self.base, &sums.factors, &sums.rests)?)? as f64;
-            if size <= bytes as f64 {
+            if size > bytes as f64 {
+                large = Some((at, size.ln()));
+            } else {
                 small = Some((at, size.ln()));
-                best = Some(sums);
-                if size > NEAR_ENOUGH * bytes as f64 {
+                best = Some(sums).filter(|sums| sums.rests.iter().any(Option::is_some));
+                if at <= least || size > NEAR_ENOUGH * bytes as f64 {
                     break;
                 }
-            } else {
-                large = Some((at, size.ln()));
             }
-            // About one bit an element more at half the distortion, until there are two points to draw a line through.
             at = match (large, small) {
                 (Some((a, above)), Some((b, below))) => {
                     let share = (above - wanted) / (above - below);
                     a + (b - a) * (share + 0.02).clamp(0.05, 0.95)
                 }
                 (Some((a, above)), None) => a + (above - wanted).max(0.05),
-                (None, Some((b, below))) => b - (wanted - below).max(0.05),
+                (None, Some((b, below))) => (b - (wanted - below).clamp(0.05, 1.0)).max(least),
                 (None, None) => break,
             };
         }
-        let Some(sums) = best else { return Ok(None) };
-        let of_factors = self.code(alone, false, progress)?.error;
-        Ok((sums.error < of_factors).then_some(sums))
+        Ok(best.filter(|sums| sums.error() < of_factors.error()))
     }
 
     /// Codes every linear, its rest too if `rest`, one difference in memory at a time.
@@ -132,25 +200,28 @@ impl Pair<'_> {
     pub fn code(&self, distortion: f32, rest: bool, progress: &dyn Progress) -> Result<Sums, Error> {
         let mut sums = Sums::default();
         progress.begin("choosing kinds", self.factors.len() as u64, "tensors");
-        for ((linear, factors), sensitivity) in self.base.linears().iter().zip(self.factors).zip(self.sensitivities) {
+        for (index, (linear, factors)) in self.base.linears().iter().zip(self.factors).enumerate() {
+            let weights = self.rows.get(index).map_or(&[][..], Vec::as_slice);
+            let sensitivity = &Sensitivity::of_product_weighted(factors, weights);
             let mut delta = self.finetuned.tensor_f32(&linear.name)?;
             let before = self.base.tensor_f32(&linear.name)?;
             delta.par_iter_mut().zip(&before).for_each(|(after, before)| *after -= before);
             drop(before);
+            let norm = weighted_square(&delta, linear.cols, weights);
             let coded = match rest {
-                true => beside_a_rest(factors, sensitivity, square(&delta), distortion),
+                true => beside_a_rest(factors, sensitivity, weights, norm, distortion),
                 false => round(factors, sensitivity, distortion),
             };
             if coded.rank() > 0 {
                 subtract(&mut delta, &coded)?;
             }
             let (part, error) = match rest {
-                true => code_rest(&delta, linear.cols, distortion, &linear.name)?,
-                false => (None, square(&delta)),
+                true => code_rest(&delta, linear.cols, weights, distortion, &linear.name)?,
+                false => (None, weighted_square(&delta, linear.cols, weights)),
             };
             sums.factors.push(coded);
             sums.rests.push(part);
-            sums.error += error;
+            sums.distances.push(Distance { error, norm });
             progress.advance(1, "");
         }
         progress.end();
@@ -158,8 +229,19 @@ impl Pair<'_> {
     }
 }
 
+/// How much row `row` counts.
+fn weight(weights: &[f32], row: usize) -> f32 {
+    weights.get(row).copied().unwrap_or(1.0)
+}
+
 fn square(values: &[f32]) -> f64 {
-    values.par_chunks(1 << 14).map(|chunk| chunk.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>()).sum()
+    values.iter().map(|x| f64::from(*x).powi(2)).sum()
+}
+
+/// Σ of the squares of rows of `cols`, each times its weight.
+fn weighted_square(values: &[f32], cols: usize, weights: &[f32]) -> f64 {
+    let rows = values.par_chunks(cols).enumerate();
+    rows.map(|(row, values)| square(values) * f64::from(weight(weights, row)).powi(2)).sum()
 }
 
 fn round(factors: &Factors, sensitivity: &Sensitivity, distortion: f32) -> Coded {
@@ -167,7 +249,7 @@ fn round(factors: &Factors, sensitivity: &Sensitivity, distortion: f32) -> Coded
 }
 
 /// The factors of a difference of squared norm `norm` whose rest will be coded.
-fn beside_a_rest(factors: &Factors, sensitivity: &Sensitivity, norm: f64, distortion: f32) -> Coded {
+fn beside_a_rest(factors: &Factors, sensitivity: &Sensitivity, weights: &[f32], norm: f64, distortion: f32) -> Coded {
     let elements = (factors.rows * factors.cols) as f64;
     let mut rest = norm;
     let mut coded = Coded::default();
@@ -175,15 +257,9 @@ fn beside_a_rest(factors: &Factors, sensitivity: &Sensitivity, norm: f64, distor
         let spread = (rest / elements).sqrt() as f32;
         coded = round(factors, sensitivity, distortion.max(FACTOR_STEP * spread));
         // Components are orthogonal, and so nearly are their rounded ones.
-        let components = coded.a.values();
-        let components = components.chunks(factors.cols.max(1)).zip(coded.bt.steps.iter().enumerate());
-        let bt = coded.bt.values();
-        let kept: f64 = components
-            .map(|(a, (row, _))| {
-                let norm = |values: &[f32]| values.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
-                norm(a) * norm(&bt[row * factors.rows..(row + 1) * factors.rows])
-            })
-            .sum();
+        let (a, bt) = (coded.a.values(), coded.bt.values());
+        let components = a.chunks(factors.cols).zip(bt.chunks(factors.rows));
+        let kept: f64 = components.map(|(a, bt)| square(a) * weighted_square(bt, 1, weights)).sum();
         rest = (norm - kept).max(0.0);
     }
     coded
@@ -199,14 +275,22 @@ fn subtract(delta: &mut [f32], coded: &Coded) -> Result<(), Error> {
 }
 
 /// What is worth keeping of a rest, and its squared error.
-fn code_rest(rest: &[f32], cols: usize, distortion: f32, name: &str) -> Result<(Option<Part>, f64), Error> {
-    let rows: Vec<Row> = rest.par_chunks(cols).map(|row| Row::code(row, distortion)).collect();
+fn code_rest(
+    rest: &[f32],
+    cols: usize,
+    weights: &[f32],
+    distortion: f32,
+    name: &str,
+) -> Result<(Option<Part>, f64), Error> {
+    let rows = rest.par_chunks(cols).enumerate();
+    let rows: Vec<Row> = rows.map(|(row, values)| Row::code(values, distortion / weight(weights, row))).collect();
     let mut levels = Levels { cols, steps: Vec::with_capacity(rows.len()), levels: Vec::with_capacity(rest.len()) };
     let (mut error, mut beyond) = (0.0f64, [0.0f64; 5]);
-    for row in rows {
-        error += f64::from(row.error);
+    for (index, row) in rows.into_iter().enumerate() {
+        let weight = f64::from(weight(weights, index)).powi(2);
+        error += weight * f64::from(row.error);
         for (bits, sum) in beyond.iter_mut().enumerate().skip(2) {
-            *sum += f64::from(row.beyond(bits as u8));
+            *sum += weight * f64::from(row.beyond(bits as u8));
         }
         levels.steps.push(row.step);
         levels.levels.extend(row.levels);
