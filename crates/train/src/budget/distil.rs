@@ -117,9 +117,9 @@ impl Teacher {
 }
 
 /// Base and variant as one set of weights.
-pub(super) struct Merged<'a> {
-    pub base: &'a Base,
-    pub variant: &'a Variant,
+struct Merged<'a> {
+    base: &'a Base,
+    variant: &'a Variant,
 }
 
 impl Weights for Merged<'_> {

@@ -25,7 +25,6 @@ mod scales;
 mod sums;
 mod svd;
 
-use distil::Merged;
 pub use distil::{Distillation, Lesson, Schedule, Teacher, distil};
 pub use factors::{Factors, Student};
 pub use rate::{Coded, Sensitivity, fit_to};
@@ -43,7 +42,6 @@ use crate::{
 };
 use bitdelta_delta::{
     Extra, Info, LinearDelta, Part, Variant,
-    file::coded_bytes,
     metrics::{Distance, distance},
 };
 use bitdelta_model::{Base, chat::Template};
@@ -129,37 +127,33 @@ pub fn compress_to(
     let (distortion, coded) = fit_to(&factors, &sensitivities, options.bytes, |coded| size(&alone(coded)?))?;
     let pair = Pair { base, finetuned, factors: &factors, rows: &rows };
     let sums = pair.fit_to(distortion, options.bytes, |linears| size(&whole(linears)), progress)?;
-    let variant = if examples.is_empty() {
-        match sums {
-            Some(sums) => {
-                let mut linears = linears_of(base, &sums.factors, &sums.rests)?;
-                for (linear, distance) in linears.iter_mut().zip(&sums.distances) {
-                    linear.relative_error = Some(distance.relative());
-                }
-                whole(linears)
-            }
-            None => alone(&coded)?,
+    let sums = sums.map(|sums| {
+        let mut linears = linears_of(base, &sums.factors, &sums.rests)?;
+        for (linear, distance) in linears.iter_mut().zip(&sums.distances) {
+            linear.relative_error = Some(distance.relative());
         }
+        Ok::<_, Error>(whole(linears))
+    });
+    let sums = sums.transpose()?;
+    let variant = if examples.is_empty() {
+        sums.map_or_else(|| alone(&coded), Ok)?
     } else {
         let teacher = &Teacher::new(finetuned, base, examples, progress)?;
         let longest = examples.iter().map(|example| example.tokens.len()).max().unwrap_or(0);
-        // What is left beside the factors stays as it is coded; they learn on top of it.
-        let (rests, stream) = match &sums {
-            Some(sums) => (sums.rests.as_slice(), coded_size(&sums.factors)),
-            None => {
-                let beside: usize = extras.iter().map(|extra| 2 * extra.values.len()).sum();
-                let header = header_bytes(base, &info)?;
-                (&[][..], options.bytes.saturating_sub(header + beside as u64))
-            }
-        };
-        let fixed = Variant::new(info.clone(), linears_of(base, &vec![Coded::default(); factors.len()], rests)?);
         let adaptation = Adaptation::LowRank { rank, scale: 1.0, seed: 0 };
-        let graph = Graph::new(&base.config, &Merged { base, variant: &fixed }, adaptation, longest, false)?;
+        let graph = Graph::new(&base.config, base, adaptation, longest, false)?;
         let student = &Student::new(&graph);
+        let beside: usize = extras.iter().map(|extra| 2 * extra.values.len()).sum();
+        let stream = options.bytes.saturating_sub(header_bytes(base, &info)? + beside as u64);
         let schedule = options.schedule;
         let done = distil(&Lesson { student, examples, teacher, schedule, progress, stop }, &factors, stream)?;
-        let with_rests = |coded: &[Coded]| Ok::<_, Error>(whole(linears_of(base, coded, rests)?));
-        with_rests(&done.coded(options.bytes, |coded| size(&with_rests(coded)?))?)?
+        let learnt = alone(&done.coded(options.bytes, |coded| size(&alone(coded)?))?)?;
+        // Nothing but the answers can tell whether factors that learnt or a sum that did not is nearer.
+        let divergence = |variant: &Variant| teacher.divergence_of(base, variant, examples);
+        match sums {
+            Some(sums) if divergence(&sums)? < divergence(&learnt)? => sums,
+            _ => learnt,
+        }
     };
     match size(&variant)? {
         bytes if bytes <= options.bytes => Ok(variant),
@@ -250,11 +244,6 @@ fn linears_of(base: &Base, coded: &[Coded], rests: &[Option<Part>]) -> Result<Ve
         Ok(LinearDelta { rows: linear.rows, cols: linear.cols, parts, relative_error: None })
     });
     linears.collect()
-}
-
-/// Bytes of factors in a stream of their own.
-fn coded_size(coded: &[Coded]) -> u64 {
-    coded_bytes(coded.iter().flat_map(|coded| [&coded.a, &coded.bt])) as u64
 }
 
 /// Records each linear's relative error against the pair; returns that of all together.

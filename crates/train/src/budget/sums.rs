@@ -12,8 +12,8 @@
 //! *How many components.* Where the rest is coded, an error that a factor makes is not lost but coded with it. An element
 //! of variance σ² coded in steps of D < σ costs more bits by e / (2 ln 2 · σ²) when its variance grows by e, and a bit is worth
 //! λ = ln 2 / 6 · D² of squared error: the factor's error weighs D² / 12σ² of what it weighs without a rest. So the factors'
-//! own distortion is √12 · σ where that is more than D, and components that do not stand out of the rest by so much round to
-//! zeros.
+//! own distortion is √12 · σ where that is more than D. A component whose levels take more bits than its energy is worth at that
+//! distortion is left to the rest. (Level by level it may seem worth them: either factor is, where the other is there.)
 
 use super::{
     Coded, Factors, Sensitivity,
@@ -176,7 +176,7 @@ impl Pair<'_> {
             } else {
                 small = Some((at, size.ln()));
                 best = Some(sums).filter(|sums| sums.rests.iter().any(Option::is_some));
-                if at <= least || size > NEAR_ENOUGH * bytes as f64 {
+                if (best.is_none() && at <= least) || size > NEAR_ENOUGH * bytes as f64 {
                     break;
                 }
             }
@@ -186,7 +186,7 @@ impl Pair<'_> {
                     a + (b - a) * (share + 0.02).clamp(0.05, 0.95)
                 }
                 (Some((a, above)), None) => a + (above - wanted).max(0.05),
-                (None, Some((b, below))) => (b - (wanted - below).clamp(0.05, 1.0)).max(least),
+                (None, Some((b, below))) => b - (wanted - below).clamp(0.05, 1.0),
                 (None, None) => break,
             };
         }
@@ -208,20 +208,32 @@ impl Pair<'_> {
             delta.par_iter_mut().zip(&before).for_each(|(after, before)| *after -= before);
             drop(before);
             let norm = weighted_square(&delta, linear.cols, weights);
-            let coded = match rest {
-                true => beside_a_rest(factors, sensitivity, weights, norm, distortion),
-                false => round(factors, sensitivity, distortion),
-            };
+            if !rest {
+                let coded = Coded::round(factors, &Steps::at(factors, sensitivity, distortion), DEAD).compact();
+                subtract(&mut delta, &coded)?;
+                sums.distances.push(Distance { error: weighted_square(&delta, linear.cols, weights), norm });
+                sums.factors.push(coded);
+                sums.rests.push(None);
+                progress.advance(1, "");
+                continue;
+            }
+            // Few large entries are cheap as they are and dear as components, which the estimate below cannot know.
+            let mut chosen = Rest::code(&delta, linear.cols, weights, distortion);
+            let mut kept = Coded::default();
+            let coded = beside_a_rest(factors, sensitivity, weights, norm, distortion);
             if coded.rank() > 0 {
                 subtract(&mut delta, &coded)?;
+                let beside = Rest::code(&delta, linear.cols, weights, distortion);
+                let more: f32 = [&coded.a, &coded.bt].iter().flat_map(|m| m.levels.chunks(m.cols)).map(bits_of).sum();
+                if beside.cost(distortion) + f64::from(WORTH_OF_A_BIT * distortion * distortion * more)
+                    < chosen.cost(distortion)
+                {
+                    (chosen, kept) = (beside, coded);
+                }
             }
-            let (part, error) = match rest {
-                true => code_rest(&delta, linear.cols, weights, distortion, &linear.name)?,
-                false => (None, weighted_square(&delta, linear.cols, weights)),
-            };
-            sums.factors.push(coded);
-            sums.rests.push(part);
-            sums.distances.push(Distance { error, norm });
+            sums.distances.push(Distance { error: chosen.error, norm });
+            sums.factors.push(kept);
+            sums.rests.push(chosen.part(&linear.name)?);
             progress.advance(1, "");
         }
         progress.end();
@@ -244,8 +256,26 @@ fn weighted_square(values: &[f32], cols: usize, weights: &[f32]) -> f64 {
     rows.map(|(row, values)| square(values) * f64::from(weight(weights, row)).powi(2)).sum()
 }
 
-fn round(factors: &Factors, sensitivity: &Sensitivity, distortion: f32) -> Coded {
-    Coded::round(factors, &Steps::at(factors, sensitivity, distortion), DEAD).compact()
+/// The components that are worth their bits at a distortion.
+fn worthy(factors: &Factors, sensitivity: &Sensitivity, weights: &[f32], distortion: f32) -> Coded {
+    let all = Coded::round(factors, &Steps::at(factors, sensitivity, distortion), DEAD);
+    let (a, bt) = (all.a.values(), all.bt.values());
+    let worth = |row: usize| {
+        if all.a.steps[row].is_none() {
+            return false;
+        }
+        let (rows, cols) = (row * factors.rows..(row + 1) * factors.rows, row * factors.cols..(row + 1) * factors.cols);
+        let (rounded_a, rounded_bt) = (&a[cols.clone()], &bt[rows.clone()]);
+        let dot = |x: &[f32], y: &[f32]| x.iter().zip(y).map(|(x, y)| f64::from(x * y)).sum::<f64>();
+        let weighed: Vec<f32> =
+            rounded_bt.iter().enumerate().map(|(row, b)| b * weight(weights, row).powi(2)).collect();
+        let common = dot(&factors.a[cols.clone()], rounded_a) * dot(&factors.bt[rows.clone()], &weighed);
+        let gain = 2.0 * common - square(rounded_a) * dot(rounded_bt, &weighed);
+        let bits = bits_of(&all.a.levels[cols]) + bits_of(&all.bt.levels[rows]);
+        gain > f64::from(WORTH_OF_A_BIT * distortion * distortion * bits)
+    };
+    let keep: Vec<bool> = (0..factors.rank()).map(worth).collect();
+    Coded { a: all.a.rows_where(|row| keep[row]), bt: all.bt.rows_where(|row| keep[row]) }
 }
 
 /// The factors of a difference of squared norm `norm` whose rest will be coded.
@@ -255,7 +285,7 @@ fn beside_a_rest(factors: &Factors, sensitivity: &Sensitivity, weights: &[f32], 
     let mut coded = Coded::default();
     for _ in 0..ROUNDS {
         let spread = (rest / elements).sqrt() as f32;
-        coded = round(factors, sensitivity, distortion.max(FACTOR_STEP * spread));
+        coded = worthy(factors, sensitivity, weights, distortion.max(FACTOR_STEP * spread));
         // Components are orthogonal, and so nearly are their rounded ones.
         let (a, bt) = (coded.a.values(), coded.bt.values());
         let components = a.chunks(factors.cols).zip(bt.chunks(factors.rows));
@@ -268,41 +298,65 @@ fn beside_a_rest(factors: &Factors, sensitivity: &Sensitivity, weights: &[f32], 
 /// `delta` −= the product of the factors.
 fn subtract(delta: &mut [f32], coded: &Coded) -> Result<(), Error> {
     let (a, bt) = (&coded.a, &coded.bt);
+    if coded.rank() == 0 {
+        return Ok(());
+    }
     let made =
         product(Matrix::new(bt.rows(), bt.cols, bt.values()).t(), Matrix::new(a.rows(), a.cols, a.values()).view())?;
     delta.par_iter_mut().zip(made.values()).for_each(|(delta, made)| *delta -= made);
     Ok(())
 }
 
-/// What is worth keeping of a rest, and its squared error.
-fn code_rest(
-    rest: &[f32],
-    cols: usize,
-    weights: &[f32],
-    distortion: f32,
-    name: &str,
-) -> Result<(Option<Part>, f64), Error> {
-    let rows = rest.par_chunks(cols).enumerate();
-    let rows: Vec<Row> = rows.map(|(row, values)| Row::code(values, distortion / weight(weights, row))).collect();
-    let mut levels = Levels { cols, steps: Vec::with_capacity(rows.len()), levels: Vec::with_capacity(rest.len()) };
-    let (mut error, mut beyond) = (0.0f64, [0.0f64; 5]);
-    for (index, row) in rows.into_iter().enumerate() {
-        let weight = f64::from(weight(weights, index)).powi(2);
-        error += weight * f64::from(row.error);
-        for (bits, sum) in beyond.iter_mut().enumerate().skip(2) {
-            *sum += weight * f64::from(row.beyond(bits as u8));
+/// What is worth keeping of what factors leave of a linear.
+struct Rest {
+    levels: Levels,
+    /// Squared, rows by their weights.
+    error: f64,
+    /// In the stream, about.
+    bits: f64,
+}
+
+impl Rest {
+    fn code(rest: &[f32], cols: usize, weights: &[f32], distortion: f32) -> Self {
+        let rows = rest.par_chunks(cols).enumerate();
+        let rows: Vec<Row> = rows.map(|(row, values)| Row::code(values, distortion / weight(weights, row))).collect();
+        let mut levels = Levels { cols, steps: Vec::with_capacity(rows.len()), levels: Vec::with_capacity(rest.len()) };
+        let (mut error, mut bits, mut beyond) = (0.0f64, 0.0f64, [0.0f64; 5]);
+        for (index, row) in rows.into_iter().enumerate() {
+            let weight = f64::from(weight(weights, index)).powi(2);
+            error += weight * f64::from(row.error);
+            bits += f64::from(row.bits);
+            for (bits, sum) in beyond.iter_mut().enumerate().skip(2) {
+                *sum += weight * f64::from(row.beyond(bits as u8));
+            }
+            levels.steps.push(row.step);
+            levels.levels.extend(row.levels);
         }
-        levels.steps.push(row.step);
-        levels.levels.extend(row.levels);
+        if let Some(few) = (2..4).find(|bits| beyond[*bits] < f64::from(CLAMPED) * error) {
+            let (least, most) = range(few as u8);
+            levels.levels.par_iter_mut().for_each(|level| *level = (*level).clamp(least, most));
+            error += beyond[few];
+        }
+        Self { levels, error, bits }
     }
-    if let Some(bits) = (2..4).find(|bits| beyond[*bits] < f64::from(CLAMPED) * error) {
-        let (least, most) = range(bits as u8);
-        levels.levels.par_iter_mut().for_each(|level| *level = (*level).clamp(least, most));
-        error += beyond[bits];
+
+    /// Error and what the bits are worth.
+    fn cost(&self, distortion: f32) -> f64 {
+        self.error + f64::from(WORTH_OF_A_BIT * distortion * distortion) * self.bits
     }
-    let count = levels.levels.par_iter().filter(|level| **level != 0).count();
-    let part = if count > 0 { Some(part(&levels, count, name)?) } else { None };
-    Ok((part, error))
+
+    /// In the kind that takes less memory; `None` where nothing is kept.
+    fn part(&self, name: &str) -> Result<Option<Part>, Error> {
+        let count = self.levels.levels.par_iter().filter(|level| **level != 0).count();
+        if count == 0 {
+            return Ok(None);
+        }
+        let sparse = if count * SPARSE < self.levels.levels.len() { self.levels.sparse() } else { None };
+        Ok(Some(match sparse {
+            Some(rows) => Part::Sparse(rows),
+            None => Part::Dense(self.levels.pack(name)?),
+        }))
+    }
 }
 
 /// The levels of so many bits.
@@ -316,13 +370,15 @@ struct Row {
     levels: Vec<i8>,
     /// Squared.
     error: f32,
+    /// About.
+    bits: f32,
 }
 
 impl Row {
     /// Levels that are worth their bits, at the step that fits them best.
     fn code(values: &[f32], distortion: f32) -> Self {
         let norm: f32 = values.iter().map(|x| x * x).sum();
-        let empty = || Self { step: None, levels: vec![0; values.len()], error: norm };
+        let empty = || Self { step: None, levels: vec![0; values.len()], error: norm, bits: 0.0 };
         let largest = values.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
         let step = distortion.max(largest / -(SMALLEST as f32));
         let inverse = 1.0 / step;
@@ -354,10 +410,11 @@ impl Row {
         let step = Step::nearest(dot / squares);
         let s = step.value();
         let gain = 2.0 * s * dot - s * s * squares;
-        if gain <= WORTH_OF_A_BIT * distortion * distortion * bits(&counts, values.len()) {
+        let bits = bits(&counts, values.len());
+        if gain <= WORTH_OF_A_BIT * distortion * distortion * bits {
             return empty();
         }
-        Self { step: Some(step), levels, error: (norm - gain).max(0.0) }
+        Self { step: Some(step), levels, error: (norm - gain).max(0.0), bits }
     }
 
     /// Squared error that is added when the levels are clamped into so many bits.
@@ -368,19 +425,15 @@ impl Row {
     }
 }
 
+fn bits_of(levels: &[i8]) -> f32 {
+    let mut counts = [0usize; LARGEST as usize + 1];
+    levels.iter().for_each(|level| counts[usize::from(level.unsigned_abs())] += 1);
+    bits(&counts, levels.len())
+}
+
 /// About the bits of a row with so many levels of each magnitude but zero.
 fn bits(counts: &[usize], length: usize) -> f32 {
     let kept: usize = counts[1..].iter().sum();
     let entropy = |count: usize| if count == 0 { 0.0 } else { count as f32 * (length as f32 / count as f32).log2() };
     entropy(length - kept) + counts[1..].iter().map(|count| entropy(*count)).sum::<f32>() + kept as f32 + STEP_BITS
-}
-
-/// The kind that takes less memory.
-fn part(levels: &Levels, count: usize, name: &str) -> Result<Part, Error> {
-    if count * SPARSE < levels.levels.len()
-        && let Some(rows) = levels.sparse()
-    {
-        return Ok(Part::Sparse(rows));
-    }
-    Ok(Part::Dense(levels.pack(name)?))
 }
