@@ -127,7 +127,7 @@ def test_quantised_factors_keep_what_the_lora_gained(bits, trained, held, held_e
     of_lora = reference.mean_loss(model, held_examples)
     kept = (figures["loss_base"] - figures["loss_variant"]) / (figures["loss_base"] - of_lora)
     assert figures["loss_base"] - of_lora > 0.5, "the LoRA learnt nothing"
-    assert kept >= KEPT, found
+    assert kept >= KEPT, (kept, of_lora, figures, found)
     # The bits asked for, the scale of each 64 entries, and what is not payload.
     assert found["bytes"] < found["report"]["parameters"] * (bits + 0.5) / 8
 

@@ -1,5 +1,7 @@
 """A variant merged into one GGUF file, opened by `transformers` through the `gguf` package. (llama.cpp: `make bench`.)"""
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN, engine_logits, run
@@ -7,8 +9,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 # As in test_engine.py.
 LOGIT_TOLERANCE = 2e-3
-# Eight bits a weight move the logits of models drawn at random with large weights by this much at most.
-ROUNDED_TOLERANCE = 0.3
 
 IDS = torch.randint(0, 288, (60,), generator=torch.Generator().manual_seed(11)).tolist()
 
@@ -22,18 +22,43 @@ def variant(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("f32", LOGIT_TOLERANCE), ("q8_0", ROUNDED_TOLERANCE)])
-def test_a_merged_gguf_opens_in_transformers_with_the_engines_logits(dtype, tolerance, variant, tmp_path):
-    base, file = GOLDEN / "tiny-llama", tmp_path / "merged.gguf"
-    run("bitdelta", "export", variant, "--base", base, "--format", "gguf", "--dtype", dtype, "-o", file)
-    packed = engine_logits(tmp_path, base, IDS, variant)
-    torch.testing.assert_close(engine_logits(tmp_path, file, IDS), packed, atol=tolerance, rtol=0)
+def exported(variant, folder, dtype):
+    """The merged model as `folder`/merged.gguf."""
+    folder.mkdir()
+    file = folder / "merged.gguf"
+    run("bitdelta", "export", variant, "--base", GOLDEN / "tiny-llama", "--format", "gguf", "--dtype", dtype, "-o", file)
+    return file
+
+
+def opened(file):
+    """The logits that `transformers` computes with the file."""
     model = AutoModelForCausalLM.from_pretrained(
-        tmp_path, gguf_file=file.name, dtype=torch.float32, attn_implementation="eager"
+        file.parent, gguf_file=file.name, dtype=torch.float32, attn_implementation="eager"
     )
     with torch.no_grad():
-        opened = model.eval()(torch.tensor([IDS])).logits[0]
-    torch.testing.assert_close(opened, packed, atol=tolerance, rtol=0)
-    ours, theirs = AutoTokenizer.from_pretrained(base), AutoTokenizer.from_pretrained(tmp_path, gguf_file=file.name)
+        return model.eval()(torch.tensor([IDS])).logits[0]
+
+
+def test_a_merged_gguf_opens_in_transformers_with_the_engines_logits(variant, tmp_path):
+    base, file = GOLDEN / "tiny-llama", exported(variant, tmp_path / "f32", "f32")
+    packed = engine_logits(tmp_path, base, IDS, variant)
+    torch.testing.assert_close(engine_logits(tmp_path, file, IDS), packed, atol=LOGIT_TOLERANCE, rtol=0)
+    torch.testing.assert_close(opened(file), packed, atol=LOGIT_TOLERANCE, rtol=0)
+    ours, theirs = AutoTokenizer.from_pretrained(base), AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     for text in ["Hello, world! 123", "  naïve\n\ttabs"]:
         assert theirs(text)["input_ids"] == ours(text)["input_ids"]
+
+
+def test_a_merged_gguf_in_q8_0_has_the_codes_of_gguf_and_the_same_logits_everywhere(variant, tmp_path):
+    exact = {tensor.name: tensor for tensor in gguf.GGUFReader(exported(variant, tmp_path / "f32", "f32")).tensors}
+    file = exported(variant, tmp_path / "q8_0", "q8_0")
+    rounded = 0
+    for tensor in gguf.GGUFReader(file).tensors:
+        if tensor.tensor_type == gguf.GGMLQuantizationType.Q8_0:
+            codes = gguf.quants.quantize(exact[tensor.name].data, gguf.GGMLQuantizationType.Q8_0)
+            np.testing.assert_array_equal(tensor.data, codes, err_msg=tensor.name)
+            rounded += 1
+        else:
+            np.testing.assert_array_equal(tensor.data, exact[tensor.name].data, err_msg=tensor.name)
+    assert rounded > 7
+    torch.testing.assert_close(opened(file), engine_logits(tmp_path, file, IDS), atol=LOGIT_TOLERANCE, rtol=0)

@@ -1,7 +1,9 @@
 //! A PEFT adapter as a variant.
 //!
 //! LoRA and rsLoRA are what a low-rank part is: without `bits` the factors stay as the adapter's file has them, to the
-//! bit, and with `bits` they are rotated, balanced and quantised. DoRA is not low-rank: with s·B·A the change, n the norms
+//! bit, and with `bits` they are rotated, balanced and quantised: at 2 and 3 bits as one budget for all factors, which
+//! goes where it matters ([`crate::budget`]: components by their size, levels entropy-coded), above with as many bits for every
+//! entry. DoRA is not low-rank: with s·B·A the change, n the norms
 //! of the rows of W + s·B·A and m its magnitudes, the adapted weight is
 //!
 //! ```text
@@ -12,9 +14,15 @@
 //! codes of [`DORA_BITS`] bits (at least [`DORA_BITS_LEAST`] under `bits`), with the error stated as for any dense part.
 //! Whole tensors (`modules_to_save`, biases) become differences from the base, in f16 or in codes.
 
-use crate::{Error, progress::Progress};
+use crate::{
+    Error,
+    budget::{Coded, Factors as Balanced, Sensitivity, fit_to},
+    progress::Progress,
+};
 use bitdelta_delta::{
     BitDeltaConfig, Extra, Info, LinearDelta, Part, Variant, exact_factors, factor,
+    file::coded_bytes,
+    lowrank::balance,
     metrics::{Distance, distance},
     quantize,
     quantize::{Codes, pack},
@@ -23,7 +31,10 @@ use bitdelta_model::{Adapter, Base, TensorRef, adapter::Factors, chat::Template}
 use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::json;
+use std::convert::Infallible;
 
+/// The most bits an entry at which one budget for all factors is better than as many bits for each: a coded level has four.
+const BITS_AS_BUDGET: u8 = 3;
 /// Bits of the stretched rows of a DoRA adapter, unless fewer are asked for.
 pub const DORA_BITS: u8 = 8;
 /// The fewest bits of the stretched rows: they are as large as the base's own.
@@ -82,8 +93,9 @@ pub fn import(
         warnings: adapter.warnings().to_vec(),
     };
     progress.begin("importing", base.matrices().count() as u64, "matrices");
-    let mut import = Import { base, adapter, bits, total: Distance::default(), report };
-    let matrices = import.matrices(progress)?;
+    let mut import = Import { base, adapter, bits, total: Distance::default(), report, waiting: Vec::new() };
+    let mut matrices = import.matrices(progress)?;
+    import.code(&mut matrices)?;
     let extras = import.vectors()?;
     progress.end();
     let Import { report, .. } = import;
@@ -109,6 +121,8 @@ struct Import<'a> {
     bits: Option<u8>,
     total: Distance,
     report: Report,
+    /// Factors that share one budget, and the matrix that each belongs to.
+    waiting: Vec<(usize, Balanced)>,
 }
 
 impl Import<'_> {
@@ -119,8 +133,17 @@ impl Import<'_> {
         let tables = if self.base.tables().any(changed) { self.base.tables().count() } else { 0 };
         let mut deltas = Vec::with_capacity(linears + tables);
         for (index, matrix) in self.base.matrices().take(linears + tables).enumerate() {
-            let delta = self.delta(matrix)?;
-            let moved = !delta.parts.is_empty();
+            let (delta, waits) = match self.waits(matrix)? {
+                Some(factors) => {
+                    self.waiting.push((index, factors));
+                    (
+                        LinearDelta { rows: matrix.rows, cols: matrix.cols, parts: Vec::new(), relative_error: None },
+                        true,
+                    )
+                }
+                None => (self.delta(matrix)?, false),
+            };
+            let moved = waits || !delta.parts.is_empty();
             if index < linears {
                 self.report.weights += matrix.rows as u64 * matrix.cols as u64;
                 self.report.linears += usize::from(moved);
@@ -130,8 +153,55 @@ impl Import<'_> {
             deltas.push(delta);
             progress.advance(1, "");
         }
-        self.report.relative_error = self.total.relative();
         Ok(deltas)
+    }
+
+    /// The factors of a matrix that shares the budget of all: a plain low-rank one at few bits.
+    fn waits(&self, matrix: &TensorRef) -> Result<Option<Balanced>, Error> {
+        if self.bits.is_none_or(|bits| bits > BITS_AS_BUDGET) {
+            return Ok(None);
+        }
+        let Some(Factors { rank, a, mut b, scale, magnitude: None }) = self.adapter.factors(&matrix.name)? else {
+            return Ok(None);
+        };
+        let (rows, cols) = (matrix.rows, matrix.cols);
+        // Checks all values.
+        exact_factors(&matrix.name, &a, &b, (rows, rank, cols), scale)?;
+        b.iter_mut().for_each(|b| *b *= scale);
+        let (a, bt) = balance(&a, &b, (rows, rank, cols));
+        Ok(Some(Balanced { rows, cols, a, bt }))
+    }
+
+    /// Puts the waiting factors into their matrices, all at one distortion, in so many bits an entry on average.
+    fn code(&mut self, matrices: &mut [LinearDelta]) -> Result<(), Error> {
+        let (places, factors): (Vec<usize>, Vec<Balanced>) = std::mem::take(&mut self.waiting).into_iter().unzip();
+        let entries: usize = factors.iter().map(|factors| factors.a.len() + factors.bt.len()).sum();
+        let bytes = entries as u64 * u64::from(self.bits.unwrap_or_default()) / 8;
+        let sensitivities: Vec<Sensitivity> = factors.iter().map(Sensitivity::of_product).collect();
+        let size = |coded: &[Coded]| {
+            Ok::<_, Infallible>(coded_bytes(coded.iter().flat_map(|coded| [&coded.a, &coded.bt])) as u64)
+        };
+        let (_, coded) = fit_to(&factors, &sensitivities, bytes, size).unwrap_or_else(|never| match never {});
+        let names: Vec<String> = self.base.matrices().map(|matrix| matrix.name.clone()).collect();
+        for ((place, factors), coded) in places.into_iter().zip(&factors).zip(&coded) {
+            let (name, matrix) = (&names[place], &mut matrices[place]);
+            if coded.rank() > 0 {
+                matrix.parts.push(Part::LowRank { a: coded.a.pack(name)?, bt: coded.bt.pack(name)? });
+            }
+            matrix.relative_error = Some(self.count(name, distance(&matrix.parts, &factors.product(), matrix.cols)));
+        }
+        self.report.relative_error = self.total.relative();
+        Ok(())
+    }
+
+    /// Adds a matrix's distance to the report; its relative error.
+    fn count(&mut self, name: &str, here: Distance) -> f32 {
+        self.total = self.total + here;
+        let error = here.relative();
+        if self.report.worst.as_ref().is_none_or(|(_, worst)| error > *worst) {
+            self.report.worst = Some((name.to_owned(), error));
+        }
+        error
     }
 
     fn delta(&mut self, matrix: &TensorRef) -> Result<LinearDelta, Error> {
@@ -151,11 +221,7 @@ impl Import<'_> {
             true => Distance::default(),
             false => distance(&parts, &exact, cols),
         };
-        self.total = self.total + here;
-        let error = here.relative();
-        if self.report.worst.as_ref().is_none_or(|(_, worst)| error > *worst) {
-            self.report.worst = Some((name.clone(), error));
-        }
+        let error = self.count(name, here);
         Ok(LinearDelta { rows, cols, parts, relative_error: Some(error) })
     }
 
