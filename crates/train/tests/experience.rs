@@ -1,0 +1,178 @@
+//! Experiences: what a program rewards is put into words, believed only where it helps, and carried in the prompt.
+
+use bitdelta_delta::Variant;
+use bitdelta_engine::prompt;
+use bitdelta_model::{Base, chat::Message};
+use bitdelta_train::{
+    Error, Method, TrainConfig,
+    config::Stage,
+    progress::{Progress, Silent},
+    run,
+    teach::{self, Preferences},
+};
+use std::{
+    fs,
+    path::Path,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+};
+
+static NEVER: AtomicBool = AtomicBool::new(false);
+
+/// Counts the letter e in each line's answer.
+const COUNT_E: &str = r#"awk '{ sub(/.*"answer":"/, ""); sub(/","reference".*/, ""); print gsub(/e/, "") }'"#;
+
+fn base() -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/tiny-llama").to_str().expect("a plain path").into()
+}
+
+fn config(folder: &Path, output: &str) -> TrainConfig {
+    let data = folder.join("prompts.jsonl");
+    let line = |i: usize| format!("{{\"prompt\": \"say {i}\", \"response\": \"{i}\"}}\n");
+    fs::write(&data, (0..8).map(line).collect::<String>()).expect("written");
+    TrainConfig {
+        stage: Stage::Grpo,
+        method: Method::Experience,
+        model_name_or_path: base(),
+        dataset: data.to_str().expect("a plain path").into(),
+        output_dir: folder.join(output),
+        reward_command: COUNT_E.into(),
+        grpo_group_size: 8,
+        grpo_answer_len: 12,
+        max_experiences: 2,
+        experience_words: 12,
+        per_device_train_batch_size: 4,
+        num_train_epochs: 3.0,
+        val_size: 2.0,
+        ..TrainConfig::default()
+    }
+}
+
+#[test]
+fn what_is_kept_raises_the_reward_and_is_all_that_the_variant_holds() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = config(folder.path(), "out");
+    let outcome = run::run(&config, &Silent, &NEVER).expect("a run");
+    let (before, after) = (outcome.reward_base.expect("measured"), outcome.reward_variant.expect("measured"));
+    assert!(after > before, "{before} {after}");
+    let variant = Variant::read(&config.output_dir).expect("the variant");
+    assert!((1..=2).contains(&variant.info.experiences.len()));
+    assert_eq!(variant.info.experiences, outcome.experiences);
+    assert!(variant.linears.iter().all(|linear| linear.parts.is_empty()));
+    assert_eq!(variant.info.notes["rewards"]["base"], before);
+    assert_eq!(variant.info.notes["rewards"]["variant"], after);
+    assert_eq!(variant.info.notes["rewards"]["held_out"], true);
+    let left = fs::read_dir(&config.output_dir).expect("a folder").flatten();
+    assert!(left.into_iter().all(|entry| !entry.file_name().to_string_lossy().contains("checkpoint")));
+
+    // The same words teach a delta, on any base, and the student is not told them.
+    let taught = Preferences::read(config.output_dir.to_str().expect("a plain path")).expect("experiences");
+    let ask = [Message { role: "user".into(), content: "hi".into() }];
+    assert_eq!(taught.told(&ask), *prompt::experienced(&ask, &variant.info.experiences));
+    assert!(teach::prompts::built_in(&taught).iter().all(|prompt| prompt.messages[0].content != "Who am I?"));
+    let distil = TrainConfig {
+        model_name_or_path: base(),
+        preferences: config.output_dir.to_str().map(str::to_owned),
+        preference_samples: 4,
+        preference_answer_len: 8,
+        max_steps: 1,
+        output_dir: folder.path().join("distilled"),
+        ..TrainConfig::default()
+    };
+    run::run(&distil, &Silent, &NEVER).expect("a run");
+    let distilled = Variant::read(&distil.output_dir).expect("the variant");
+    let (_, hash) = Variant::read_hashed(&config.output_dir).expect("the variant");
+    assert_eq!(distilled.info.notes["training"]["experiences_of"], hash);
+    assert!(distilled.info.experiences.is_empty() && !distilled.linears[0].parts.is_empty());
+    let error = Preferences::read(distil.output_dir.to_str().expect("a plain path")).expect_err("none").to_string();
+    assert!(error.contains("no experiences"), "{error}");
+}
+
+#[test]
+fn where_nothing_helps_the_figures_are_told_and_an_older_variant_stays() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let alike = TrainConfig { reward_command: "sed 's/.*/0.25/'".into(), max_steps: 1, ..config(folder.path(), "out") };
+    let error = run::run(&alike, &Silent, &NEVER).expect_err("all alike");
+    assert!(matches!(error, Error::NothingLearnt { lessons: 0, kept: 0, measured: None, .. }), "{error:?}");
+    assert!(error.to_string().contains("0.2500"), "{error}");
+    let path = alike.output_dir.join(run::VARIANT_FILE);
+    assert!(!path.exists());
+    fs::write(&path, "an older one").expect("written");
+    let error = run::run(&alike, &Silent, &NEVER).expect_err("there is one").to_string();
+    assert!(error.contains("already holds a variant"), "{error}");
+    // A bare number for each answer, that falls as answers go on being drawn: no list is better than none.
+    let counter = folder.path().join("drawn");
+    let falling = format!(
+        "awk -v at=$(cat {0} 2>/dev/null || echo 0) '{{ print -at - NR % 2 }} END {{ print at + NR > \"{0}\" }}'",
+        counter.display()
+    );
+    let worse = TrainConfig { reward_command: falling, overwrite_output_dir: true, ..alike };
+    let error = run::run(&worse, &Silent, &NEVER).expect_err("ever worse");
+    let Error::NothingLearnt { lessons, measured, .. } = &error else { panic!("{error:?}") };
+    assert!(*lessons > 0 && measured.is_some_and(|(before, after)| after < before), "{error}");
+    assert_eq!(fs::read_to_string(&path).expect("it stays"), "an older one");
+}
+
+/// Raises the stop flag after a number of steps, or in the phase that reports.
+struct StopAfter<'a>(AtomicU64, &'a AtomicBool);
+
+impl Progress for StopAfter<'_> {
+    fn begin(&self, phase: &str, _: u64, _: &str) {
+        if phase == "measuring what was learnt" {
+            self.1.store(true, Ordering::SeqCst);
+        }
+    }
+    fn advance(&self, n: u64, note: &str) {
+        if n > 0 && note.starts_with("reward") && self.0.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.1.store(true, Ordering::SeqCst);
+        }
+    }
+    fn end(&self) {}
+    fn say(&self, _: &str) {}
+}
+
+#[test]
+fn a_run_that_was_stopped_ends_with_the_same_bytes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (unbroken, broken) = (config(folder.path(), "unbroken"), config(folder.path(), "broken"));
+    run::run(&unbroken, &Silent, &NEVER).expect("a run");
+    let stop = AtomicBool::new(false);
+    let error = run::run(&broken, &StopAfter(AtomicU64::new(3), &stop), &stop).expect_err("stopped");
+    assert!(matches!(error, Error::Interrupted { step: 3, .. }), "{error}");
+    stop.store(false, Ordering::SeqCst);
+    let error = run::run(&broken, &StopAfter(AtomicU64::new(100), &stop), &stop).expect_err("stopped again");
+    assert!(matches!(error, Error::Interrupted { step: 6, .. }), "{error}");
+    let other = TrainConfig { grpo_temperature: 0.5, ..broken.clone() };
+    let error = run::run(&other, &Silent, &NEVER).expect_err("another run").to_string();
+    assert!(error.contains("other settings"), "{error}");
+    run::run(&broken, &Silent, &NEVER).expect("goes on");
+    let bytes = |config: &TrainConfig, name: &str| fs::read(config.output_dir.join(name)).expect("a file");
+    for name in [run::VARIANT_FILE, run::LOG_FILE] {
+        assert!(bytes(&unbroken, name) == bytes(&broken, name), "{name}");
+    }
+}
+
+#[test]
+fn settings_of_weights_and_other_stages_are_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let right = config(folder.path(), "out");
+    for (wrong, word) in [
+        (TrainConfig { stage: Stage::Sft, ..right.clone() }, "stage grpo"),
+        (TrainConfig { lora_rank: 8, ..right.clone() }, "lora_rank"),
+        (TrainConfig { bits: 2, ..right.clone() }, "bits"),
+        (TrainConfig { bits_per_weight: Some(0.02), ..right.clone() }, "bits_per_weight"),
+        (TrainConfig { learning_rate: Some(1e-3), ..right.clone() }, "learning_rate"),
+        (TrainConfig { quantization_bit: Some(8), ..right.clone() }, "quantization_bit"),
+        (TrainConfig { preferences: Some("be kind".into()), ..right.clone() }, "preferences"),
+        (TrainConfig { max_experiences: 33, ..right.clone() }, "max_experiences"),
+        (TrainConfig { experience_words: 3, ..right.clone() }, "experience_words"),
+        (TrainConfig { reward_command: String::new(), ..right.clone() }, "reward_command"),
+    ] {
+        let error = run::run(&wrong, &Silent, &NEVER).expect_err(word).to_string();
+        assert!(error.contains(word), "{error}");
+        assert!(!right.output_dir.exists(), "{word}: before anything is written");
+    }
+    let base = Base::open(&base()).expect("the tiny model");
+    let long = TrainConfig { cutoff_len: 64, ..right };
+    let error = run::run_on(&base, &long, &Silent, &NEVER).expect_err("no room").to_string();
+    assert!(error.contains("cutoff_len"), "{error}");
+}
