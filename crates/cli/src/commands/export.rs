@@ -75,7 +75,7 @@ pub fn run(args: &ExportArgs) -> Result<(), Error> {
     let base = Base::open(&args.base).context("opening the base model")?;
     let count = variant.info.experiences.len();
     if count > 0 && variant.linears.iter().all(|linear| linear.parts.is_empty()) {
-        return Err(Error::Usage(format!(
+        return Err(Error::Failed(format!(
             "{} changes no weight, so there is nothing to export: its {count} experiences are words for the system turn \
              (bitdelta inspect shows them; train --preferences {} makes a delta of them)",
             path.display(),
