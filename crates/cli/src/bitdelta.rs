@@ -2,7 +2,8 @@
 use crate::{
     Error,
     commands::{
-        bench, chat, compress, demo, eval, export, import, inspect, keys, publish, rebase, serve, train, variants,
+        bench, chat, compress, demo, eval, export, import, inspect, keys, publish, rebase, report, serve, train,
+        variants,
     },
     logging,
 };
@@ -51,6 +52,8 @@ enum Command {
     Keys(keys::KeysArgs),
     /// Measure how fast this machine serves many users
     Bench(bench::BenchArgs),
+    /// Compare every way to make a variant: quality against bytes, over tasks and seeds, as a page
+    Report(report::ReportArgs),
     /// See it work: two users trained, compressed, served and asked
     Demo(demo::DemoArgs),
     /// Talk to the base or to a user's variant in the terminal
@@ -78,6 +81,7 @@ pub fn run(cli: &Cli) -> Result<(), Error> {
         Command::Keys(args) => keys::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Report(args) => report::run(args),
         Command::Demo(args) => demo::run(args),
     }
 }

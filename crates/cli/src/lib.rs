@@ -5,6 +5,7 @@
 //! Results go to stdout, progress and logs to stderr.
 pub mod bitdelta;
 pub mod commands;
+pub mod cost;
 pub mod error;
 pub mod exit;
 pub mod hanzo_node;

@@ -32,7 +32,7 @@ pub fn run(words: &[String]) -> Result<(), Error> {
             let (config, notes) = settings(&words[1..])?;
             let bar = Bar::new();
             notes.iter().for_each(|note| bar.say(&format!("note: {note}")));
-            train::report(&train::train(&config, false)?, false)
+            train::report(&train::train(&config, false)?, None)
         }
         Some("version" | "--version" | "-V") => {
             output::line(concat!("llamafactory-cli (bitdelta) ", env!("CARGO_PKG_VERSION")))

@@ -225,7 +225,7 @@ pub struct TrainConfig {
     pub lora_alpha: Option<f32>,
     /// Bits a weight of the frozen base while factors learn: 16, 8 or 4 (QLoRA); `None` is f32.
     pub quantization_bit: Option<u8>,
-    /// Bits a weight of the quantised factors, 1 to 8.
+    /// Bits a weight of the quantised factors, 1 to 8; 16 keeps them in f16, as a LoRA file does.
     pub factor_bits: u8,
     /// Size that the variant's file may have ("340KB", "10MB", or bytes): low-rank factors of a rank that follows from it,
     /// trained first as they are and then through their rounding.
@@ -543,7 +543,7 @@ impl TrainConfig {
         need(!self.output_dir.as_os_str().is_empty(), "output_dir", "is missing: where should the variant go?")?;
         template::named(self.template.as_deref())?;
         self.bitdelta()?.validate()?;
-        need((1..=8).contains(&self.factor_bits), "factor_bits", "must be 1 to 8")?;
+        need(matches!(self.factor_bits, 1..=8 | 16), "factor_bits", "must be 1 to 8, or 16")?;
         self.budget_bytes()?;
         need(
             self.budget.is_none() || self.bits_per_weight.is_none(),

@@ -30,7 +30,7 @@ pub struct ServeArgs {
     /// Address to listen on
     #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
     host: String,
-    /// Listen beyond this machine although the server has no authentication
+    /// Listen beyond this machine, and answer under any host name, although the server has no authentication
     #[arg(long)]
     allow_remote: bool,
     #[command(flatten)]
@@ -116,6 +116,7 @@ fn http_options(args: &ServeArgs) -> Result<HttpOptions, Error> {
         shutdown: Duration::from_secs(args.shutdown_timeout),
         tls,
         cors: http_options::cors(&args.cors_origin).context("--cors-origin")?,
+        loopback_names_only: !args.allow_remote,
         max_connections: args.max_connections,
         ..HttpOptions::default()
     })

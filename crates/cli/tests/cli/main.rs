@@ -4,6 +4,7 @@ mod bring;
 mod help;
 mod keys;
 mod node;
+mod report;
 mod usage;
 
 use std::process::{Command, Output};

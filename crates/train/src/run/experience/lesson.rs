@@ -1,7 +1,7 @@
 //! Asking the model for a lesson: what the better of two answers did that the worse did not, as one rule in words.
 //!
-//! The model is shown three such comparisons first, about units, language and order, so that a small one knows the form;
-//! fewer where its context is short.
+//! The model is shown four such comparisons first, about units, language, order and length, so that a small one knows the
+//! form; fewer where its context is short. A small model does not count words, so their number stands with each answer.
 //! What it says is untrusted text: [`clean`] takes a rule out of it, or nothing.
 
 use bitdelta_delta::file::MAX_EXPERIENCE_BYTES;
@@ -10,7 +10,7 @@ use bitdelta_model::chat::Message;
 /// Tokens that the request itself takes at most, with its examples and the rule, in tokenizers of this size's models.
 pub(super) const ROOM: usize = 640;
 /// Comparisons that can be shown.
-pub(super) const EXAMPLES: usize = 3;
+pub(super) const EXAMPLES: usize = 4;
 
 /// A question, its better answer, its worse one, and the rule.
 const SHOWN: [(&str, &str, &str, &str); EXAMPLES] = [
@@ -22,6 +22,12 @@ const SHOWN: [(&str, &str, &str, &str); EXAMPLES] = [
         "Many people wonder about chicken. It is a kind of meat.",
         "Begin with yes or no when the question allows it.",
     ),
+    (
+        "What do sheep eat?",
+        "Mostly grass.",
+        "Sheep are interesting animals. They have been kept for thousands of years, and mostly they eat grass.",
+        "Answer in a few words.",
+    ),
 ];
 
 /// The turns that ask for a rule of at most `words` words, after so many `examples`.
@@ -32,8 +38,15 @@ pub(super) fn ask(question: &str, better: &str, worse: &str, words: usize, examp
          the better one: one short sentence of at most {words} words, useful for other questions too, and nothing else."
     );
     let compared = |question: &str, better: &str, worse: &str| {
-        let (question, better, worse) = (question.trim(), better.trim(), worse.trim());
-        format!("Question: {question}\n\nBetter answer: {better}\n\nWorse answer: {worse}\n\nRule:")
+        let words = |answer: &str| answer.split_whitespace().count();
+        format!(
+            "Question: {}\n\nBetter answer ({} words): {}\n\nWorse answer ({} words): {}\n\nRule:",
+            question.trim(),
+            words(better),
+            better.trim(),
+            words(worse),
+            worse.trim()
+        )
     };
     let mut turns = vec![turn("system", told)];
     for (question, better, worse, rule) in SHOWN.into_iter().take(examples) {
@@ -102,10 +115,9 @@ mod tests {
         assert_eq!(turns.len(), 6);
         let last = &turns[turns.len() - 1];
         assert_eq!(last.role, "user");
-        assert_eq!(
-            last.content,
-            "Question: Who?\n\nBetter answer: Ann.\n\nWorse answer: It was Ann, I think.\n\nRule:"
-        );
+        let want =
+            "Question: Who?\n\nBetter answer (1 words): Ann.\n\nWorse answer (5 words): It was Ann, I think.\n\nRule:";
+        assert_eq!(last.content, want);
         assert!(turns[0].content.contains("20 words"));
     }
 }
