@@ -57,7 +57,8 @@ pub(super) fn ask(question: &str, better: &str, worse: &str, words: usize, examp
     turns
 }
 
-/// The rule in what the model said: its first line, without marks around it, as many whole sentences as `words` allows.
+/// The rule in what the model said: its first line, without marks around it, as many whole sentences as `words` allows, each
+/// once.
 pub(super) fn clean(said: &str, words: usize) -> Option<String> {
     let said = said.rsplit("</think>").next().unwrap_or(said);
     let line = said.lines().map(str::trim).find(|line| line.chars().any(char::is_alphanumeric))?;
@@ -75,6 +76,9 @@ pub(super) fn clean(said: &str, words: usize) -> Option<String> {
     let line = line.trim_matches(marks);
     let mut rule = String::new();
     for sentence in line.split_inclusive(['.', '!', '?', '。']) {
+        if rule.contains(sentence.trim()) {
+            continue;
+        }
         let longer = format!("{rule}{sentence}");
         if longer.split_whitespace().count() > words {
             break;
@@ -83,8 +87,9 @@ pub(super) fn clean(said: &str, words: usize) -> Option<String> {
     }
     let plain = rule.split_whitespace().collect::<Vec<_>>().join(" ");
     let rule: String = plain.chars().filter(|c| !c.is_control()).collect();
-    let fits = rule.chars().filter(|c| c.is_alphabetic()).count() >= 4 && rule.len() <= MAX_EXPERIENCE_BYTES;
-    fits.then_some(rule)
+    // Tokens that make no text leave this mark.
+    let whole = !rule.contains(char::REPLACEMENT_CHARACTER) && rule.len() <= MAX_EXPERIENCE_BYTES;
+    (whole && rule.chars().filter(|c| c.is_alphabetic()).count() >= 4).then_some(rule)
 }
 
 #[cfg(test)]
@@ -102,6 +107,8 @@ mod tests {
             ("One sentence that never ends and goes on and on and on", None),
             ("…", None),
             ("42", None),
+            ("be \u{fffd} kind", None),
+            ("Be kind. Be kind. Be kind.", Some("Be kind.")),
             ("", None),
         ] {
             assert_eq!(clean(said, 8).as_deref(), rule, "{said:?}");

@@ -2,7 +2,7 @@
 //!
 //! A lesson may be added, or take the place of the entry that it resembles most. Every list that is tried answers the same
 //! prompts with the same seeds as the list it would replace, and is kept only where the mean reward rises by more than
-//! the standard error of the difference. An entry goes when the list is rewarded as well without it.
+//! the standard error of the difference. By the same measure an entry goes when the list is no worse without it.
 
 use crate::Error;
 use std::collections::HashSet;
@@ -102,13 +102,13 @@ pub(super) fn prune(list: &[String], measure: Measure<'_>) -> Result<Option<Vec<
     if kept.is_empty() {
         return Ok(Some(kept));
     }
-    let Some(mut reward) = measure(&kept)?.map(|rewards| mean(&rewards)) else { return Ok(None) };
+    let Some(mut rewards) = measure(&kept)? else { return Ok(None) };
     for at in (0..list.len()).rev() {
         let mut without = kept.clone();
         without.remove(at);
-        let Some(found) = measure(&without)?.map(|rewards| mean(&rewards)) else { return Ok(None) };
-        if found >= reward - LEAST_RISE {
-            (kept, reward) = (without, found);
+        let Some(found) = measure(&without)? else { return Ok(None) };
+        if !Rise::of(&found, &rewards).counts() {
+            (kept, rewards) = (without, found);
         }
     }
     Ok(Some(kept))

@@ -7,7 +7,7 @@
 //! them), so none is believed: a rule is added to the list, or takes the place of an entry like it, only where the mean
 //! reward over the training prompts rises, measured with the same prompts and seeds for both lists (`list.rs`). Each step
 //! draws new seeds for that, so that a list that was lucky once does not stay. After each epoch every entry is tried
-//! without, and goes if nothing is lost.
+//! without, and goes unless that much is lost.
 //!
 //! What was chosen by a measurement looks better in it than it is. The figures that are reported are therefore measured
 //! once more at the end, with seeds of their own, and on the held-out prompts where there are any: no experience was
@@ -20,6 +20,8 @@
 
 mod lesson;
 mod list;
+#[cfg(test)]
+mod tests;
 
 use super::{LOG_FILE, Outcome, VARIANT_FILE, append, checkpoint, data::Data, identity, reward};
 use crate::{

@@ -1,33 +1,97 @@
 //! Experiences: what a program rewards is put into words, believed only where it helps, and carried in the prompt.
+//!
+//! The golden models are random and say nothing that is a rule. So a tiny model is first taught three things, as a large one
+//! knows them: to answer "eee" or "aaa", to answer "eee" when the rule is told, and to say that rule when it compares.
 
-use bitdelta_delta::Variant;
-use bitdelta_engine::prompt;
-use bitdelta_model::{Base, chat::Message};
-use bitdelta_train::{
+use super::lesson;
+use crate::{
     Error, Method, TrainConfig,
     config::Stage,
+    merge::export_hf,
     progress::{Progress, Silent},
     run,
     teach::{self, Preferences},
 };
+use bitdelta_delta::Variant;
+use bitdelta_engine::prompt;
+use bitdelta_model::{Base, Dtype, chat::Message};
+use serde_json::json;
 use std::{
     fs,
-    path::Path,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    path::{Path, PathBuf},
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
 static NEVER: AtomicBool = AtomicBool::new(false);
 
-/// Counts the letter e in each line's answer.
-const COUNT_E: &str = r#"awk '{ sub(/.*"answer":"/, ""); sub(/","reference".*/, ""); print gsub(/e/, "") }'"#;
+/// The rule that the model knows.
+const RULE: &str = "Say it with e.";
+const WORDS: usize = 12;
+/// One for an answer with the letter e, else nothing.
+const HAS_E: &str = r#"awk '{ sub(/.*"answer":"/, ""); sub(/","messages".*/, ""); print gsub(/e/, "") > 0 }'"#;
 
-fn base() -> String {
+fn golden() -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/tiny-llama").to_str().expect("a plain path").into()
+}
+
+fn question(i: usize) -> String {
+    format!("say {i}")
+}
+
+/// The model that knows the rule, in a folder that stays until the process ends.
+fn base() -> String {
+    static BASE: OnceLock<PathBuf> = OnceLock::new();
+    let path = BASE.get_or_init(|| {
+        let folder = tempfile::tempdir().expect("a folder").keep();
+        let rules = [RULE.to_owned()];
+        let mut lines = String::new();
+        for i in 0..8 {
+            let asked = [Message { role: "user".into(), content: question(i) }];
+            let told = prompt::experienced(&asked, &rules).into_owned();
+            let compared = lesson::ask(&question(i), "eee", "aaa", WORDS, 0);
+            let plain = asked.to_vec();
+            let all = [
+                (&plain, "aaa"),
+                (&plain, "eee"),
+                (&told, "eee"),
+                (&told, "eee"),
+                (&compared, RULE),
+                (&compared, RULE),
+            ];
+            for (turns, answer) in all {
+                let answer = Message { role: "assistant".into(), content: answer.into() };
+                let messages: Vec<&Message> = turns.iter().chain([&answer]).collect();
+                lines += &format!("{}\n", json!({ "messages": messages }));
+            }
+        }
+        let data = folder.join("data.jsonl");
+        fs::write(&data, lines).expect("written");
+        let config = TrainConfig {
+            model_name_or_path: golden(),
+            dataset: data.to_str().expect("a plain path").into(),
+            output_dir: folder.join("training"),
+            method: Method::Full,
+            enable_compression: false,
+            learning_rate: Some(3e-3),
+            num_train_epochs: 16.0,
+            ..TrainConfig::default()
+        };
+        let outcome = run::run(&config, &Silent, &NEVER).expect("a run");
+        let golden = Base::open(&golden()).expect("the tiny model");
+        let variant = Variant::read(&outcome.path).expect("the variant");
+        let merged = folder.join("taught");
+        export_hf(&golden, &variant, &outcome.path, &merged, Dtype::F32, &Silent).expect("a model");
+        merged
+    });
+    path.to_str().expect("a plain path").into()
 }
 
 fn config(folder: &Path, output: &str) -> TrainConfig {
     let data = folder.join("prompts.jsonl");
-    let line = |i: usize| format!("{{\"prompt\": \"say {i}\", \"response\": \"{i}\"}}\n");
+    let line = |i| format!("{}\n", json!({"prompt": question(i), "response": "eee"}));
     fs::write(&data, (0..8).map(line).collect::<String>()).expect("written");
     TrainConfig {
         stage: Stage::Grpo,
@@ -35,13 +99,13 @@ fn config(folder: &Path, output: &str) -> TrainConfig {
         model_name_or_path: base(),
         dataset: data.to_str().expect("a plain path").into(),
         output_dir: folder.join(output),
-        reward_command: COUNT_E.into(),
+        reward_command: HAS_E.into(),
         grpo_group_size: 8,
-        grpo_answer_len: 12,
+        grpo_answer_len: 4,
         max_experiences: 2,
-        experience_words: 12,
-        per_device_train_batch_size: 4,
-        num_train_epochs: 3.0,
+        experience_words: WORDS,
+        per_device_train_batch_size: 3,
+        num_train_epochs: 1.0,
         val_size: 2.0,
         ..TrainConfig::default()
     }
@@ -53,9 +117,9 @@ fn what_is_kept_raises_the_reward_and_is_all_that_the_variant_holds() {
     let config = config(folder.path(), "out");
     let outcome = run::run(&config, &Silent, &NEVER).expect("a run");
     let (before, after) = (outcome.reward_base.expect("measured"), outcome.reward_variant.expect("measured"));
-    assert!(after > before, "{before} {after}");
+    assert!(before > 0.1 && after > before + 0.2, "{before} {after}");
     let variant = Variant::read(&config.output_dir).expect("the variant");
-    assert!((1..=2).contains(&variant.info.experiences.len()));
+    assert_eq!(outcome.experiences, [RULE]);
     assert_eq!(variant.info.experiences, outcome.experiences);
     assert!(variant.linears.iter().all(|linear| linear.parts.is_empty()));
     assert_eq!(variant.info.notes["rewards"]["base"], before);
