@@ -18,11 +18,8 @@ use bitdelta_model::{Base, Dtype, chat::Message};
 use serde_json::json;
 use std::{
     fs,
-    path::{Path, PathBuf},
-    sync::{
-        OnceLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    path::Path,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 static NEVER: AtomicBool = AtomicBool::new(false);
@@ -30,8 +27,11 @@ static NEVER: AtomicBool = AtomicBool::new(false);
 /// The rule that the model knows.
 const RULE: &str = "Say it with e.";
 const WORDS: usize = 12;
+/// The taught model's folder.
+const MODEL: &str = "taught";
 /// One for an answer with the letter e, else nothing.
-const HAS_E: &str = r#"awk '{ sub(/.*"answer":"/, ""); sub(/","messages".*/, ""); print gsub(/e/, "") > 0 }'"#;
+const HAS_E: &str =
+    r#"awk '{ sub(/.*"answer":"/, ""); sub(/","(messages|reference)".*/, ""); print (gsub(/e/, "") > 0) }'"#;
 
 fn golden() -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/tiny-llama").to_str().expect("a plain path").into()
@@ -41,52 +41,39 @@ fn question(i: usize) -> String {
     format!("say {i}")
 }
 
-/// The model that knows the rule, in a folder that stays until the process ends.
-fn base() -> String {
-    static BASE: OnceLock<PathBuf> = OnceLock::new();
-    let path = BASE.get_or_init(|| {
-        let folder = tempfile::tempdir().expect("a folder").keep();
-        let rules = [RULE.to_owned()];
-        let mut lines = String::new();
-        for i in 0..8 {
-            let asked = [Message { role: "user".into(), content: question(i) }];
-            let told = prompt::experienced(&asked, &rules).into_owned();
-            let compared = lesson::ask(&question(i), "eee", "aaa", WORDS, 0);
-            let plain = asked.to_vec();
-            let all = [
-                (&plain, "aaa"),
-                (&plain, "eee"),
-                (&told, "eee"),
-                (&told, "eee"),
-                (&compared, RULE),
-                (&compared, RULE),
-            ];
-            for (turns, answer) in all {
-                let answer = Message { role: "assistant".into(), content: answer.into() };
-                let messages: Vec<&Message> = turns.iter().chain([&answer]).collect();
-                lines += &format!("{}\n", json!({ "messages": messages }));
-            }
+/// Makes the model that knows the rule, in `folder`.
+fn teach(folder: &Path) {
+    let rules = [RULE.to_owned()];
+    let mut lines = String::new();
+    for i in 0..8 {
+        let asked = [Message { role: "user".into(), content: question(i) }];
+        let told = prompt::experienced(&asked, &rules).into_owned();
+        let compared = lesson::ask(&question(i), "eee", "aaa", WORDS, 0);
+        let plain = asked.to_vec();
+        let all =
+            [(&plain, "aaa"), (&plain, "eee"), (&told, "eee"), (&told, "eee"), (&compared, RULE), (&compared, RULE)];
+        for (turns, answer) in all {
+            let answer = Message { role: "assistant".into(), content: answer.into() };
+            let messages: Vec<&Message> = turns.iter().chain([&answer]).collect();
+            lines += &format!("{}\n", json!({ "messages": messages }));
         }
-        let data = folder.join("data.jsonl");
-        fs::write(&data, lines).expect("written");
-        let config = TrainConfig {
-            model_name_or_path: golden(),
-            dataset: data.to_str().expect("a plain path").into(),
-            output_dir: folder.join("training"),
-            method: Method::Full,
-            enable_compression: false,
-            learning_rate: Some(3e-3),
-            num_train_epochs: 16.0,
-            ..TrainConfig::default()
-        };
-        let outcome = run::run(&config, &Silent, &NEVER).expect("a run");
-        let golden = Base::open(&golden()).expect("the tiny model");
-        let variant = Variant::read(&outcome.path).expect("the variant");
-        let merged = folder.join("taught");
-        export_hf(&golden, &variant, &outcome.path, &merged, Dtype::F32, &Silent).expect("a model");
-        merged
-    });
-    path.to_str().expect("a plain path").into()
+    }
+    let data = folder.join("data.jsonl");
+    fs::write(&data, lines).expect("written");
+    let config = TrainConfig {
+        model_name_or_path: golden(),
+        dataset: data.to_str().expect("a plain path").into(),
+        output_dir: folder.join("training"),
+        method: Method::Full,
+        enable_compression: false,
+        learning_rate: Some(3e-3),
+        num_train_epochs: 16.0,
+        ..TrainConfig::default()
+    };
+    let outcome = run::run(&config, &Silent, &NEVER).expect("a run");
+    let golden = Base::open(&golden()).expect("the tiny model");
+    let variant = Variant::read(&outcome.path).expect("the variant");
+    export_hf(&golden, &variant, &outcome.path, &folder.join(MODEL), Dtype::F32, &Silent).expect("a model");
 }
 
 fn config(folder: &Path, output: &str) -> TrainConfig {
@@ -96,7 +83,7 @@ fn config(folder: &Path, output: &str) -> TrainConfig {
     TrainConfig {
         stage: Stage::Grpo,
         method: Method::Experience,
-        model_name_or_path: base(),
+        model_name_or_path: folder.join(MODEL).to_str().expect("a plain path").into(),
         dataset: data.to_str().expect("a plain path").into(),
         output_dir: folder.join(output),
         reward_command: HAS_E.into(),
@@ -114,12 +101,14 @@ fn config(folder: &Path, output: &str) -> TrainConfig {
 #[test]
 fn what_is_kept_raises_the_reward_and_is_all_that_the_variant_holds() {
     let folder = tempfile::tempdir().expect("a folder");
+    teach(folder.path());
     let config = config(folder.path(), "out");
     let outcome = run::run(&config, &Silent, &NEVER).expect("a run");
     let (before, after) = (outcome.reward_base.expect("measured"), outcome.reward_variant.expect("measured"));
     assert!(before > 0.1 && after > before + 0.2, "{before} {after}");
     let variant = Variant::read(&config.output_dir).expect("the variant");
-    assert_eq!(outcome.experiences, [RULE]);
+    let known = |one: &String| one.starts_with("Say it");
+    assert!((1..=2).contains(&outcome.experiences.len()) && outcome.experiences.iter().all(known), "{outcome:?}");
     assert_eq!(variant.info.experiences, outcome.experiences);
     assert!(variant.linears.iter().all(|linear| linear.parts.is_empty()));
     assert_eq!(variant.info.notes["rewards"]["base"], before);
@@ -134,7 +123,7 @@ fn what_is_kept_raises_the_reward_and_is_all_that_the_variant_holds() {
     assert_eq!(taught.told(&ask), *prompt::experienced(&ask, &variant.info.experiences));
     assert!(teach::prompts::built_in(&taught).iter().all(|prompt| prompt.messages[0].content != "Who am I?"));
     let distil = TrainConfig {
-        model_name_or_path: base(),
+        model_name_or_path: config.model_name_or_path.clone(),
         preferences: config.output_dir.to_str().map(str::to_owned),
         preference_samples: 4,
         preference_answer_len: 8,
@@ -154,6 +143,7 @@ fn what_is_kept_raises_the_reward_and_is_all_that_the_variant_holds() {
 #[test]
 fn where_nothing_helps_the_figures_are_told_and_an_older_variant_stays() {
     let folder = tempfile::tempdir().expect("a folder");
+    teach(folder.path());
     let alike = TrainConfig { reward_command: "sed 's/.*/0.25/'".into(), max_steps: 1, ..config(folder.path(), "out") };
     let error = run::run(&alike, &Silent, &NEVER).expect_err("all alike");
     assert!(matches!(error, Error::NothingLearnt { lessons: 0, kept: 0, measured: None, .. }), "{error:?}");
@@ -197,14 +187,15 @@ impl Progress for StopAfter<'_> {
 #[test]
 fn a_run_that_was_stopped_ends_with_the_same_bytes() {
     let folder = tempfile::tempdir().expect("a folder");
+    teach(folder.path());
     let (unbroken, broken) = (config(folder.path(), "unbroken"), config(folder.path(), "broken"));
     run::run(&unbroken, &Silent, &NEVER).expect("a run");
     let stop = AtomicBool::new(false);
-    let error = run::run(&broken, &StopAfter(AtomicU64::new(3), &stop), &stop).expect_err("stopped");
-    assert!(matches!(error, Error::Interrupted { step: 3, .. }), "{error}");
+    let error = run::run(&broken, &StopAfter(AtomicU64::new(1), &stop), &stop).expect_err("stopped");
+    assert!(matches!(error, Error::Interrupted { step: 1, .. }), "{error}");
     stop.store(false, Ordering::SeqCst);
     let error = run::run(&broken, &StopAfter(AtomicU64::new(100), &stop), &stop).expect_err("stopped again");
-    assert!(matches!(error, Error::Interrupted { step: 6, .. }), "{error}");
+    assert!(matches!(error, Error::Interrupted { step: 2, .. }), "{error}");
     let other = TrainConfig { grpo_temperature: 0.5, ..broken.clone() };
     let error = run::run(&other, &Silent, &NEVER).expect_err("another run").to_string();
     assert!(error.contains("other settings"), "{error}");
@@ -235,7 +226,7 @@ fn settings_of_weights_and_other_stages_are_refused() {
         assert!(error.contains(word), "{error}");
         assert!(!right.output_dir.exists(), "{word}: before anything is written");
     }
-    let base = Base::open(&base()).expect("the tiny model");
+    let base = Base::open(&golden()).expect("the tiny model");
     let long = TrainConfig { cutoff_len: 64, ..right };
     let error = run::run_on(&base, &long, &Silent, &NEVER).expect_err("no room").to_string();
     assert!(error.contains("cutoff_len"), "{error}");
