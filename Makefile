@@ -51,6 +51,13 @@ bench: $(MODEL) .venv-bench/ready ## Measure speed beside llama.cpp, candle and 
 	$(CARGO) build --release --manifest-path benches/candle_peer/Cargo.toml --target-dir target/candle-peer
 	CANDLE_PEER=target/candle-peer/release/candle-peer .venv-bench/bin/python benches/run.py --bitdelta target/release/bitdelta --model $(MODEL) --output target/bench $(BENCH)
 
+.PHONY: report
+report: $(MODEL) .venv/ready ## Quality per byte of every way to make a variant, on two tasks (hours; goes on where it was)
+	$(CARGO) build --release --package bitdelta-cli
+	for task in persona skill general; do .venv/bin/python examples/pairs/make_data.py $$task target/tasks/$$task || exit 1; done
+	target/release/bitdelta report --model $(MODEL) --task target/tasks/persona --task target/tasks/skill \
+	    --general target/tasks/general/held.jsonl --output target/report $(REPORT)
+
 .PHONY: lint
 lint: .venv/ready ## Formatting, clippy, ruff, go vet, and documentation without warnings
 	$(CARGO) fmt --check
@@ -68,7 +75,8 @@ fuzz: .cache/bin/cargo-fuzz ## Feed the parsers of untrusted bytes for a minute 
 	done
 
 .PHONY: docs
-docs: ## Build the API documentation into target/doc
+docs: .cache/bin/mdbook ## Build the book into target/book and the API documentation into target/doc
+	.cache/bin/mdbook build docs
 	$(CARGO) doc --workspace --no-deps
 
 .PHONY: golden
@@ -94,6 +102,9 @@ $(MODEL): tests/requirements-model.txt
 
 .cache/bin/cargo-fuzz:
 	$(CARGO) install --quiet --locked --root .cache cargo-fuzz
+
+.cache/bin/mdbook:
+	$(CARGO) install --quiet --locked --root .cache mdbook
 
 # The demo's two users, out of real dialogue.
 $(DEMO_DATA): examples/demo/make_data.py .venv/ready

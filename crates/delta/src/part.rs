@@ -1,6 +1,7 @@
 //! The kinds of delta. A linear's delta is the sum of its parts; no part at all is `Skip`.
 
 use crate::dense::PackedMatrix;
+use bitdelta_kernels::SparseRows;
 use half::f16;
 use rayon::prelude::*;
 
@@ -16,6 +17,8 @@ pub enum Part {
         /// (rank, rows)
         bt: PackedMatrix,
     },
+    /// The few levels of each row that are not zero, in multiples of the row's step (see [`crate::tread`]).
+    Sparse(SparseRows),
     /// f16 values (bits), row-major (rows, cols).
     Full {
         /// Outputs.
@@ -33,6 +36,7 @@ impl Part {
         match self {
             Self::Dense(_) => "dense",
             Self::LowRank { .. } => "lowrank",
+            Self::Sparse(_) => "sparse",
             Self::Full { .. } => "full",
         }
     }
@@ -42,15 +46,17 @@ impl Part {
         match self {
             Self::Dense(matrix) => (matrix.rows, matrix.cols),
             Self::LowRank { a, bt } => (bt.cols, a.cols),
+            Self::Sparse(rows) => rows.shape(),
             Self::Full { rows, cols, .. } => (*rows, *cols),
         }
     }
 
-    /// Bytes in memory and, but for section padding, in the file.
+    /// Bytes in memory and, of what the file does not code, in the file but for section padding.
     pub fn bytes(&self) -> u64 {
         match self {
             Self::Dense(matrix) => matrix.bytes(),
             Self::LowRank { a, bt } => a.bytes() + bt.bytes(),
+            Self::Sparse(rows) => rows.bytes(),
             Self::Full { values, .. } => values.len() as u64 * 2,
         }
     }
@@ -60,7 +66,7 @@ impl Part {
         match self {
             Self::Dense(matrix) => vec![matrix],
             Self::LowRank { a, bt } => vec![a, bt],
-            Self::Full { .. } => Vec::new(),
+            Self::Sparse(_) | Self::Full { .. } => Vec::new(),
         }
     }
 }
@@ -79,6 +85,7 @@ enum Ready<'a> {
         a: Vec<f32>,
         b: Vec<f32>,
     },
+    Sparse(&'a SparseRows),
     Full {
         cols: usize,
         values: &'a [u16],
@@ -95,6 +102,7 @@ impl<'a> Rows<'a> {
                 let b = (0..rows * rank).map(|at| transposed[at % rank * rows + at / rank]).collect();
                 Ready::LowRank { cols: a.cols, rank, a: a.dequantize(), b }
             }
+            Part::Sparse(rows) => Ready::Sparse(rows),
             Part::Full { cols, values, .. } => Ready::Full { cols: *cols, values },
         });
         Self(ready.collect())
@@ -114,6 +122,7 @@ impl<'a> Rows<'a> {
                         add_scaled(weights, values, *factor);
                     }
                 }
+                Ready::Sparse(rows) => rows.add_row(row, weights),
                 Ready::Full { cols, values } => {
                     add_halves(weights, &values[row * cols..]);
                 }
@@ -138,6 +147,7 @@ pub fn add_row(parts: &[Part], row: usize, out: &mut [f32]) {
                     add_scaled(out, &values, bt.value(r, row));
                 }
             }
+            Part::Sparse(rows) => rows.add_row(row, out),
             Part::Full { cols, values, .. } => add_halves(out, &values[row * cols..]),
         }
     }
@@ -174,7 +184,10 @@ fn add_halves(out: &mut [f32], halves: &[u16]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{BitDeltaConfig, factor, quantize};
+    use crate::{
+        BitDeltaConfig, factor, quantize,
+        tread::{Levels, Step},
+    };
 
     #[test]
     fn a_row_from_the_packed_form_has_the_bits_of_the_whole() {
@@ -185,7 +198,9 @@ mod tests {
             quantize("w", &noise(rows * cols), rows, cols, &config).unwrap()
         };
         let low_rank = factor("w", &noise(rank * cols), &noise(rows * rank), (rows, rank, cols), 4).unwrap();
-        let parts = [coded(1, true, true), low_rank, coded(4, false, true), coded(1, true, false)];
+        let steps = vec![Step::nearest(0.7); rows];
+        let sparse = Part::Sparse(Levels::of(&noise(rows * cols), cols, &steps, 0.0).sparse().unwrap());
+        let parts = [coded(1, true, true), low_rank, coded(4, false, true), coded(1, true, false), sparse];
         let whole = dequantize(&parts, rows, cols);
         for (row, expected) in whole.chunks(cols).enumerate() {
             let mut found = vec![0.0; cols];

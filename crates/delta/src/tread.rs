@@ -9,6 +9,7 @@
 //! Steps come from a table of 240 ([`Step`]): a byte a row in the file.
 
 use crate::{Error, PackedMatrix};
+use bitdelta_kernels::SparseRows;
 use half::f16;
 use rayon::prelude::*;
 
@@ -113,6 +114,14 @@ impl Levels {
         out
     }
 
+    /// The fewest bits that hold all levels.
+    fn bits(&self) -> u8 {
+        let range =
+            self.levels.iter().fold((0, 0), |(least, most): (i8, i8), level| (least.min(*level), most.max(*level)));
+        let fits = |bits: u8| i32::from(range.0) >= lowest(bits) && i32::from(range.1) < lowest(bits) + (1 << bits);
+        (1..=4).find(|bits| fits(*bits)).unwrap_or(4)
+    }
+
     /// As packed planes, with as few bits as the levels ask for.
     ///
     /// # Errors
@@ -122,23 +131,27 @@ impl Levels {
         if rows == 0 || cols == 0 || self.levels.len() != rows * cols {
             return Err(Error::Shape { tensor: tensor.into(), rows, cols, found: self.levels.len() });
         }
-        let fits = |bits: u8| {
-            let range = lowest(bits)..=lowest(bits) + (1 << bits) - 1;
-            self.levels.iter().all(|level| range.contains(&i32::from(*level)))
-        };
-        let bits = (1..=4).find(|bits| fits(*bits)).unwrap_or(4);
+        let bits = self.bits();
         let words = cols.div_ceil(64);
         let mut planes = vec![0u64; rows * usize::from(bits) * words];
-        for (planes, levels) in planes.chunks_mut(usize::from(bits) * words).zip(self.levels.chunks(cols)) {
+        let packed = planes.par_chunks_mut(usize::from(bits) * words).zip(self.levels.par_chunks(cols));
+        packed.for_each(|(planes, levels)| {
             for (at, level) in levels.iter().enumerate() {
                 let code = (i32::from(*level) - lowest(bits)) as u64;
                 for plane in 0..usize::from(bits) {
                     planes[plane * words + at / 64] |= (code >> plane & 1) << (at % 64);
                 }
             }
-        }
+        });
         let scales: Vec<u16> = self.steps.iter().map(|step| step.map_or(0, Step::half)).collect();
         Ok(PackedMatrix { bits, rows, cols, group: cols, planes, offsets: scales.clone(), scales, tensor_scale: UNIT })
+    }
+
+    /// As the levels that are not zero alone; `None` where rows are too wide, or levels too many, for that.
+    pub fn sparse(&self) -> Option<SparseRows> {
+        let mut rows = SparseRows::new(self.cols)?;
+        let fit = self.levels.chunks(self.cols).zip(&self.steps).all(|(levels, step)| push(&mut rows, levels, *step));
+        fit.then_some(rows)
     }
 
     /// The levels of a matrix that [`Levels::pack`] could have made.
@@ -150,20 +163,40 @@ impl Levels {
         let step = |half: &u16| if *half == 0 { Some(None) } else { Step::from_half(*half).map(Some) };
         let steps = matrix.scales.iter().map(step).collect::<Option<Vec<_>>>()?;
         let (words, bits) = (matrix.words_per_row(), usize::from(bits));
-        let mut levels = Vec::with_capacity(rows * cols);
-        for (planes, step) in matrix.planes.chunks(bits * words).zip(&steps) {
-            for at in 0..cols {
-                let code: u64 =
-                    (0..bits).map(|plane| (planes[plane * words + at / 64] >> (at % 64) & 1) << plane).sum();
-                levels.push((code as i32 + lowest(matrix.bits)) as i8);
+        let mut levels = vec![0i8; rows * cols];
+        let rows = levels.par_chunks_mut(cols).zip(matrix.planes.par_chunks(bits * words)).zip(&steps);
+        let consistent = rows.map(|((levels, planes), step)| {
+            for (word, levels) in levels.chunks_mut(64).enumerate() {
+                for (at, level) in levels.iter_mut().enumerate() {
+                    let code: u64 = (0..bits).map(|plane| (planes[plane * words + word] >> at & 1) << plane).sum();
+                    *level = (code as i32 + lowest(matrix.bits)) as i8;
+                }
             }
-            let zeros = levels[levels.len() - cols..].iter().all(|level| *level == 0);
-            if zeros != step.is_none() {
-                return None;
-            }
+            levels.iter().all(|level| *level == 0) == step.is_none()
+        });
+        if !consistent.reduce(|| true, |all, row| all && row) {
+            return None;
         }
-        Some(Self { cols, steps, levels })
+        let found = Self { cols, steps, levels };
+        (found.bits() == matrix.bits).then_some(found)
     }
+}
+
+/// Adds a row of levels to sparse ones, and returns whether it had room there.
+pub(crate) fn push(rows: &mut SparseRows, levels: &[i8], step: Option<Step>) -> bool {
+    let kept = (0u16..).zip(levels).filter(|(_, level)| **level != 0).map(|(column, level)| (column, *level));
+    rows.push(kept, step.map_or(0.0, Step::value))
+}
+
+/// The step of a sparse row with these levels; `None` for a scale that is no step, for levels out of range, and for a step
+/// of a row without levels or none of one with some.
+pub(crate) fn step_of(levels: &[i8], scale: f32) -> Option<Option<Step>> {
+    if levels.is_empty() {
+        return (scale.to_bits() == 0).then_some(None);
+    }
+    let fits = levels.iter().all(|level| (SMALLEST..=LARGEST).contains(&i32::from(*level)));
+    let step = Step::nearest(if scale > 0.0 { scale } else { UNIT });
+    (fits && step.value() == scale).then_some(Some(step))
 }
 
 /// The level that code 0 of so many bits stands for.

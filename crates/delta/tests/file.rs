@@ -7,6 +7,7 @@ use bitdelta_delta::{
     quantize::{Codes, pack},
     tread::{Levels, Step},
 };
+use bitdelta_kernels::SparseRows;
 use proptest::prelude::*;
 use std::path::Path;
 
@@ -48,6 +49,16 @@ fn small() -> Variant {
         Levels::of(&noise(values, 6), cols, &steps, 0.1).pack("w").unwrap()
     };
     variant.linears.push(linear(5, 70, vec![Part::LowRank { a: coded(2 * 70, 70), bt: coded(2 * 5, 5) }]));
+    // Rows in the same stream: many levels, and few; the second has a row of zeros.
+    let rows = |deviation: f32| Levels::of(&noise(3 * 70, 8), 70, &[Step::nearest(deviation); 3], 0.0);
+    let mut few = rows(1.6e-3);
+    few.levels[70..140].fill(0);
+    few.steps[1] = None;
+    variant.linears.push(linear(
+        3,
+        70,
+        vec![Part::Dense(rows(5e-4).pack("w").unwrap()), Part::Sparse(few.sparse().unwrap())],
+    ));
     variant.linears[3].relative_error = Some(0.0);
     variant.extras = vec![Extra { tensor: 1, values: vec![15360; 3] }, Extra { tensor: 7, values: vec![0, 1] }];
     variant
@@ -140,7 +151,7 @@ fn a_missing_file_names_its_path() {
 #[test]
 fn an_inconsistent_variant_is_not_written() {
     type Damage = fn(&mut Variant);
-    let damages: [(&str, Damage); 7] = [
+    let damages: [(&str, Damage); 8] = [
         ("shape", |v| v.linears[0].rows = 4),
         ("length", |v| {
             if let Part::Dense(m) = &mut v.linears[0].parts[0] {
@@ -163,6 +174,11 @@ fn an_inconsistent_variant_is_not_written() {
             }
         }),
         ("extras out of order", |v| v.extras.swap(0, 1)),
+        ("sparse scale", |v| {
+            let mut rows = SparseRows::new(70).unwrap();
+            assert!((0..3).all(|_| rows.push([(1, 1)], 0.123)));
+            v.linears[6].parts[1] = Part::Sparse(rows);
+        }),
         ("version", |v| v.info.version = 2),
     ];
     for (name, damage) in damages {
@@ -267,8 +283,59 @@ fn a_crafted_manifest_is_malformed_not_a_panic() {
     }
 }
 
+#[test]
+fn sparse_rows_without_a_stream_are_kept_one_by_one() {
+    // So few levels that a coded stream would hold too many elements a byte, and none at all.
+    for kept in [0usize, 3] {
+        let (rows, cols) = (300, 500);
+        let mut levels = Levels { cols, steps: vec![None; rows], levels: vec![0; rows * cols] };
+        for row in 0..kept {
+            levels.levels[row * 71 * cols + row] = -7;
+            levels.steps[row * 71] = Some(Step::nearest(0.01));
+        }
+        let parts = vec![Part::Sparse(levels.sparse().unwrap())];
+        let variant = Variant::new(info(), vec![LinearDelta { rows, cols, parts, relative_error: None }]);
+        let bytes = variant.to_bytes().unwrap();
+        assert_eq!(parse(&bytes).unwrap(), variant, "{kept} levels");
+        assert!(bytes.len() > 4 * rows, "{kept} levels: a step and a count for each row");
+    }
+}
+
+#[test]
+fn codes_of_more_bits_than_their_levels_need_are_stored_as_they_are() {
+    let mut levels = Levels::of(&noise(2 * 70, 9), 70, &[Step::nearest(6e-4); 2], 0.0);
+    assert_eq!(levels.pack("w").unwrap().bits, 3);
+    levels.levels[0] = 8;
+    let mut four = levels.pack("w").unwrap();
+    // The code of 8 without its highest bit is that of 0, of which a reader would make fewer bits.
+    let last_plane = 3 * four.words_per_row();
+    four.planes[last_plane] &= !1;
+    assert_eq!((four.value(0, 0), Levels::of_matrix(&four)), (0.0, None));
+    let part = LinearDelta { rows: 2, cols: 70, parts: vec![Part::Dense(four)], relative_error: None };
+    let variant = Variant::new(info(), vec![part]);
+    assert_eq!(parse(&variant.to_bytes().unwrap()).unwrap(), variant);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn any_sum_of_coded_kinds_survives_the_file(
+        shapes in prop::collection::vec((1usize..9, 1usize..200), 1..4), deviation in 1e-4f32..3e-3, seed: u32,
+    ) {
+        let linears = shapes.iter().zip(0..).map(|((rows, cols), i)| {
+            let steps = vec![Step::nearest(deviation); *rows];
+            let levels = Levels::of(&noise(rows * cols, seed ^ i), *cols, &steps, 0.1);
+            let parts = vec![
+                Part::Sparse(levels.sparse().unwrap()),
+                Part::Dense(levels.pack("w").unwrap()),
+            ];
+            LinearDelta { rows: *rows, cols: *cols, parts, relative_error: None }
+        });
+        let variant = Variant::new(info(), linears.collect());
+        let bytes = variant.to_bytes().unwrap();
+        prop_assert_eq!(parse(&bytes).unwrap(), variant);
+    }
 
     #[test]
     fn any_shape_group_and_width_survives_the_file(

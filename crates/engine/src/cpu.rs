@@ -132,7 +132,7 @@ impl Tiles {
         match part {
             Part::Dense(matrix) => PlaneTiles::new(&packed_view(matrix), arena).map(Self::Dense),
             Part::LowRank { a, bt } => LowRankTiles::new(&packed_view(a), &packed_view(bt), arena).map(Self::LowRank),
-            Part::Full { .. } => None,
+            Part::Sparse(_) | Part::Full { .. } => None,
         }
     }
 
@@ -164,6 +164,7 @@ impl CpuDelta {
         let rest = self.rest.parts.iter().map(|part| match part {
             Part::Dense(matrix) => Matrix::Packed(packed_view(matrix)),
             Part::LowRank { a, bt } => Matrix::LowRank(packed_view(a), packed_view(bt)),
+            Part::Sparse(rows) => Matrix::Sparse(rows),
             Part::Full { rows, cols, values } => {
                 Matrix::Floats(Weights { elements: Elements::F16(values), rows: *rows, cols: *cols })
             }

@@ -2,8 +2,10 @@
 //! `tests/golden/make_tiny.py`), against merged weights, and against itself in other company.
 
 use bitdelta_delta::{
-    BitDeltaConfig, Extra, GroupSize, Info, LinearDelta, Part, Variant, exact_factors, factor, part::dequantize,
+    BitDeltaConfig, Extra, GroupSize, Info, LinearDelta, Part, Variant, exact_factors, factor,
+    part::dequantize,
     quantize,
+    tread::{Levels, Step},
 };
 use bitdelta_engine::{BaseDtype, Engine, EngineOptions, Error, KvDtype, Model, ModelOptions, Resident, Sampling};
 use bitdelta_model::{Base, Dtype};
@@ -298,7 +300,22 @@ fn base_plus_packed_delta_equals_merged_weights_for_every_kind() {
         false => vec![quantize(name, delta, rows, cols, &config(1, GroupSize::Elements(32), true)).expect("signs")],
     };
     let exact = |name: &str, delta: &[f32], rows: usize, cols: usize| vec![exactly(low_rank(name, delta, rows, cols))];
-    let kinds: [(&str, MakeParts<'_>); 9] = [
+    let levels = |delta: &[f32], cols: usize, steps: f32| {
+        let spread = (delta.iter().map(|x| x * x).sum::<f32>() / delta.len() as f32).sqrt();
+        Levels::of(delta, cols, &vec![Step::nearest(steps * spread); delta.len() / cols], 0.15)
+    };
+    let few = |_: &str, delta: &[f32], _: usize, cols: usize| {
+        vec![Part::Sparse(levels(delta, cols, 2.5).sparse().expect("rows that are not too wide"))]
+    };
+    let coded = |name: &str, delta: &[f32], rows: usize, cols: usize| {
+        let first = low_rank(name, delta, rows, cols);
+        let known = dequantize(std::slice::from_ref(&first), rows, cols);
+        let rest: Vec<f32> = delta.iter().zip(known).map(|(all, known)| all - known).collect();
+        vec![first, Part::Dense(levels(&rest, cols, 0.8).pack(name).expect("levels"))]
+    };
+    let kinds: [(&str, MakeParts<'_>); 11] = [
+        ("a few levels of each row", &few),
+        ("low rank and coded levels of the rest", &coded),
         ("factors as floats", &exact),
         ("1 bit, group 64 with a tail", &dense(1, GroupSize::Elements(64), true)),
         ("1 bit, whole rows", &dense(1, GroupSize::Row, true)),

@@ -27,6 +27,7 @@ mod project;
 mod quantize;
 mod rounded;
 mod rows;
+mod sparse;
 pub mod vector;
 
 pub use arena::{Arena, Plain, Slab};
@@ -44,3 +45,4 @@ pub use project::{Matrix, Product, Term, project, project_on};
 pub use quantize::{Pair, Survey, clip_magnitudes, survey, survey_on};
 pub use rounded::Activations;
 pub use rows::{add, add_bias, rms_norm, rope, silu_mul};
+pub use sparse::SparseRows;

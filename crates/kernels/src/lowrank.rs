@@ -75,11 +75,6 @@ struct Factor {
     tensor_scale: f32,
 }
 
-/// Whether each group's offset is its scale, so that a code stands for an even multiple of it, zero among them.
-fn has_level_at_zero(d: &Packed) -> bool {
-    !d.offsets.is_empty() && d.offsets == d.scales
-}
-
 /// Which of the two factors, and so which order.
 #[derive(Clone, Copy, PartialEq)]
 enum Side {
@@ -94,7 +89,7 @@ impl LowRankTiles {
     /// # Panics
     /// When the factors have not one rank.
     pub fn new(a: &Packed, b: &Packed, arena: &mut Arena) -> Option<Self> {
-        let fits = |d: &Packed| d.bits <= 4 && (d.offsets.is_empty() || has_level_at_zero(d)) && d.has_whole_blocks();
+        let fits = |d: &Packed| d.bits <= 4 && (d.offsets.is_empty() || d.has_level_at_zero()) && d.has_whole_blocks();
         if !fits(a) || !fits(b) || a.rows > MAX_RANK {
             return None;
         }
@@ -164,7 +159,7 @@ impl Factor {
         let mut factor = Self {
             cols,
             bits: laid_out,
-            zero: (1 << bits) - 1 - i32::from(has_level_at_zero(d)),
+            zero: d.zero(),
             blocks_per_group: d.group.div_ceil(BLOCK).min(blocks.max(1)),
             units: arena.take(quads * blocks * PACK * laid_out / 2),
             scales: arena.take(groups * quads * QUAD + if side == Side::B { LANES } else { 0 }),

@@ -55,6 +55,16 @@ impl Packed<'_> {
         self.group >= self.cols || self.group.is_multiple_of(BLOCK)
     }
 
+    /// Whether each group's offset is its scale, so that a code stands for an even multiple of it, zero among them.
+    pub(crate) fn has_level_at_zero(&self) -> bool {
+        !self.offsets.is_empty() && self.offsets == self.scales
+    }
+
+    /// What an element is `scale · (2 · code − zero)` with, where offsets are none or the scales.
+    pub(crate) fn zero(&self) -> i32 {
+        (1 << self.bits) - 1 - i32::from(self.has_level_at_zero())
+    }
+
     pub(crate) fn words(&self) -> usize {
         self.cols.div_ceil(64)
     }

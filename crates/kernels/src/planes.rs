@@ -20,7 +20,11 @@ use crate::{
 /// A packed matrix in tiles of 32 outputs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlaneTiles {
+    /// Planes in memory: 1, 2 or 4.
     bits: usize,
+    /// An element is `scale · (2 · code − zero)`: 2^bits − 1 of the bits that it was quantised to, or one less with a level
+    /// at zero.
+    zero: i32,
     rows: usize,
     cols: usize,
     /// Blocks of 64 inputs that share a scale.
@@ -33,16 +37,18 @@ pub struct PlaneTiles {
 }
 
 impl PlaneTiles {
-    /// Lays `d` out in tiles that lie in `arena`. `None` for what this product cannot do: widths other than 1, 2 and 4 bits, offsets, and
-    /// groups that are neither a multiple of 64 inputs nor the whole row.
+    /// Lays `d` out in tiles that lie in `arena`. `None` for what this product cannot do: more than four bits, offsets other than the
+    /// scales, and groups that are neither a multiple of 64 inputs nor the whole row.
     pub fn new(d: &Packed, arena: &mut Arena) -> Option<Self> {
-        if !matches!(d.bits, 1 | 2 | 4) || !d.offsets.is_empty() || !d.has_whole_blocks() {
+        if d.bits > 4 || !(d.offsets.is_empty() || d.has_level_at_zero()) || !d.has_whole_blocks() {
             return None;
         }
         d.check();
         let (tiles, blocks, groups) = (d.rows.div_ceil(TILE), d.cols.div_ceil(BLOCK), d.cols.div_ceil(d.group));
         let quads = blocks * BLOCK / 4;
-        let mut words = arena.take::<u64>(tiles * quads * HALVES * d.bits);
+        // Three planes and one of zeros.
+        let bits = if d.bits == 3 { 4 } else { d.bits };
+        let mut words = arena.take::<u64>(tiles * quads * HALVES * bits);
         let mut scales = arena.take::<u16>(tiles * groups * TILE);
         for half in 0..d.rows.div_ceil(LANES) {
             let (tile, first) = (half / HALVES, half * LANES);
@@ -56,7 +62,7 @@ impl PlaneTiles {
                     transpose(&mut square);
                     for (quad, word) in square.into_iter().enumerate() {
                         let quad = tile * quads + block * LANES + quad;
-                        words[(quad * HALVES + half % HALVES) * d.bits + plane] = word;
+                        words[(quad * HALVES + half % HALVES) * bits + plane] = word;
                     }
                 }
             }
@@ -68,8 +74,8 @@ impl PlaneTiles {
             }
         }
         let blocks_per_group = d.group.div_ceil(BLOCK).min(blocks.max(1));
-        let Packed { bits, rows, cols, tensor_scale, .. } = *d;
-        Some(Self { bits, rows, cols, blocks_per_group, words, scales, tensor_scale })
+        let Packed { rows, cols, tensor_scale, .. } = *d;
+        Some(Self { bits, zero: d.zero(), rows, cols, blocks_per_group, words, scales, tensor_scale })
     }
 
     /// Adds row `row` to `out`.
@@ -85,7 +91,7 @@ impl PlaneTiles {
             let code: i32 = (0..).zip(planes).map(|(p, word)| ((word >> (4 * lane + i % 4) & 1) as i32) << p).sum();
             let group = tile * groups + i / BLOCK / self.blocks_per_group;
             let scale = half::f16::from_bits(self.scales[group * TILE + row % TILE]).to_f32() * self.tensor_scale;
-            *out += scale * (2 * code + 1 - (1 << self.bits)) as f32;
+            *out += scale * (2 * code - self.zero) as f32;
         }
     }
 
@@ -152,7 +158,7 @@ fn run_4(isa: Isa, job: Job, d: Planes<4>) {
 /// The pointers of `scales` are valid for a tile's reads, for every tile and block of the matrix.
 unsafe trait Tiles<V: Int8Vector>: Copy {
     /// What makes the codes unsigned, see [`crate::vector::int8`].
-    const ZERO: i32;
+    fn zero(self) -> i32;
     /// How many quads of products a narrow sum holds.
     const NARROW: usize;
     /// Bytes of a tile's block.
@@ -169,7 +175,6 @@ unsafe trait Tiles<V: Int8Vector>: Copy {
 
 // SAFETY: `PlaneTiles::new` made TILE scales for every tile and group, and a group for every block.
 unsafe impl<V: Int8Vector, const BITS: usize> Tiles<V> for Planes<'_, BITS> {
-    const ZERO: i32 = (1 << BITS) - 1;
     const NARROW: usize = if BITS <= 2 { BLOCK / 4 } else { 4 };
     const BLOCK_BYTES: usize = BLOCK / 8 * BITS * TILE;
 
@@ -188,6 +193,10 @@ unsafe impl<V: Int8Vector, const BITS: usize> Tiles<V> for Planes<'_, BITS> {
         let groups = self.0.blocks().div_ceil(self.0.blocks_per_group);
         // SAFETY: as above.
         unsafe { self.0.scales.as_ptr().add((tile * groups + block / self.0.blocks_per_group) * TILE) }
+    }
+    #[inline(always)]
+    fn zero(self) -> i32 {
+        self.0.zero
     }
     #[inline(always)]
     fn factor(self) -> f32 {
@@ -259,7 +268,7 @@ unsafe fn block_rows<V: Int8Vector, W: Tiles<V>, const R: usize, const C: usize>
             }
             let mut sums = [[V::begin_narrow(0); R]; HALVES];
             for r in 0..R {
-                let offset = V::begin_narrow(-W::ZERO * *x_sums.add(r * blocks + block));
+                let offset = V::begin_narrow(-w.zero() * *x_sums.add(r * blocks + block));
                 for half in 0..HALVES {
                     sums[half][r] = offset;
                 }

@@ -14,6 +14,7 @@ use crate::{
     parallel::{Output, for_each, threads},
     planes::{PlaneTiles, run_planes},
     rounded::{Activations, BLOCK, Rounded},
+    sparse::{SparseRows, run_sparse},
 };
 use std::ops::Range;
 
@@ -39,6 +40,8 @@ pub enum Matrix<'a> {
     Planes(&'a PlaneTiles),
     /// A dense delta as its file stores it.
     Packed(Packed<'a>),
+    /// A sparse delta; activations are taken as they are.
+    Sparse(&'a SparseRows),
     /// Bᵀ · A with A (rank, inputs) and B (rank, outputs), as their file stores them.
     LowRank(Packed<'a>, Packed<'a>),
     /// `scale` · B · A of floats, with A (rank, inputs) and B (outputs, rank).
@@ -55,6 +58,7 @@ impl Matrix<'_> {
             Self::Int8(w) => w.shape(),
             Self::Planes(d) => d.shape(),
             Self::Packed(d) => (d.rows, d.cols),
+            Self::Sparse(d) => d.shape(),
             Self::LowRank(a, b) => (b.cols, a.cols),
             Self::LowRankTiles(d) => d.shape(),
             Self::Factors(a, b, _) => (b.rows, a.cols),
@@ -79,6 +83,8 @@ impl Matrix<'_> {
                 assert!(suits, "activations rounded on {isa:?} for integer products");
             }
             Self::Packed(d) => d.check(),
+            // It was checked when it was made.
+            Self::Sparse(_) => {}
             Self::LowRank(a, b) => {
                 a.check();
                 b.check();
@@ -172,6 +178,8 @@ fn work(x: &Activations, product: &Product) -> usize {
     let each = |term: &Term| match term.matrix {
         Matrix::LowRankTiles(d) => d.rank() * outputs / 4,
         Matrix::Int8(_) => outputs * x.width / 4,
+        // A gather takes as long as a few vectors of a product.
+        Matrix::Sparse(d) => 4 * d.count() + outputs,
         _ => outputs * term.matrix.rank().unwrap_or(x.width),
     };
     product.terms.iter().map(|term| term.rows.len() * each(term)).sum()
@@ -269,6 +277,7 @@ fn run_terms<'f>(
             Matrix::Int8(w) => run_int8(isa, job, w),
             Matrix::Planes(d) => run_planes(isa, job, d),
             Matrix::Packed(d) => packed::run_product(isa, job, d),
+            Matrix::Sparse(d) => run_sparse(isa, job, d),
             Matrix::LowRank(_, b) => packed::run_transposed(isa, job, t, b),
             Matrix::LowRankTiles(d) => lowrank::run_second(isa, job, t, d),
             Matrix::Factors(_, b, scale) => run_second(isa, job, t, b, *scale),

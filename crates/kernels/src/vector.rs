@@ -40,6 +40,8 @@ pub unsafe trait Vector: Copy {
     unsafe fn load_f16_by_four(from: *const u16) -> Self;
     /// 16 i8 values, widened.
     unsafe fn load_i8(from: *const i8) -> Self;
+    /// The 16 values of `from` at the places that `columns` names.
+    unsafe fn gather(from: *const f32, columns: *const u16) -> Self;
     /// 16 values in −128..=127 to `to`, rounded to the nearest, ties to even.
     unsafe fn store_i8(self, to: *mut i8);
     /// 16 values to `to`.

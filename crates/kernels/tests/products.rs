@@ -3,7 +3,7 @@
 
 use bitdelta_kernels::{
     Activations, Arena, Blocks, Elements, Int8Weights, Isa, KvElements, KvPages, Layout, LowRankTiles, Matrix, PAGE,
-    Packed, PlaneTiles, Product, Team, Term, Weights, attend_on, project, project_on,
+    Packed, PlaneTiles, Product, SparseRows, Team, Term, Weights, attend_on, project, project_on,
 };
 use half::{bf16, f16};
 
@@ -327,6 +327,56 @@ fn factors_of_floats_are_multiplied_as_they_are_whatever_the_activations() {
 }
 
 #[test]
+fn sparse_products_are_right_from_empty_rows_to_full_ones() {
+    let mut values = Values(43);
+    for (m, n, k) in SHAPES {
+        // One in so many levels is not zero.
+        for share in [1u64, 3, 40] {
+            let mut rows = SparseRows::new(k).expect("rows that are not too wide");
+            let mut exact = vec![0.0; n * k];
+            for exact in exact.chunks_mut(k) {
+                let scale = values.next();
+                let mut kept = Vec::new();
+                for (column, exact) in exact.iter_mut().enumerate() {
+                    let level = (values.bits() >> 30) as i8;
+                    if level != 0 && (values.bits() >> 20).is_multiple_of(share) {
+                        kept.push((column as u16, level));
+                        *exact = f32::from(level) * scale;
+                    }
+                }
+                assert!(rows.push(kept, scale));
+            }
+            for (row, want) in exact.chunks(k).enumerate() {
+                let mut found = vec![0.0; k];
+                rows.add_row(row, &mut found);
+                assert_eq!(found, want, "row {row}");
+            }
+            let (x, y) = (values.vec(m * k), values.vec(m * n));
+            let want = product(&x, &exact, &y, k);
+            for rounded in [false, true] {
+                let what = format!("one in {share} of ({m}, {n}, {k})");
+                check(&what, &x, k, &y, n, &want, |isa, x, y| {
+                    multiply(isa, x, k, rounded, Matrix::Sparse(&rows), y, true);
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn sparse_rows_are_refused_where_they_are_none() {
+    assert!(SparseRows::new(0).is_none() && SparseRows::new(1 << 16).is_none());
+    let mut rows = SparseRows::new(5).expect("five columns");
+    assert!(rows.push([(0, 1), (4, -3)], 0.5) && rows.push([], 0.0));
+    let before = rows.clone();
+    for wrong in [vec![(5, 1)], vec![(1, 0)], vec![(2, 1), (2, 1)], vec![(3, 1), (1, 1)]] {
+        assert!(!rows.push(wrong.clone(), 1.0), "{wrong:?}");
+        assert_eq!(rows, before, "{wrong:?} left nothing behind");
+    }
+    assert_eq!((rows.row(0), rows.row(1)), ((&[0, 4][..], &[1, -3][..], 0.5), (&[][..], &[][..], 0.0)));
+}
+
+#[test]
 fn a_projection_adds_each_term_to_its_own_rows() {
     let mut values = Values(37);
     let (m, n, k) = (11, 200, 130);
@@ -345,6 +395,9 @@ fn a_projection_adds_each_term_to_its_own_rows() {
     let (float_a, float_b) = (values.vec(5 * k), values.vec(n * 5));
     let float = |values, rows, cols| Weights { elements: Elements::F32(values), rows, cols };
     let third = Term { matrix: Matrix::Factors(float(&float_a, 5, k), float(&float_b, n, 5), 0.5), rows: 6..11 };
+    let mut sparse = SparseRows::new(k).expect("rows");
+    (0..n).for_each(|row| assert!(sparse.push((0..k as u16).step_by(row % 9 + 1).map(|column| (column, 2)), 0.1)));
+    let fourth = Term { matrix: Matrix::Sparse(&sparse), rows: 2..11 };
     let run = |rows: std::ops::Range<usize>, terms: Vec<Term>| {
         let mut y = vec![0.0; rows.len() * n];
         project(
@@ -353,10 +406,10 @@ fn a_projection_adds_each_term_to_its_own_rows() {
         );
         y
     };
-    let together = run(0..m, vec![base.clone(), first.clone(), second.clone(), third.clone()]);
+    let together = run(0..m, vec![base.clone(), first.clone(), second.clone(), third.clone(), fourth.clone()]);
     for row in 0..m {
         let here = |term: &Term| term.rows.contains(&row);
-        let terms = [&base, &first, &second, &third].into_iter().filter(|t| here(t));
+        let terms = [&base, &first, &second, &third, &fourth].into_iter().filter(|t| here(t));
         let terms = terms.map(|t| Term { rows: 0..1, ..t.clone() }).collect();
         assert_eq!(run(row..row + 1, terms), together[row * n..(row + 1) * n], "row {row}");
     }
@@ -366,14 +419,31 @@ fn a_projection_adds_each_term_to_its_own_rows() {
 fn plane_tiles_multiply_as_the_packed_matrix_does() {
     let mut values = Values(29);
     for (m, rows, cols) in SHAPES {
-        for (bits, group) in [(1, 64), (1, 128), (1, cols), (2, 64), (2, cols), (4, 64), (4, 192)] {
-            let d = Planes::random(&mut values, bits, rows, cols, group, false);
+        for (bits, group, level_at_zero) in [
+            (1, 64, false),
+            (1, 128, false),
+            (1, cols, false),
+            (2, 64, false),
+            (2, cols, true),
+            (3, 64, false),
+            (3, cols, true),
+            (4, 64, true),
+            (4, 192, false),
+        ] {
+            let mut d = Planes::random(&mut values, bits, rows, cols, group, false);
+            if level_at_zero {
+                d.offsets.clone_from(&d.scales);
+            }
             let tiles = PlaneTiles::new(&d.packed(), &mut Arena::default()).expect("a layout for this group");
             let exact = d.expanded();
             for (row, want) in exact.chunks(cols).enumerate() {
                 let mut found = vec![0.0; cols];
                 tiles.add_row(row, &mut found);
-                assert_eq!(found, want, "row {row} of {bits} bits, group {group}");
+                assert_close(
+                    &found,
+                    &want.iter().map(|w| (f64::from(*w), 0.0)).collect::<Vec<_>>(),
+                    &format!("row {row} of {bits} bits, group {group}"),
+                );
             }
             let (x, y) = (values.vec(m * cols), values.vec(m * rows));
             let want = product(&rounded_inputs(&x, cols, 1), &exact, &y, cols);
@@ -383,7 +453,7 @@ fn plane_tiles_multiply_as_the_packed_matrix_does() {
             });
         }
     }
-    let no_layout = [(3, 64, false), (1, 32, false), (1, 100, false), (1, 64, true)];
+    let no_layout = [(5, 64, false), (1, 32, false), (1, 100, false), (1, 64, true)];
     for (bits, group, offset) in no_layout {
         let d = Planes::random(&mut values, bits, 5, 130, group, offset);
         assert_eq!(

@@ -11,7 +11,7 @@ use crate::{
     template,
 };
 use bitdelta_delta::{BitDeltaConfig, GroupSize, file::MAX_EXPERIENCES, sizes::parse_bytes};
-use bitdelta_model::Base;
+use bitdelta_model::{Base, nearest::nearest};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::PathBuf;
@@ -756,26 +756,4 @@ fn number(text: &str) -> Option<Value> {
         Ok(whole) => Some(whole.into()),
         Err(_) => text.parse::<f64>().ok().filter(|number| number.is_finite()).map(Value::from),
     }
-}
-
-/// The known name closest to `name`, if it is close at all.
-fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
-    known
-        .map(|known| (distance(name, known), known))
-        .min()
-        .filter(|(distance, _)| *distance <= name.len().max(3) / 3)
-        .map(|(_, known)| known.to_owned())
-}
-
-/// Edits (insertions, deletions, replacements of a byte) between two names.
-fn distance(a: &str, b: &str) -> usize {
-    let mut previous: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.bytes().enumerate() {
-        let mut row = vec![i + 1];
-        for (j, to) in b.bytes().enumerate() {
-            row.push((previous[j] + usize::from(from != to)).min(previous[j + 1] + 1).min(row[j] + 1));
-        }
-        previous = row;
-    }
-    previous[b.len()]
 }

@@ -5,7 +5,7 @@
 //! | method | what the new file holds | what it stands for |
 //! | --- | --- | --- |
 //! | [`Method::Keep`] | the same parts | what the user's training changed, on top of the new base |
-//! | [`Method::Recompute`] | fine-tune − new base, quantised as before | the user's fine-tune as it was |
+//! | [`Method::Recompute`] | fine-tune − new base, quantised or made to a size as before | the user's fine-tune as it was |
 //!
 //! A variant fits a base by its weights, so nothing is moved on trust: without conversations and without the fine-tune
 //! there is nothing to tell whether it still holds, and a variant that makes answers on the new base worse than none is
@@ -13,6 +13,7 @@
 
 use crate::{
     Error,
+    budget::{self, compress_to},
     compress::{check_shapes, compress_pair},
     data::Conversation,
     evaluate::{Subject, evaluate, recorded_template},
@@ -23,7 +24,10 @@ use bitdelta_engine::{Model, ModelOptions, check_fits};
 use bitdelta_model::{Base, chat::Template};
 use serde::Serialize;
 use serde_json::json;
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 /// How a variant is moved. See the module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -205,7 +209,8 @@ impl Request<'_> {
             (None, false, true) => Ok(vec![Method::Keep]),
             (None, true, true) => {
                 let parts = self.variant.linears.iter().flat_map(|linear| &linear.parts);
-                let has_codes = parts.into_iter().any(|part| matches!(part, Part::Dense(_) | Part::Full { .. }));
+                let has_codes =
+                    parts.into_iter().any(|part| matches!(part, Part::Dense(_) | Part::Sparse(_) | Part::Full { .. }));
                 if has_codes {
                     return Ok(vec![Method::Keep, Method::Recompute]);
                 }
@@ -219,10 +224,21 @@ impl Request<'_> {
         }
     }
 
+    /// The bytes that the variant was made to have, if it was.
+    fn budget(&self) -> Option<u64> {
+        self.variant.info.notes.get("budget")?.as_u64()
+    }
+
     /// The variant on the new base.
     fn moved(&self, method: Method, progress: &dyn Progress) -> Result<Variant, Error> {
-        let mut moved = match (method, self.finetuned) {
-            (Method::Recompute, Some(finetuned)) => {
+        let mut moved = match (method, self.finetuned, self.budget()) {
+            // What was made to a size is made to it again.
+            (Method::Recompute, Some(finetuned), Some(bytes)) => {
+                let options = budget::Options::new(bytes);
+                let info = self.variant.info.clone();
+                compress_to(&self.to, finetuned, &[], &options, info, (progress, &AtomicBool::new(false)))?
+            }
+            (Method::Recompute, Some(finetuned), None) => {
                 let (moved, _) = compress_pair(&self.to, finetuned, &self.variant.info.config, progress)?;
                 moved
             }

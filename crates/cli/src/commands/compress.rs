@@ -31,7 +31,7 @@ pub struct CompressArgs {
     /// The variant file to write
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
-    /// Make the file at most so large (340KB, 10MB): low-rank factors whose codes are chosen by what matters most
+    /// Make the file at most so large (340KB, 10MB): low-rank factors, and levels of what they leave where that pays
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes, conflicts_with_all = ["bits", "group_size", "asymmetric", "no_clip", "outlier_threshold", "no_compression"])]
     budget: Option<u64>,
     /// The same as bits a weight of the linears, such as 0.02

@@ -111,6 +111,7 @@ fn describe(part: &Part) -> String {
     match part {
         Part::Dense(matrix) => format!("dense {}", codes(matrix)),
         Part::LowRank { a, bt } => format!("lowrank {}: {}, {}", a.rows, codes(a), codes(bt)),
+        Part::Sparse(rows) => format!("sparse {} levels coded", rows.count()),
         Part::Full { .. } => "full f16".to_owned(),
     }
 }
@@ -145,6 +146,7 @@ fn part_json(part: &Part) -> Value {
         Part::LowRank { a, bt } => {
             json!({"kind": part.kind(), "bytes": part.bytes(), "rank": a.rows, "a": codes(a), "bt": codes(bt)})
         }
+        Part::Sparse(rows) => json!({"kind": part.kind(), "bytes": part.bytes(), "levels": rows.count()}),
         Part::Full { .. } => json!({"kind": part.kind(), "bytes": part.bytes()}),
     }
 }

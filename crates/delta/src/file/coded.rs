@@ -10,10 +10,16 @@
 //! and "?" a bit whose odds are learnt as it goes: fast at first, slower the more it has seen. At the start of a row the
 //! odds stay and their pace is renewed, since rows differ. One stream holds all coded matrices of a file, in order.
 
-use crate::tread::{LARGEST, Levels, SMALLEST, Step};
+use crate::tread::{LARGEST, Levels, SMALLEST, Step, push};
+use bitdelta_kernels::SparseRows;
 
 /// A stream may hold at most so many elements a byte, so that a small file cannot ask for a large memory.
 pub(super) const MOST_ELEMENTS_PER_BYTE: u64 = 1024;
+/// Kinds of matrices, whose rows have statistics of their own: the factors of low-rank parts, and rows of a linear.
+pub(super) const A: usize = 0;
+pub(super) const BT: usize = 1;
+pub(super) const WHOLE: usize = 2;
+const KINDS: usize = 3;
 /// Bits of a probability.
 const ODDS_BITS: u32 = 12;
 /// Odds never come nearer to certainty than this, in 16 bits.
@@ -49,7 +55,7 @@ impl Odds {
     }
 }
 
-/// What is learnt about rows of one kind (A or Bᵀ).
+/// What is learnt about rows of one kind (A, Bᵀ, or whole rows of a linear).
 #[derive(Debug, Clone)]
 struct Kind {
     empty: Odds,
@@ -127,7 +133,7 @@ fn row(coder: &mut impl Coder, kind: &mut Kind, step: &mut Option<Step>, levels:
 #[derive(Debug)]
 pub(super) struct Encoder {
     out: Writer,
-    kinds: [Kind; 2],
+    kinds: [Kind; KINDS],
 }
 
 #[derive(Debug)]
@@ -143,16 +149,21 @@ struct Writer {
 impl Encoder {
     pub fn new() -> Self {
         let out = Writer { low: 0, range: u32::MAX, held: 0, pending: 1, bytes: Vec::new() };
-        Self { out, kinds: [Kind::NEW; 2] }
+        Self { out, kinds: [Kind::NEW; KINDS] }
     }
 
-    /// `kind` is 0 or 1: the matrices of one kind share what was learnt.
+    /// `kind` is one of [`A`], [`BT`] and [`WHOLE`]: the matrices of one kind share what was learnt.
     pub fn matrix(&mut self, kind: usize, levels: &Levels) {
         let mut copy = levels.levels.clone();
         for (step, levels) in levels.steps.iter().zip(copy.chunks_mut(levels.cols)) {
-            let coded = row(&mut self.out, &mut self.kinds[kind], &mut step.clone(), levels);
-            debug_assert!(coded.is_ok(), "levels without a step are zeros and no others are");
+            self.row(kind, *step, levels);
         }
+    }
+
+    /// `levels` stay what they are.
+    pub fn row(&mut self, kind: usize, mut step: Option<Step>, levels: &mut [i8]) {
+        let coded = row(&mut self.out, &mut self.kinds[kind], &mut step, levels);
+        debug_assert!(coded.is_ok(), "levels without a step are zeros and no others are");
     }
 
     pub fn finish(mut self) -> Vec<u8> {
@@ -207,7 +218,7 @@ impl Coder for Writer {
 #[derive(Debug)]
 pub(super) struct Decoder<'a> {
     from: Reader<'a>,
-    kinds: [Kind; 2],
+    kinds: [Kind; KINDS],
 }
 
 #[derive(Debug)]
@@ -222,7 +233,7 @@ impl<'a> Decoder<'a> {
     pub fn new(bytes: &'a [u8]) -> Self {
         let mut from = Reader { code: 0, range: u32::MAX, bytes, at: 0 };
         (0..4).for_each(|_| from.next());
-        Self { from, kinds: [Kind::NEW; 2] }
+        Self { from, kinds: [Kind::NEW; KINDS] }
     }
 
     /// The next matrix; its size was checked.
@@ -232,6 +243,20 @@ impl<'a> Decoder<'a> {
             row(&mut self.from, &mut self.kinds[kind], step, levels)?;
         }
         Ok(levels)
+    }
+
+    /// The next matrix, of which only what is not zero is kept; its size was checked.
+    pub fn sparse(&mut self, kind: usize, rows: usize, cols: usize) -> Result<SparseRows, String> {
+        let mut found = SparseRows::new(cols).ok_or("rows that are too wide to be sparse")?;
+        let mut levels = vec![0; cols];
+        for _ in 0..rows {
+            let mut step = None;
+            row(&mut self.from, &mut self.kinds[kind], &mut step, &mut levels)?;
+            if !push(&mut found, &levels, step) {
+                return Err("more sparse levels than can be counted".into());
+            }
+        }
+        Ok(found)
     }
 
     /// That the stream ends where the last matrix does.

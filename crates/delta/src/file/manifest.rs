@@ -7,6 +7,7 @@
 //! part     := 0 codes                           Dense (rows, cols)
 //!           | 1 n rank, codes A, codes Bᵀ       LowRank: A (rank, cols), Bᵀ (rank, rows)
 //!           | 2                                 Full: f16 (rows, cols)
+//!           | 3 n                               Sparse: in the coded stream (0), or its levels + 1 in the section of halves
 //! codes    := byte (bits − 1, +8 with offsets; 16: f16 entries, 17: f32; 31 + bits: in the coded stream), n group (0: the
 //!             whole row)
 //! linears  := n { n class, byte error }         error: see [`error_code`]
@@ -15,9 +16,14 @@
 
 use super::{
     Variant,
-    coded::{Encoder, MOST_ELEMENTS_PER_BYTE},
+    coded::{A, BT, Encoder, MOST_ELEMENTS_PER_BYTE, WHOLE},
 };
-use crate::{PackedMatrix, part::Part, tread::Levels};
+use crate::{
+    PackedMatrix,
+    part::Part,
+    tread::{Levels, step_of},
+};
+use bitdelta_kernels::SparseRows;
 
 /// Most parts that one linear may carry.
 const MAX_PARTS: u64 = 8;
@@ -52,7 +58,15 @@ pub(super) struct Class {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Dense(Coding),
-    LowRank { rank: usize, a: Coding, bt: Coding },
+    LowRank {
+        rank: usize,
+        a: Coding,
+        bt: Coding,
+    },
+    /// `levels` of them stored one by one; `None`: in the coded stream.
+    Sparse {
+        levels: Option<usize>,
+    },
     Full,
 }
 
@@ -84,19 +98,22 @@ impl Coding {
 }
 
 impl Plan {
-    /// The plan of a variant that was checked, and its coded stream. Factors whose codes are [`Levels`] are coded.
+    /// The plan of a variant that was checked, and its coded stream. Matrices whose codes are [`Levels`] are coded.
     pub fn of(variant: &Variant) -> (Self, Vec<u8>) {
         let (stream, coded) = coded_stream(variant);
-        (Self::with(variant, stream.len(), coded), stream)
+        (Self::with(variant, stream.len(), &coded), stream)
     }
 
-    fn with(variant: &Variant, stream: usize, coded: bool) -> Self {
-        let coding = |matrix: &PackedMatrix| Coding::of(matrix, coded && Levels::of_matrix(matrix).is_some());
+    /// `coded` tells of each matrix of codes in turn whether it is in the stream.
+    fn with(variant: &Variant, stream: usize, coded: &[bool]) -> Self {
+        let mut coded = coded.iter().copied();
+        let mut coding = |matrix: &PackedMatrix| Coding::of(matrix, coded.next().unwrap_or(false));
         let mut classes: Vec<Class> = Vec::new();
         let linears = variant.linears.iter().map(|linear| {
             let parts = linear.parts.iter().map(|part| match part {
-                Part::Dense(matrix) => Kind::Dense(Coding::of(matrix, false)),
+                Part::Dense(matrix) => Kind::Dense(coding(matrix)),
                 Part::LowRank { a, bt } => Kind::LowRank { rank: a.rows, a: coding(a), bt: coding(bt) },
+                Part::Sparse(rows) => Kind::Sparse { levels: (stream == 0).then_some(rows.count()) },
                 Part::Full { .. } => Kind::Full,
             });
             let class = Class { rows: linear.rows, cols: linear.cols, parts: parts.collect() };
@@ -115,34 +132,58 @@ impl Plan {
     pub fn coded_elements(&self) -> Option<u64> {
         self.linears.iter().try_fold(0u64, |sum, (class, _)| {
             let Class { rows, cols, parts } = &self.classes[*class];
-            parts.iter().try_fold(sum, |sum, part| {
-                let Kind::LowRank { rank, a, bt } = part else { return Some(sum) };
-                [(a, cols), (bt, rows)]
-                    .into_iter()
-                    .filter(|(coding, _)| coding.coded)
-                    .try_fold(sum, |sum, (_, width)| sum.checked_add((*rank as u64).checked_mul(*width as u64)?))
+            let more = |sum: u64, coded: bool, height: usize, width: usize| match coded {
+                true => sum.checked_add((height as u64).checked_mul(width as u64)?),
+                false => Some(sum),
+            };
+            parts.iter().try_fold(sum, |sum, part| match part {
+                Kind::Dense(coding) => more(sum, coding.coded, *rows, *cols),
+                Kind::LowRank { rank, a, bt } => more(more(sum, a.coded, *rank, *cols)?, bt.coded, *rank, *rows),
+                Kind::Sparse { levels } => more(sum, levels.is_none(), *rows, *cols),
+                Kind::Full => Some(sum),
             })
         })
     }
 }
 
-/// The coded stream of a variant's factors, and whether there is one: not for none, nor for so few bytes that a reader
-/// would refuse them.
-fn coded_stream(variant: &Variant) -> (Vec<u8>, bool) {
+/// The coded stream of a variant's levels, and which of its matrices of codes are in it: none where there would be so few
+/// bytes that a reader refused them.
+fn coded_stream(variant: &Variant) -> (Vec<u8>, Vec<bool>) {
     let mut encoder = Encoder::new();
-    let mut elements = 0;
+    let (mut elements, mut coded) = (0u64, Vec::new());
     for part in variant.linears.iter().flat_map(|linear| &linear.parts) {
-        let Part::LowRank { a, bt } = part else { continue };
-        for (kind, levels) in [a, bt].into_iter().map(Levels::of_matrix).enumerate() {
-            let Some(levels) = levels else { continue };
-            elements += levels.levels.len() as u64;
-            encoder.matrix(kind, &levels);
+        let kinds = if matches!(part, Part::LowRank { .. }) { [A, BT] } else { [WHOLE; 2] };
+        for (matrix, kind) in part.matrices().into_iter().zip(kinds) {
+            let levels = Levels::of_matrix(matrix);
+            coded.push(levels.is_some());
+            if let Some(levels) = levels {
+                elements += levels.levels.len() as u64;
+                encoder.matrix(kind, &levels);
+            }
+        }
+        if let Part::Sparse(rows) = part {
+            elements = elements.saturating_add(rows.shape().0 as u64 * rows.shape().1 as u64);
+            put_sparse(&mut encoder, rows);
         }
     }
     let stream = encoder.finish();
     match elements > 0 && elements <= MOST_ELEMENTS_PER_BYTE * stream.len() as u64 {
-        true => (stream, true),
-        false => (Vec::new(), false),
+        true => (stream, coded),
+        false => (Vec::new(), Vec::new()),
+    }
+}
+
+fn put_sparse(encoder: &mut Encoder, rows: &SparseRows) {
+    let (count, cols) = rows.shape();
+    let mut wide = vec![0i8; cols];
+    for (columns, levels, scale) in (0..count).map(|row| rows.row(row)) {
+        let Some(Some(step)) = step_of(levels, scale) else {
+            encoder.row(WHOLE, None, &mut []);
+            continue;
+        };
+        wide.fill(0);
+        columns.iter().zip(levels).for_each(|(column, level)| wide[usize::from(*column)] = *level);
+        encoder.row(WHOLE, Some(step), &mut wide);
     }
 }
 
@@ -184,6 +225,10 @@ pub(super) fn encode(plan: &Plan) -> Vec<u8> {
                     put_coding(&mut out, bt);
                 }
                 Kind::Full => out.push(2),
+                Kind::Sparse { levels } => {
+                    out.push(3);
+                    put(&mut out, levels.map_or(0, |levels| levels + 1));
+                }
             }
         }
     }
@@ -330,12 +375,18 @@ impl Reader<'_> {
         let mut parts = Vec::new();
         for _ in 0..count {
             parts.push(match self.byte()? {
-                0 => match self.coding()? {
-                    Coding { coded: true, .. } => return Err(self.wrong("dense codes are not in the coded stream")),
-                    coding => Kind::Dense(coding),
-                },
+                0 => Kind::Dense(self.coding()?),
                 1 => Kind::LowRank { rank: self.dimension("rank")?, a: self.coding()?, bt: self.coding()? },
                 2 => Kind::Full,
+                3 if cols > SparseRows::MOST_COLS => return Err(self.wrong("sparse rows are too wide")),
+                3 => match self.number()? {
+                    0 => Kind::Sparse { levels: None },
+                    // More than one for each element there cannot be.
+                    more if more - 1 > rows as u64 * cols as u64 => {
+                        return Err(self.wrong("more sparse levels than elements"));
+                    }
+                    more => Kind::Sparse { levels: Some((more - 1) as usize) },
+                },
                 kind => return Err(self.wrong(&format!("unknown kind {kind}"))),
             });
         }
@@ -373,8 +424,9 @@ mod tests {
                 Class { rows: 3, cols: 1, parts: vec![Kind::LowRank { rank: 300, a: row, bt: coding }, Kind::Full] },
                 Class { rows: 4, cols: 5, parts: vec![Kind::LowRank { rank: 2, a: float(16), bt: float(32) }] },
                 Class { rows: 3, cols: 1, parts: vec![] },
+                Class { rows: 7, cols: 90, parts: vec![Kind::Sparse { levels: Some(200) }] },
             ],
-            linears: vec![(0, 17), (1, 254), (0, 255), (2, 0), (3, 9)],
+            linears: vec![(0, 17), (1, 254), (0, 255), (2, 0), (3, 9), (4, 1)],
             extras: vec![(0, 576), (1, 576), (200, 12), (4000, 576)],
             coded: 0,
         }

@@ -5,14 +5,21 @@
 //! ```
 //!
 //! Inside a section the parts follow each other linear by linear (a LowRank's A before its Bᵀ), extras last. A matrix of
-//! floats has its entries among the planes, and no scales. Coded matrices (`coded.rs`) are in no other section.
+//! floats has its entries among the planes, and no scales. Coded matrices (`coded.rs`) are in no other section. Sparse rows
+//! that are not coded lie among the f16 values as halves that are none: for each row the place of its step in the table
+//! and the number of its levels, then a column and a level (two's complement) for each.
 
 use super::{
     Extra, LinearDelta, Variant,
-    coded::Decoder,
+    coded::{A, BT, Decoder, WHOLE},
     manifest::{Class, Coding, Kind, Plan, decode_error},
 };
-use crate::{dense::PackedMatrix, part::Part, tread::Levels};
+use crate::{
+    dense::PackedMatrix,
+    part::Part,
+    tread::{Step, step_of},
+};
+use bitdelta_kernels::SparseRows;
 
 /// Sections start at multiples of this: a cache line, and the widest vector load.
 const ALIGN: u64 = 64;
@@ -75,6 +82,9 @@ impl Sizes {
             sum.add(&match part {
                 Kind::Dense(coding) => Self::packed(coding, rows, cols)?,
                 Kind::LowRank { rank, a, bt } => Self::packed(a, *rank, cols)?.add(&Self::packed(bt, *rank, rows)?)?,
+                Kind::Sparse { levels } => {
+                    Self { full: levels.map_or(Some(0), |n| halves_of(rows, n))?, ..Self::default() }
+                }
                 Kind::Full => Self { full: (rows as u64).checked_mul(cols as u64)?, ..Self::default() },
             })
         })
@@ -89,15 +99,25 @@ impl Sizes {
     }
 }
 
+/// Halves of sparse rows that are not coded.
+fn halves_of(rows: usize, levels: usize) -> Option<u64> {
+    (rows as u64).checked_add(levels as u64)?.checked_mul(2)
+}
+
 /// The payload of a checked variant whose plan and coded stream these are.
 pub(super) fn encode(plan: &Plan, stream: &[u8], variant: &Variant) -> Result<Vec<u8>, String> {
     let sizes = Sizes::plan(plan).and_then(|sizes| sizes.bytes()).ok_or("too large for any machine")?;
+    let kinds = plan.linears.iter().flat_map(|(class, _)| &plan.classes[*class].parts);
     let parts = || variant.linears.iter().flat_map(|linear| &linear.parts);
-    let coded = |matrix: &PackedMatrix| plan.coded > 0 && Levels::of_matrix(matrix).is_some();
-    let factors = |part: &Part| matches!(part, Part::LowRank { .. });
-    let matrices = parts().flat_map(|part| part.matrices().into_iter().map(move |matrix| (factors(part), matrix)));
-    let matrices: Vec<&PackedMatrix> =
-        matrices.filter(|(factor, matrix)| !(*factor && coded(matrix))).map(|(_, matrix)| matrix).collect();
+    let matrices = parts().zip(kinds).flat_map(|(part, kind)| {
+        let coded = match kind {
+            Kind::Dense(coding) => [coding.coded, false],
+            Kind::LowRank { a, bt, .. } => [a.coded, bt.coded],
+            Kind::Sparse { .. } | Kind::Full => [false; 2],
+        };
+        part.matrices().into_iter().zip(coded)
+    });
+    let matrices: Vec<&PackedMatrix> = matrices.filter(|(_, coded)| !coded).map(|(matrix, _)| matrix).collect();
     let mut out = Vec::with_capacity(sizes.iter().map(|size| size.next_multiple_of(ALIGN)).sum::<u64>() as usize);
     let align = |out: &mut Vec<u8>| out.resize(out.len().next_multiple_of(ALIGN as usize), 0);
     for matrix in &matrices {
@@ -117,8 +137,10 @@ pub(super) fn encode(plan: &Plan, stream: &[u8], variant: &Variant) -> Result<Ve
     }
     align(&mut out);
     for part in parts() {
-        if let Part::Full { values, .. } = part {
-            put_halves(&mut out, values);
+        match part {
+            Part::Full { values, .. } => put_halves(&mut out, values),
+            Part::Sparse(rows) if plan.coded == 0 => put_halves(&mut out, &sparse_halves(rows)),
+            _ => {}
         }
     }
     for extra in &variant.extras {
@@ -135,6 +157,17 @@ fn put_halves(out: &mut Vec<u8>, halves: &[u16]) {
     out.extend(halves.iter().flat_map(|half| half.to_le_bytes()));
 }
 
+/// Sparse rows as the head of this file says.
+fn sparse_halves(rows: &SparseRows) -> Vec<u16> {
+    let mut halves = Vec::new();
+    for (columns, levels, scale) in (0..rows.shape().0).map(|row| rows.row(row)) {
+        let step = step_of(levels, scale).flatten().map_or(0, Step::code);
+        halves.extend([u16::from(step), levels.len() as u16]);
+        halves.extend(columns.iter().zip(levels).flat_map(|(column, level)| [*column, *level as u16]));
+    }
+    halves
+}
+
 /// Cuts a payload into the plan's parts, which go to `each` matrix by matrix, checked. Nothing is allocated before the
 /// plan's sizes are known to equal the payload's.
 pub(super) fn decode(plan: &Plan, payload: &[u8], each: &mut dyn FnMut(LinearDelta)) -> Result<Vec<Extra>, String> {
@@ -143,10 +176,11 @@ pub(super) fn decode(plan: &Plan, payload: &[u8], each: &mut dyn FnMut(LinearDel
         let Class { rows, cols, ref parts } = plan.classes[class];
         let in_linear = |reason: String| format!("linear {index}: {reason}");
         let parts = parts.iter().map(|part| match part {
-            Kind::Dense(coding) => Ok(Part::Dense(sections.matrix(coding, rows, cols))),
+            Kind::Dense(coding) => Ok(Part::Dense(sections.codes(WHOLE, coding, rows, cols)?)),
             Kind::LowRank { rank, a, bt } => {
-                Ok(Part::LowRank { a: sections.factor(0, a, *rank, cols)?, bt: sections.factor(1, bt, *rank, rows)? })
+                Ok(Part::LowRank { a: sections.codes(A, a, *rank, cols)?, bt: sections.codes(BT, bt, *rank, rows)? })
             }
+            Kind::Sparse { levels } => Ok(Part::Sparse(sections.sparse(*levels, rows, cols)?)),
             Kind::Full => Ok(Part::Full { rows, cols, values: halves(&mut sections.full, rows * cols) }),
         });
         let parts = parts.collect::<Result<_, String>>().map_err(in_linear)?;
@@ -196,16 +230,37 @@ impl<'a> Sections<'a> {
         Ok(Self { words, scales, offsets, tensor_scales, full, coded: Decoder::new(coded) })
     }
 
-    /// A factor, plain or coded; `kind` is 0 for A, 1 for Bᵀ.
-    fn factor(&mut self, kind: usize, coding: &Coding, rows: usize, cols: usize) -> Result<PackedMatrix, String> {
+    /// Codes, plain or in the coded stream as a matrix of this kind.
+    fn codes(&mut self, kind: usize, coding: &Coding, rows: usize, cols: usize) -> Result<PackedMatrix, String> {
         if !coding.coded {
             return Ok(self.matrix(coding, rows, cols));
         }
-        let matrix = self.coded.matrix(kind, rows, cols)?.pack("factor").map_err(|error| error.to_string())?;
+        let matrix = self.coded.matrix(kind, rows, cols)?.pack("codes").map_err(|error| error.to_string())?;
         match matrix.bits == coding.bits {
             true => Ok(matrix),
             false => Err(format!("coded levels of {} bits, the manifest states {}", matrix.bits, coding.bits)),
         }
+    }
+
+    /// Sparse rows, `levels` of them one by one or in the coded stream.
+    fn sparse(&mut self, levels: Option<usize>, rows: usize, cols: usize) -> Result<SparseRows, String> {
+        let Some(levels) = levels else { return self.coded.sparse(WHOLE, rows, cols) };
+        let halves = halves(&mut self.full, 2 * (rows + levels));
+        let mut found = SparseRows::new(cols).ok_or("rows that are too wide to be sparse")?;
+        let mut rest = &halves[..];
+        for index in 0..rows {
+            let wrong = |what: &str| format!("sparse row {index}: {what}");
+            let [step, count, more @ ..] = rest else { return Err(wrong("it is not there")) };
+            let (row, more) = more.split_at_checked(2 * usize::from(*count)).ok_or_else(|| wrong("it ends early"))?;
+            rest = more;
+            let step = u8::try_from(*step).ok().and_then(Step::from_code).ok_or_else(|| wrong("no step"))?;
+            let level = |half: u16| i8::try_from(half as i16).unwrap_or(0);
+            let scale = if row.is_empty() { 0.0 } else { step.value() };
+            if !found.push(row.as_chunks().0.iter().map(|&[column, half]| (column, level(half))), scale) {
+                return Err(wrong("columns that do not rise, or a level out of range"));
+            }
+        }
+        if rest.is_empty() { Ok(found) } else { Err("sparse rows hold fewer levels than are stated".into()) }
     }
 
     fn matrix(&mut self, coding: &Coding, rows: usize, cols: usize) -> PackedMatrix {
@@ -259,6 +314,14 @@ pub(super) fn check(part: &Part, (rows, cols): (usize, usize)) -> Result<(), Str
         && matrix.is_float()
     {
         return Err("a dense part of floats".into());
+    }
+    if let Part::Sparse(sparse) = part
+        && let Some(row) = (0..rows).find(|row| {
+            let (_, levels, scale) = sparse.row(*row);
+            step_of(levels, scale).is_none()
+        })
+    {
+        return Err(format!("sparse row {row} has levels or a scale that are none of a code"));
     }
     if let Part::Full { values, .. } = part
         && (rows.checked_mul(cols) != Some(values.len()) || !finite(values))

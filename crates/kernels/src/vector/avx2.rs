@@ -132,6 +132,16 @@ unsafe impl Vector for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn gather(from: *const f32, columns: *const u16) -> Self {
+        // SAFETY: see the impl.
+        unsafe {
+            let eight = |columns: *const u16| {
+                _mm256_i32gather_ps::<4>(from, _mm256_cvtepu16_epi32(_mm_loadu_si128(columns.cast())))
+            };
+            Self(eight(columns), eight(columns.add(8)))
+        }
+    }
+    #[inline(always)]
     unsafe fn store_i8(self, to: *mut i8) {
         // SAFETY: see the impl. Packing works in halves of a register: 0 and 2 are the first and second eight.
         unsafe {

@@ -74,6 +74,11 @@ unsafe impl Vector for Avx512 {
         Self(unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) })
     }
     #[inline(always)]
+    unsafe fn gather(from: *const f32, columns: *const u16) -> Self {
+        // SAFETY: see the impl.
+        Self(unsafe { _mm512_i32gather_ps::<4>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(columns.cast())), from) })
+    }
+    #[inline(always)]
     unsafe fn store_i8(self, to: *mut i8) {
         // SAFETY: see the impl.
         unsafe { _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(self.0))) }

@@ -47,6 +47,10 @@ unsafe impl Vector for Scalar {
         // SAFETY: the caller promises 16 readable values.
         Self(std::array::from_fn(|i| f32::from(unsafe { from.add(i).read() })))
     }
+    unsafe fn gather(from: *const f32, columns: *const u16) -> Self {
+        // SAFETY: the caller promises 16 readable columns, each of a readable value.
+        Self(std::array::from_fn(|i| unsafe { from.add(usize::from(columns.add(i).read())).read() }))
+    }
     unsafe fn store_i8(self, to: *mut i8) {
         // SAFETY: the caller promises room for 16 values.
         (0..LANES).for_each(|i| unsafe { to.add(i).write(self.0[i].round_ties_even() as i8) });

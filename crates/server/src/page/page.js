@@ -625,18 +625,20 @@ async function showTraining() {
       if (error.status === 404) return;
       throw error;
     }
-    follow(user);
+    follow(user, false);
   });
 }
 
-/** Shows a training until it is over; a connection that breaks is made again. */
-async function follow(user) {
+/**
+ * Shows a training until it is over; a connection that breaks is made again. `moved` says that it was seen before its end:
+ * the card is read again then.
+ */
+async function follow(user, moved) {
   state.following?.abort();
   const following = new AbortController();
   state.following = following;
   const { signal } = following;
   let over = false;
-  let moved = false;
   while (!over && !signal.aborted) {
     try {
       const response = await call(ofUser(user, "/train/events"), { signal });
@@ -669,7 +671,7 @@ $("training").addEventListener("submit", (event) => {
     const job = await json(ofUser(user, "/train"), { method: "POST", body });
     if (state.user !== user) return;
     showJob(job);
-    follow(user);
+    follow(user, true);
   });
 });
 

@@ -37,8 +37,8 @@ use std::{
 
 /// Examples whose gradients tell the sensitivities, and how many go into one gradient: the fewer, the nearer its square
 /// is to the sum of single ones.
-const PROBES: usize = 96;
-const EXAMPLES_PER_PROBE: usize = 4;
+pub(super) const PROBES: usize = 96;
+pub(super) const EXAMPLES_PER_PROBE: usize = 4;
 /// Steps between two looks at the coded size.
 const CONTROL_EVERY: usize = 4;
 /// Share of all steps after which the distortion stays.

@@ -13,19 +13,23 @@
 //! everywhere, which is the optimum (reverse water-filling): a row whose values stay below half its step becomes zeros
 //! and costs nothing, so ranks and bits of each linear follow from D, and D from the budget by bisection.
 //!
+//! *What factors leave* is coded beside them where that gains more than further components (`sums.rs`).
+//!
 //! *Without data* the sensitivities are those of ‖Δ̂ − Δ‖²; *with data* they are measured, and the factors are then trained
-//! through their rounding. Kinds that were tried and lost are in `docs/quality.md`.
+//! through their rounding. Kinds that were tried and lost are in `docs/src/explanation/quality.md`.
 
 mod distil;
 mod factors;
 mod rate;
 mod scales;
+mod sums;
 mod svd;
 
 pub use distil::{Distillation, Lesson, Schedule, Teacher, distil};
 pub use factors::{Factors, Student};
 pub use rate::{Coded, Sensitivity, fit_to};
 pub use scales::{SCALE_RATE, distil_scales};
+use sums::{Pair, row_sensitivities};
 pub use svd::truncated;
 
 use crate::{
@@ -109,27 +113,50 @@ pub fn compress_to(
     let bits = if examples.is_empty() { BITS_AN_ENTRY_WITHOUT_DATA } else { BITS_AN_ENTRY };
     let rank = options.rank.unwrap_or_else(|| rank_at(base, options.bytes, bits));
     let factors = factors_of_pair(base, finetuned, rank, options.schedule.seed, progress)?;
-    let with_extras = |coded: &[Coded]| -> Result<Variant, Error> {
-        Ok(Variant { extras: extras.clone(), ..variant_of(base, info.clone(), coded)? })
+    let rows = match examples.is_empty() || !sums::are_affordable(base, options.bytes) {
+        true => Vec::new(),
+        false => row_sensitivities(base, examples, options.schedule.seed, progress)?,
     };
-    let size = |coded: &[Coded]| Ok::<_, Error>(with_extras(coded)?.to_bytes()?.len() as u64);
-    let coded = if examples.is_empty() {
-        let sensitivities: Vec<Sensitivity> = factors.iter().map(Sensitivity::of_product).collect();
-        fit_to(&factors, &sensitivities, options.bytes, size)?.1
+    let weights = |index: usize| rows.get(index).map_or(&[][..], Vec::as_slice);
+    let each = factors.iter().enumerate();
+    let sensitivities: Vec<Sensitivity> =
+        each.map(|(index, factors)| Sensitivity::of_product_weighted(factors, weights(index))).collect();
+    let whole = |linears| Variant { extras: extras.clone(), ..Variant::new(info.clone(), linears) };
+    let size = |variant: &Variant| Ok::<_, Error>(variant.to_bytes()?.len() as u64);
+    let alone = |coded: &[Coded]| Ok::<_, Error>(whole(linears_of(base, coded, &[])?));
+    let (distortion, coded) = fit_to(&factors, &sensitivities, options.bytes, |coded| size(&alone(coded)?))?;
+    let pair = Pair { base, finetuned, factors: &factors, rows: &rows };
+    let sums = pair.fit_to(distortion, options.bytes, |linears| size(&whole(linears)), progress)?;
+    let sums = sums.map(|sums| {
+        let mut linears = linears_of(base, &sums.factors, &sums.rests)?;
+        for (linear, distance) in linears.iter_mut().zip(&sums.distances) {
+            linear.relative_error = Some(distance.relative());
+        }
+        Ok::<_, Error>(whole(linears))
+    });
+    let sums = sums.transpose()?;
+    let variant = if examples.is_empty() {
+        sums.map_or_else(|| alone(&coded), Ok)?
     } else {
-        let teacher = Teacher::new(finetuned, base, examples, progress)?;
+        let teacher = &Teacher::new(finetuned, base, examples, progress)?;
         let longest = examples.iter().map(|example| example.tokens.len()).max().unwrap_or(0);
         let adaptation = Adaptation::LowRank { rank, scale: 1.0, seed: 0 };
         let graph = Graph::new(&base.config, base, adaptation, longest, false)?;
-        let student = Student::new(&graph);
+        let student = &Student::new(&graph);
         let beside: usize = extras.iter().map(|extra| 2 * extra.values.len()).sum();
         let stream = options.bytes.saturating_sub(header_bytes(base, &info)? + beside as u64);
-        let (student, teacher, schedule) = (&student, &teacher, options.schedule);
+        let schedule = options.schedule;
         let done = distil(&Lesson { student, examples, teacher, schedule, progress, stop }, &factors, stream)?;
-        done.coded(options.bytes, size)?
+        let learnt = alone(&done.coded(options.bytes, |coded| size(&alone(coded)?))?)?;
+        // Nothing but the answers can tell whether factors that learnt or a sum that did not is nearer.
+        let divergence = |variant: &Variant| teacher.divergence_of(base, variant, examples);
+        match sums {
+            Some(sums) if divergence(&sums)? < divergence(&learnt)? => sums,
+            _ => learnt,
+        }
     };
-    match size(&coded)? {
-        bytes if bytes <= options.bytes => with_extras(&coded),
+    match size(&variant)? {
+        bytes if bytes <= options.bytes => Ok(variant),
         least => Err(Error::Budget { bytes: options.bytes, least }),
     }
 }
@@ -203,14 +230,20 @@ pub fn factors_of_pair(
 /// # Errors
 /// None that coded factors give.
 pub fn variant_of(base: &Base, info: Info, coded: &[Coded]) -> Result<Variant, Error> {
-    let linears = base.linears().iter().zip(coded).map(|(linear, coded)| {
-        let parts = match coded.rank() {
-            0 => Vec::new(),
-            _ => vec![Part::LowRank { a: coded.a.pack(&linear.name)?, bt: coded.bt.pack(&linear.name)? }],
-        };
+    Ok(Variant::new(info, linears_of(base, coded, &[])?))
+}
+
+/// Linears of coded factors, and beside each what is kept of its rest, where there is any.
+fn linears_of(base: &Base, coded: &[Coded], rests: &[Option<Part>]) -> Result<Vec<LinearDelta>, Error> {
+    let linears = base.linears().iter().zip(coded).enumerate().map(|(index, (linear, coded))| {
+        let mut parts = Vec::new();
+        if coded.rank() > 0 {
+            parts.push(Part::LowRank { a: coded.a.pack(&linear.name)?, bt: coded.bt.pack(&linear.name)? });
+        }
+        parts.extend(rests.get(index).cloned().flatten());
         Ok(LinearDelta { rows: linear.rows, cols: linear.cols, parts, relative_error: None })
     });
-    Ok(Variant::new(info, linears.collect::<Result<_, Error>>()?))
+    linears.collect()
 }
 
 /// Records each linear's relative error against the pair; returns that of all together.

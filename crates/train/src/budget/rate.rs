@@ -43,6 +43,17 @@ impl Sensitivity {
         };
         Self { a: norms(&factors.bt, factors.rows), bt: norms(&factors.a, factors.cols) }
     }
+
+    /// The same where an error in an output counts by its weight; no weights: all the same.
+    pub fn of_product_weighted(factors: &Factors, weights: &[f32]) -> Self {
+        if weights.is_empty() {
+            return Self::of_product(factors);
+        }
+        let weighed = factors.bt.chunks(factors.rows).flat_map(|bt| bt.iter().zip(weights).map(|(b, w)| b * w));
+        let mean = (weights.iter().map(|w| w * w).sum::<f32>() / weights.len() as f32).sqrt();
+        let Self { a, bt } = Self::of_product(&Factors { bt: weighed.collect(), ..factors.clone() });
+        Self { a, bt: bt.into_iter().map(|norm| norm * mean).collect() }
+    }
 }
 
 impl Coded {

@@ -1,8 +1,8 @@
 //! `bitdelta report`: what each way to make a variant keeps of a fine-tune, in how many bytes, at what cost; over several tasks and
 //! seeds, every training with a swept learning rate, as a page (HTML), as Markdown and as JSON.
 //!
-//! It runs this program's own commands ([`runs`]), a task and a seed at a time ([`study`]), for the entries of [`plan`];
-//! [`summary`] takes medians, [`tables`] holds the ZIP-7 page's claims beside what was measured, and [`page`] writes it down.
+//! It runs this program's own commands (`runs`), a task and a seed at a time (`study`), for the entries of `plan`;
+//! `summary` takes medians, `tables` holds the ZIP-7 page's claims beside what was measured, and `page` writes it down.
 
 mod page;
 mod plan;

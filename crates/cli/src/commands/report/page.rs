@@ -29,11 +29,26 @@ pub struct Written {
 }
 
 /// What is drawn against the bytes.
-const PLOTS: [(&str, &str, fn(&Summary) -> Option<Spread>); 4] = [
-    ("quality against bytes", "retention", |summary| summary.retention),
-    ("exact answers against bytes", "share of held-out answers exact", |summary| summary.exact),
-    ("distance to the full fine-tune", "KL(fine-tune ‖ variant), nats a token", |summary| summary.kl),
-    ("drift", "rise of the loss on general text", |summary| summary.drift),
+struct Drawn {
+    title: &'static str,
+    /// Beside the axis.
+    axis: &'static str,
+    figure: fn(&Summary) -> Option<Spread>,
+}
+
+const PLOTS: [Drawn; 4] = [
+    Drawn { title: "quality against bytes", axis: "retention", figure: |entry| entry.retention },
+    Drawn {
+        title: "exact answers against bytes",
+        axis: "share of held-out answers exact",
+        figure: |entry| entry.exact,
+    },
+    Drawn {
+        title: "distance to the full fine-tune",
+        axis: "KL(fine-tune ‖ variant), nats a token",
+        figure: |entry| entry.kl,
+    },
+    Drawn { title: "drift", axis: "rise of the loss on general text", figure: |entry| entry.drift },
 ];
 
 /// Columns of the main table.
@@ -157,7 +172,7 @@ fn cells(summary: &Summary) -> Vec<String> {
 /// Every plot that has points, as SVG.
 fn plots(task: &str, entries: &[&Summary]) -> Result<Vec<Value>, Error> {
     let mut all = Vec::new();
-    for (title, y, figure) in PLOTS {
+    for Drawn { title, axis, figure } in PLOTS {
         let mut series: Vec<Series> = Vec::new();
         for family in Family::ALL {
             let points = entries.iter().filter(|entry| entry.family == family);
@@ -174,7 +189,7 @@ fn plots(task: &str, entries: &[&Summary]) -> Result<Vec<Value>, Error> {
         let plot = Plot {
             title: format!("{task}: {title}"),
             x: "bytes of the file".into(),
-            y: y.into(),
+            y: axis.into(),
             base: 10.0,
             x_label: |value| format_bytes(value as u64),
             y_label: |value| format!("{value:.2}"),
