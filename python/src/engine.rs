@@ -267,10 +267,9 @@ impl Inner {
     ) -> Result<Option<String>, Error> {
         let variant = user.map(|user| self.registry.resolve(user)).transpose()?;
         let tokenizer = &self.engine.model().base().tokenizer;
-        let (template, mismatch) = prompt::template(tokenizer, variant.as_deref());
         let message = |(role, content)| Message { role, content };
         let messages: Vec<Message> = messages.into_iter().map(message).collect();
-        let tokens = tokenizer.encode_chat(&messages, &template, true)?;
+        let (tokens, mismatch) = prompt::chat(tokenizer, variant.as_deref(), &messages)?;
         let Wanted { max_tokens, temperature, top_p, top_k, seed, stop } = wanted;
         let cancel = Cancel::default();
         let mut sink = Sink { id, sender: self.sender.clone(), over: false };

@@ -18,7 +18,7 @@ Trains a variant with LLaMA-Factory's settings; the page's command:
     --quantization_method bitdelta --bits 1 --group_size 128 --num_train_epochs 3
 
 stage: sft, dpo, kto or grpo. finetuning_type: bitdelta or full (all projections learn, kept at --bits), lora or lowrank (factors learn, kept
-at --factor_bits). Other commands: llamafactory-cli version. Serving and chatting: bitdelta serve, bitdelta chat.
+at --factor_bits), experience (with stage grpo: no weight learns; rules in words, carried in the prompt). Other commands: llamafactory-cli version. Serving and chatting: bitdelta serve, bitdelta chat.
 Settings and their defaults (name: value):
 ";
 

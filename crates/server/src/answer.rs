@@ -131,11 +131,9 @@ fn admit(
 ) -> Result<Admitted, ApiError> {
     let tokenizer = service.tokenizer();
     let prompt = match &wanted.prompt {
-        Prompt::Messages(messages) => {
-            let template = service.template(variant.as_deref());
-            tokenizer.encode_chat(messages, &template, true)
-        }
-        Prompt::Text(text) => tokenizer.encode(text, true),
+        Prompt::Messages(messages) => service.chat_prompt(variant.as_deref(), messages),
+        // A raw prompt is the caller's to write: nothing is put into it.
+        Prompt::Text(text) => tokenizer.encode(text, true).map_err(bitdelta_engine::Error::from),
         // Checked by the engine.
         Prompt::Tokens(tokens) => Ok(tokens.clone()),
     };

@@ -3,8 +3,8 @@ use crate::{
     ApiError, api_error::internal, auth::Auth, grammars::Grammars, jobs::Jobs, loads::Loads, names::Names,
     observed::Observed, room::Room,
 };
-use bitdelta_engine::{Engine, Registry, Resident, prompt};
-use bitdelta_model::chat::{Template, Tokenizer};
+use bitdelta_engine::{Engine, Error, Registry, Resident, prompt};
+use bitdelta_model::chat::{Message, Tokenizer};
 use std::{
     hash::{BuildHasher, Hasher, RandomState},
     sync::Arc,
@@ -94,14 +94,16 @@ impl Service {
         &self.engine.model().base().tokenizer
     }
 
-    /// The template that a variant was trained with, the model's own for the base: asked with another one, a fine-tune
-    /// loses part of what it learnt.
-    pub fn template(&self, variant: Option<&Resident>) -> Template {
-        let (template, mismatch) = prompt::template(self.tokenizer(), variant);
+    /// A chat's tokens, with the template and the experiences of the variant that is to answer.
+    ///
+    /// # Errors
+    /// What a template refuses.
+    pub fn chat_prompt(&self, variant: Option<&Resident>, messages: &[Message]) -> Result<Vec<u32>, Error> {
+        let (tokens, mismatch) = prompt::chat(self.tokenizer(), variant, messages)?;
         if let Some(sentence) = mismatch {
             tracing::warn!("{sentence}");
         }
-        template
+        Ok(tokens)
     }
 }
 

@@ -10,7 +10,7 @@ use crate::{
     graph::Storage,
     template,
 };
-use bitdelta_delta::{BitDeltaConfig, GroupSize, sizes::parse_bytes};
+use bitdelta_delta::{BitDeltaConfig, GroupSize, file::MAX_EXPERIENCES, sizes::parse_bytes};
 use bitdelta_model::{Base, nearest::nearest};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -55,6 +55,33 @@ const TEXT: [&str; 10] = [
     "resume_from_checkpoint",
 ];
 
+/// Settings of weights that learn, which mean nothing where words are learnt.
+const OF_WEIGHTS: [&str; 23] = [
+    "lora_rank",
+    "lora_alpha",
+    "factor_bits",
+    "bits",
+    "group_size",
+    "symmetric",
+    "quantization_bit",
+    "budget",
+    "bits_per_weight",
+    "budget_epochs",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "warmup_ratio",
+    "weight_decay",
+    "max_grad_norm",
+    "gradient_checkpointing",
+    "load_best_model_at_end",
+    "early_stopping_steps",
+    "mask_history",
+    "train_on_prompt",
+    "preferences",
+    "preference_prompts",
+];
+
 /// What learns, and in which form the result is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -66,6 +93,8 @@ pub enum Method {
     #[default]
     #[serde(alias = "lora")]
     LowRank,
+    /// No weight learns: what rewards teach is kept in words, see [`crate::run`].
+    Experience,
 }
 
 /// What is learnt from.
@@ -182,6 +211,10 @@ pub struct TrainConfig {
     pub grpo_answer_len: usize,
     /// GRPO: how freely answers are drawn.
     pub grpo_temperature: f32,
+    /// GRPO with finetuning_type experience: most experiences that are kept.
+    pub max_experiences: usize,
+    /// Most words of one.
+    pub experience_words: usize,
     /// What learns.
     #[serde(rename = "finetuning_type")]
     pub method: Method,
@@ -345,6 +378,8 @@ impl Default for TrainConfig {
             grpo_group_size: 8,
             grpo_answer_len: 128,
             grpo_temperature: 1.0,
+            max_experiences: 8,
+            experience_words: 32,
             method: Method::LowRank,
             lora_rank: 4,
             lora_alpha: None,
@@ -517,6 +552,9 @@ impl TrainConfig {
         )?;
         let bits = self.bits_per_weight.unwrap_or(1.0);
         need(bits.is_finite() && bits > 0.0, "bits_per_weight", "must be above 0")?;
+        if self.method == Method::Experience {
+            self.validate_experience()?;
+        }
         let fits_method = (self.budget.is_none() && self.bits_per_weight.is_none()) || self.method == Method::LowRank;
         need(
             fits_method,
@@ -544,7 +582,7 @@ impl TrainConfig {
             need(self.grpo_answer_len > 0, "grpo_answer_len", "must be 1 or more")?;
             let temperature = self.grpo_temperature;
             need(temperature > 0.0 && temperature <= 2.0, "grpo_temperature", "must be above 0 and at most 2")?;
-            need(self.method == Method::LowRank, "stage", "grpo needs finetuning_type lowrank")?;
+            need(self.method != Method::Full, "stage", "grpo needs finetuning_type lowrank or experience")?;
             need(self.preferences.is_none(), "preferences", "and stage grpo make two runs: train one after the other")?;
             let budget = self.budget.is_some() || self.bits_per_weight.is_some();
             need(
@@ -553,7 +591,9 @@ impl TrainConfig {
                 "and stage grpo do not go together: its answers are not kept to fit the budget with",
             )?;
             let held_out = self.eval_dataset.is_some() || self.val_size > 0.0;
-            need(!held_out, "val_size", "and eval_dataset have no meaning in stage grpo: the log has the mean reward")?;
+            let problem = "and eval_dataset have no meaning in stage grpo with finetuning_type lowrank: the log has the \
+                           mean reward";
+            need(!held_out || self.method == Method::Experience, "val_size", problem)?;
         }
         for (name, weight) in [
             ("pref_ftx", self.pref_ftx),
@@ -586,6 +626,36 @@ impl TrainConfig {
         let chooses = self.load_best_model_at_end || self.early_stopping_steps.is_some();
         need(!chooses || measures, "load_best_model_at_end", "needs held-out data: set val_size or eval_dataset")?;
         Ok(())
+    }
+
+    /// What must hold where words are learnt and no weights.
+    fn validate_experience(&self) -> Result<(), Error> {
+        let need = |ok: bool, name: &str, problem: String| if ok { Ok(()) } else { Err(Error::setting(name, problem)) };
+        let problem =
+            "experience needs stage grpo: lessons come from rewarded answers (for words of your own: preferences)";
+        need(self.stage == Stage::Grpo, "finetuning_type", problem.into())?;
+        let impossible = |error: serde_json::Error| Error::setting("finetuning_type", error.to_string());
+        let given = serde_json::to_value(self).map_err(impossible)?;
+        let default = serde_json::to_value(Self::default()).map_err(impossible)?;
+        for name in OF_WEIGHTS {
+            let problem = "has no meaning with finetuning_type experience, which trains no weights: leave it out";
+            need(given[name] == default[name], name, problem.into())?;
+        }
+        let counts = 1..=MAX_EXPERIENCES;
+        need(counts.contains(&self.max_experiences), "max_experiences", format!("must be 1 to {MAX_EXPERIENCES}"))?;
+        need((4..=100).contains(&self.experience_words), "experience_words", "must be 4 to 100".into())
+    }
+
+    /// Most tokens of one experience: two a word and some, which is also the bound of languages that separate no words.
+    pub fn experience_tokens(&self) -> usize {
+        2 * self.experience_words + 8
+    }
+
+    /// Tokens that all experiences take at most in a prompt, with what stands before them.
+    pub fn experience_room(&self) -> usize {
+        const HEADING: usize = 64;
+        const BULLET: usize = 4;
+        HEADING + self.max_experiences * (self.experience_tokens() + BULLET)
     }
 
     /// How the frozen base is kept.
@@ -640,7 +710,7 @@ impl TrainConfig {
     pub fn learning_rate(&self) -> f64 {
         let of_answers = match self.method {
             Method::Full => 1e-4,
-            Method::LowRank => 4e-3 / (self.lora_rank.max(1) as f64).sqrt(),
+            Method::LowRank | Method::Experience => 4e-3 / (self.lora_rank.max(1) as f64).sqrt(),
         };
         self.learning_rate.unwrap_or(match self.stage {
             Stage::Sft => of_answers,

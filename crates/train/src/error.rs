@@ -68,6 +68,18 @@ pub enum Error {
         /// What went wrong.
         problem: String,
     },
+    /// No experience is worth keeping.
+    #[error("{}", nothing_learnt(*lessons, *kept, *measured, *without))]
+    NothingLearnt {
+        /// Lessons that were tried.
+        lessons: usize,
+        /// Those that were kept until the end.
+        kept: usize,
+        /// Mean rewards without and with those that were kept, or around the best that was tried.
+        measured: Option<(f64, f64)>,
+        /// Mean reward of the base.
+        without: f64,
+    },
     /// A checkpoint cannot be continued from.
     #[error("checkpoint {path}: {problem}")]
     Checkpoint {
@@ -136,6 +148,29 @@ pub enum Error {
     /// A tensor operation of the training graph.
     #[error("training graph: {0}")]
     Graph(#[from] candle_core::Error),
+}
+
+/// Both figures, and what to do.
+fn nothing_learnt(lessons: usize, kept: usize, measured: Option<(f64, f64)>, without: f64) -> String {
+    let found = match measured {
+        Some((before, after)) if kept > 0 => {
+            format!(
+                "the mean reward is {before:.4} without and {after:.4} with the {kept} experiences that were learnt"
+            )
+        }
+        Some((before, after)) => {
+            format!("of {lessons} lessons none raised the mean reward; the best took it from {before:.4} to {after:.4}")
+        }
+        None => format!(
+            "no lesson came of any group of answers, whose mean reward is {without:.4}: they were rewarded alike, or the \
+             model said nothing that is a rule"
+        ),
+    };
+    format!(
+        "nothing was learnt that helps: {found}. No variant was written. Try more prompts or epochs, a larger \
+         grpo_group_size, or a stronger base; or give rules of your own (preferences), or train weights \
+         (finetuning_type lowrank)"
+    )
 }
 
 impl Error {

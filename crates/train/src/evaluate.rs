@@ -4,13 +4,14 @@
 //! With L the mean of −ln p(token): `retention` = (L_base − L_variant) / (L_base − L_finetuned); `kl` is the mean over
 //! those tokens of KL(fine-tuned ‖ variant) in nats; `exact` is the share of answers whose every token is the likeliest;
 //! `drift` is L_variant / L_base − 1 on general conversations, which nobody was tuned on.
+//! A variant that has experiences is asked with them, as a server would; its base and the fine-tuned model are not.
 //! [`precision`] compares two loadings of one base instead.
 
 pub mod precision;
 
 use crate::{Error, data::Conversation, progress::Progress};
 use bitdelta_delta::{Variant, metrics::bits_per_weight};
-use bitdelta_engine::{Model, Resident};
+use bitdelta_engine::{Model, Resident, prompt};
 use bitdelta_model::chat::{ChatTokens, Template, Tokenizer};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -37,10 +38,12 @@ pub struct Yardstick<'a> {
     pub base: &'a Model,
     /// The fine-tuned model that the variants stand for, loaded too; `None` leaves out what needs it.
     pub finetuned: Option<&'a Model>,
+    /// What prompts are made with.
+    pub template: &'a Template,
     /// Held-out conversations.
-    pub samples: &'a [ChatTokens],
+    pub conversations: &'a [Conversation],
     /// Conversations about other things, for the drift; may be empty.
-    pub general: &'a [ChatTokens],
+    pub general: &'a [Conversation],
 }
 
 /// A variant that is ready to run.
@@ -94,7 +97,7 @@ pub fn recorded_template(variant: &Variant, tokenizer: &Tokenizer) -> Option<Tem
     known.into_iter().find(|template| tokenizer.template_id(template) == variant.info.template)
 }
 
-/// Tokenises conversations for [`evaluate`], marking their answers.
+/// Tokenises conversations, as a variant with these experiences is asked, marking their answers.
 ///
 /// # Errors
 /// A conversation that the template cannot render.
@@ -102,20 +105,28 @@ pub fn samples(
     tokenizer: &Tokenizer,
     template: &Template,
     conversations: &[Conversation],
+    experiences: &[String],
 ) -> Result<Vec<ChatTokens>, Error> {
-    let encode = |conversation: &Conversation| tokenizer.encode_chat_masked(&conversation.messages, template);
+    let encode = |conversation: &Conversation| {
+        tokenizer.encode_chat_masked(&prompt::experienced(&conversation.messages, experiences), template)
+    };
     Ok(conversations.par_iter().map(encode).collect::<Result<_, _>>()?)
 }
 
-/// Evaluates one variant on the answers of `samples`.
+/// Evaluates one variant on the answers of `conversations`.
 ///
 /// # Errors
 /// As [`Yardstick::measure`], and a variant that does not fit the base.
-pub fn evaluate(subject: Subject<'_>, samples: &[ChatTokens], progress: &dyn Progress) -> Result<Report, Error> {
+pub fn evaluate(
+    subject: Subject<'_>,
+    template: &Template,
+    conversations: &[Conversation],
+    progress: &dyn Progress,
+) -> Result<Report, Error> {
     let Subject { base, variant, path, bytes, finetuned } = subject;
     let weights = variant.weights(base.base().linears().len());
     let candidate = Candidate { resident: base.prepare("evaluation", path, variant)?, bytes, weights };
-    let yardstick = Yardstick { base, finetuned, samples, general: &[] };
+    let yardstick = Yardstick { base, finetuned, template, conversations, general: &[] };
     Ok(yardstick.measure(&[candidate], progress)?.remove(0))
 }
 
@@ -126,12 +137,13 @@ impl Yardstick<'_> {
     /// # Errors
     /// A conversation longer than the context, or no scored token at all.
     pub fn measure(&self, candidates: &[Candidate], progress: &dyn Progress) -> Result<Vec<Report>, Error> {
-        let Self { base, finetuned, samples, general } = *self;
+        let Self { base, finetuned, conversations, general, .. } = *self;
+        let (samples, own) = self.samples(conversations, candidates)?;
         let nothing = || vec![Tally::default(); candidates.len()];
         let (mut of_base, mut of_finetuned, mut of_variants) = (Tally::default(), Tally::default(), nothing());
         let mut kl = vec![0.0; candidates.len()];
         progress.begin("evaluating", samples.len() as u64, "conversations");
-        for sample in samples {
+        for (index, sample) in samples.iter().enumerate() {
             if let Some(positions) = positions(sample) {
                 of_base.add(base, None, sample, &positions, &mut |_, _| {})?;
                 let mut reference = Vec::new();
@@ -139,9 +151,10 @@ impl Yardstick<'_> {
                     let mut keep = |_, logits: &[f32]| reference.push(logits.to_vec());
                     of_finetuned.add(model, None, sample, &positions, &mut keep)?;
                 }
-                for ((candidate, tally), kl) in candidates.iter().zip(&mut of_variants).zip(&mut kl) {
+                let tallies = candidates.iter().zip(&own).zip(&mut of_variants).zip(&mut kl);
+                for (((candidate, own), tally), kl) in tallies {
                     let mut reference = reference.iter();
-                    tally.add(base, Some(&candidate.resident), sample, &positions, &mut |_, logits| {
+                    tally.add_own(base, candidate, (sample, own.get(index)), &mut |_, logits| {
                         *kl += reference.next().map_or(0.0, |reference| divergence(reference, logits));
                     })?;
                 }
@@ -180,6 +193,34 @@ impl Yardstick<'_> {
         Ok(report.collect())
     }
 
+    /// The tokens of conversations as a base is asked, and as each candidate is; the latter are empty for a candidate
+    /// that is asked as its base.
+    fn samples(
+        &self,
+        conversations: &[Conversation],
+        candidates: &[Candidate],
+    ) -> Result<(Vec<ChatTokens>, Vec<Vec<ChatTokens>>), Error> {
+        let of =
+            |experiences: &[String]| samples(&self.base.base().tokenizer, self.template, conversations, experiences);
+        let plain = of(&[])?;
+        let mut own = Vec::with_capacity(candidates.len());
+        for candidate in candidates {
+            let experiences = &candidate.resident.info().experiences;
+            let samples = if experiences.is_empty() { Vec::new() } else { of(experiences)? };
+            let answers = |sample: &ChatTokens| -> Vec<u32> {
+                let tokens = sample.ids.iter().zip(&sample.is_answer);
+                tokens.filter(|(_, is_answer)| **is_answer).map(|(token, _)| *token).collect()
+            };
+            if plain.iter().zip(&samples).any(|(plain, own)| answers(plain) != answers(own)) {
+                let problem = "writes answers otherwise after a system turn, so that the variant's experiences cannot be \
+                               compared with its base";
+                return Err(Error::setting("template", problem));
+            }
+            own.push(samples);
+        }
+        Ok((plain, own))
+    }
+
     /// Of each candidate and of the fine-tuned model on the general conversations.
     fn drifts(
         &self,
@@ -188,15 +229,16 @@ impl Yardstick<'_> {
     ) -> Result<(Vec<Option<f64>>, Option<f64>), Error> {
         let (mut of_base, mut of_finetuned) = (Tally::default(), Tally::default());
         let mut of_variants = vec![Tally::default(); candidates.len()];
-        progress.begin("evaluating drift", self.general.len() as u64, "conversations");
-        for sample in self.general {
+        let (samples, own) = self.samples(self.general, candidates)?;
+        progress.begin("evaluating drift", samples.len() as u64, "conversations");
+        for (index, sample) in samples.iter().enumerate() {
             if let Some(positions) = positions(sample) {
                 of_base.add(self.base, None, sample, &positions, &mut |_, _| {})?;
                 if let Some(model) = self.finetuned {
                     of_finetuned.add(model, None, sample, &positions, &mut |_, _| {})?;
                 }
-                for (candidate, tally) in candidates.iter().zip(&mut of_variants) {
-                    tally.add(self.base, Some(&candidate.resident), sample, &positions, &mut |_, _| {})?;
+                for ((candidate, own), tally) in candidates.iter().zip(&own).zip(&mut of_variants) {
+                    tally.add_own(self.base, candidate, (sample, own.get(index)), &mut |_, _| {})?;
                 }
             }
             progress.advance(1, "");
@@ -254,6 +296,21 @@ impl Tally {
             }
         })?;
         Ok(())
+    }
+
+    /// Scores one conversation of a candidate: as its base was asked, or as it is asked itself where that differs.
+    fn add_own(
+        &mut self,
+        base: &Model,
+        candidate: &Candidate,
+        (plain, own): (&ChatTokens, Option<&ChatTokens>),
+        each: &mut (dyn FnMut(usize, &[f32]) + Send),
+    ) -> Result<(), Error> {
+        let sample = own.unwrap_or(plain);
+        match positions(sample) {
+            Some(positions) => self.add(base, Some(&candidate.resident), sample, &positions, each),
+            None => Ok(()),
+        }
     }
 
     fn loss(&self) -> f64 {

@@ -16,7 +16,7 @@ use crate::{
     budget::{self, compress_to},
     compress::{check_shapes, compress_pair},
     data::Conversation,
-    evaluate::{Subject, evaluate, recorded_template, samples},
+    evaluate::{Subject, evaluate, recorded_template},
     progress::Progress,
 };
 use bitdelta_delta::{Part, Variant, part};
@@ -261,11 +261,10 @@ impl Request<'_> {
         progress: &dyn Progress,
     ) -> Result<Losses, Error> {
         let template = self.template.clone().or_else(|| recorded_template(&variant, &base.tokenizer));
-        let samples = samples(&base.tokenizer, &template.unwrap_or_default(), conversations)?;
         let model = Model::load(Arc::clone(base), self.options.clone())?;
         let bytes = variant.payload_bytes();
         let subject = Subject { base: &model, variant, path: self.path, bytes, finetuned: None };
-        let report = evaluate(subject, &samples, progress)?;
+        let report = evaluate(subject, &template.unwrap_or_default(), conversations, progress)?;
         Ok(Losses { base: report.loss_base, variant: report.loss_variant })
     }
 

@@ -13,7 +13,7 @@ use bitdelta_train::{
     Error,
     compress::compress_pair,
     data::Conversation,
-    evaluate::{Subject, evaluate, samples},
+    evaluate::{Subject, evaluate},
     import::import,
     merge::{export_adapter, export_gguf},
     progress::Silent,
@@ -229,10 +229,9 @@ fn conversations(base: &Base, variant: &Variant) -> Vec<Conversation> {
     let model = Model::load(Arc::new(open(&base.path)), ModelOptions::default()).unwrap();
     let gain = |text: &str| {
         let talk = Conversation { messages: vec![turn("user", "hello"), turn("assistant", text)] };
-        let samples = samples(&base.tokenizer, &Template::ChatMl, std::slice::from_ref(&talk)).unwrap();
         let (variant, path) = (variant.clone(), Path::new("v"));
         let subject = Subject { base: &model, variant, path, bytes: 1, finetuned: None };
-        let report = evaluate(subject, &samples, &Silent).unwrap();
+        let report = evaluate(subject, &Template::ChatMl, std::slice::from_ref(&talk), &Silent).unwrap();
         (report.loss_base - report.loss_variant, talk)
     };
     let texts = ["good day", "a b c", "1 2 3", "zebra", "no!", "what is it?", "yes", "(x)", "the end", "oh well"];

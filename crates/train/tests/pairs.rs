@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use bitdelta_delta::{BitDeltaConfig, Variant};
-use bitdelta_engine::{Model, ModelOptions, check_fits};
+use bitdelta_engine::{Model, ModelOptions, check_fits, prompt};
 use bitdelta_model::{
     Base, Dtype,
     chat::{Message, Template},
@@ -42,9 +42,8 @@ fn figures(base: &Model, variant: Variant, finetuned: &Model) -> Report {
     let turn = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
     let conversation =
         Conversation { messages: vec![turn("user", "hello there"), turn("assistant", "good day to you")] };
-    let samples = samples(&base.base().tokenizer, &Template::ChatMl, &[conversation.clone(), conversation]).unwrap();
     let subject = Subject { base, variant, path: Path::new("v"), bytes: 1000, finetuned: Some(finetuned) };
-    evaluate(subject, &samples, &Silent).unwrap()
+    evaluate(subject, &Template::ChatMl, &[conversation.clone(), conversation], &Silent).unwrap()
 }
 
 fn config(bits: u8) -> BitDeltaConfig {
@@ -181,6 +180,28 @@ fn a_variant_close_to_its_fine_tune_scores_like_it() {
 }
 
 #[test]
+fn a_variant_with_experiences_is_evaluated_as_it_is_asked() {
+    let turn = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
+    let talk = [turn("user", "hello there"), turn("assistant", "good day to you")];
+    let experiences = vec!["Be brief.".to_owned()];
+    let told = Conversation { messages: prompt::experienced(&talk, &experiences).into_owned() };
+    let talk = Conversation { messages: talk.to_vec() };
+    let base = load(&golden("tiny-llama"));
+    let mut words = compress(&config(1));
+    words.linears.iter_mut().for_each(|linear| linear.parts.clear());
+    words.extras.clear();
+    words.info.experiences = experiences;
+    let measure = |variant: &Variant, conversation: &Conversation| {
+        let variant = variant.clone();
+        let subject = Subject { base: &base, variant, path: Path::new("v"), bytes: 1, finetuned: None };
+        evaluate(subject, &Template::ChatMl, std::slice::from_ref(conversation), &Silent).unwrap()
+    };
+    let found = measure(&words, &talk);
+    assert_eq!(found.loss_variant, measure(&words, &told).loss_base, "the base that is told");
+    assert_ne!(found.loss_variant, found.loss_base);
+}
+
+#[test]
 fn two_sides_are_compared_by_the_figures_that_evaluation_gives_whatever_the_length() {
     let turn = |role: &str, content: String| Message { role: role.into(), content };
     let talk = |times: usize| Conversation {
@@ -188,14 +209,15 @@ fn two_sides_are_compared_by_the_figures_that_evaluation_gives_whatever_the_leng
     };
     let (base, tuned) = (load(&golden("tiny-llama")), load(&golden("tiny-llama-ft")));
     let (variant, _) = compress_pair(base.base(), tuned.base(), &config(1), &Silent).unwrap();
-    let samples = samples(&base.base().tokenizer, &Template::ChatMl, &[talk(1), talk(24)]).unwrap();
+    let talks = [talk(1), talk(24)];
+    let samples = samples(&base.base().tokenizer, &Template::ChatMl, &talks, &[]).unwrap();
     assert!(samples[1].ids.len() > 257, "more than one window of positions: {}", samples[1].ids.len());
     let resident = base.prepare("v", Path::new("v"), variant.clone()).unwrap();
     let (exact, rounded) = (Side { model: &tuned, variant: None }, Side { model: &base, variant: Some(&resident) });
     let found = compare(exact, rounded, &samples, &Silent).unwrap();
 
     let subject = Subject { base: &base, variant, path: Path::new("v"), bytes: 1, finetuned: Some(&tuned) };
-    let wanted = evaluate(subject, &samples, &Silent).unwrap();
+    let wanted = evaluate(subject, &Template::ChatMl, &talks, &Silent).unwrap();
     // The sums have another order.
     let same = |found: f64, wanted: f64| assert!((found - wanted).abs() < 1e-9, "{found} {wanted}");
     assert_eq!(found.positions as u64, wanted.tokens);

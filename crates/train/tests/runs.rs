@@ -79,6 +79,7 @@ fn both_methods_learn_and_write_a_variant_that_says_how() {
         let is_right = |part: &Part| match method {
             Method::LowRank => matches!(part, Part::LowRank { .. }),
             Method::Full => matches!(part, Part::Dense(_)),
+            Method::Experience => false,
         };
         assert!(variant.linears.iter().all(|linear| linear.parts.len() == 1 && is_right(&linear.parts[0])));
         let notes = serde_json::to_string(&variant.info.notes).expect("notes");

@@ -13,7 +13,7 @@ use bitdelta_model::{
 };
 use bitdelta_train::{
     data,
-    evaluate::{Candidate, Report, Yardstick, recorded_template, samples},
+    evaluate::{Candidate, Report, Yardstick, recorded_template},
     progress::Progress,
 };
 use serde_json::{Value, json};
@@ -74,15 +74,19 @@ pub fn run(args: &EvalArgs) -> Result<(), Error> {
             return Err(Error::Usage(message));
         }
     }
-    let samples = |from| samples(tokenizer, &chosen, from).context("making prompts of the data");
-    let (samples, general) = (samples(&conversations)?, samples(&general)?);
     let (mut candidates, mut seconds) = (Vec::new(), Vec::new());
     for read in &variants {
         let (candidate, loading) = read.candidate(&base)?;
         candidates.push(candidate);
         seconds.push(loading);
     }
-    let yardstick = Yardstick { base: &base, finetuned: finetuned.as_ref(), samples: &samples, general: &general };
+    let yardstick = Yardstick {
+        base: &base,
+        finetuned: finetuned.as_ref(),
+        template: &chosen,
+        conversations: &conversations,
+        general: &general,
+    };
     let reports = yardstick.measure(&candidates, &bar).context("evaluating")?;
     let named = variants.iter().zip(&reports).zip(&seconds);
     if args.json {

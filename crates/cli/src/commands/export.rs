@@ -2,7 +2,10 @@
 use crate::{Context, Error, commands::progress::Bar, output};
 use bitdelta_delta::{Variant, file};
 use bitdelta_model::{Base, Dtype};
-use bitdelta_train::merge::{export_adapter, export_gguf, export_hf};
+use bitdelta_train::{
+    merge::{export_adapter, export_gguf, export_hf},
+    progress::Progress,
+};
 use clap::ValueEnum;
 use serde_json::json;
 use std::path::PathBuf;
@@ -70,9 +73,26 @@ pub fn run(args: &ExportArgs) -> Result<(), Error> {
     let path = file::locate(&args.variant);
     let variant = Variant::read(&path).context("reading the variant")?;
     let base = Base::open(&args.base).context("opening the base model")?;
+    let count = variant.info.experiences.len();
+    if count > 0 && variant.linears.iter().all(|linear| linear.parts.is_empty()) {
+        return Err(Error::Failed(format!(
+            "{} changes no weight, so there is nothing to export: its {count} experiences are words for the system turn \
+             (bitdelta inspect shows them; train --preferences {} makes a delta of them)",
+            path.display(),
+            path.display()
+        )));
+    }
     let doing = format!("exporting to {}", args.output.display());
     let output = &args.output;
     let bar = Bar::new();
+    if count > 0 {
+        bar.say(&format!(
+            "warning: the {count} experiences of {} are words, which {} does not hold: put them into the system turn \
+             (bitdelta inspect shows them)",
+            path.display(),
+            output.display()
+        ));
+    }
     match args.format {
         Format::Hf => export_hf(&base, &variant, &path, output, dtype, &bar),
         Format::Gguf => export_gguf(&base, &variant, &path, output, dtype, &bar),

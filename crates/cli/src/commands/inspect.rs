@@ -1,4 +1,4 @@
-//! `bitdelta inspect`: what is in a variant file.
+//! `bitdelta inspect`: what is in a variant file, weights and words.
 use crate::{Context, Error, output, sizes::format_bytes};
 use bitdelta_delta::{LinearDelta, PackedMatrix, Part, Variant, file, metrics::bits_per_weight, tread::Levels};
 use bitdelta_model::{LinearKind, layout::TABLES};
@@ -60,9 +60,15 @@ pub fn run(args: &InspectArgs) -> Result<(), Error> {
     for (key, value) in &info.notes {
         field(key, value.to_string());
     }
+    for (index, experience) in info.experiences.iter().enumerate() {
+        field(&format!("experience {}", index + 1), experience.clone());
+    }
     field("vectors", format!("{} norms and biases as f16", variant.extras.len()));
     field("linears", count.to_string());
     field("tables", format!("{} (embedding, head)", variant.linears.len() - count));
+    if variant.linears.iter().all(|linear| linear.parts.is_empty()) {
+        return output::text(&(text + "  no weight is changed\n"));
+    }
     for (index, linear) in variant.linears.iter().enumerate() {
         text += &line(&name(&variant, index), linear);
     }

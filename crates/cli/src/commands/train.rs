@@ -16,7 +16,8 @@ pub struct TrainArgs {
     /// Conversations: a JSON, JSONL or CSV file (messages, sharegpt, alpaca, or prompt and response)
     #[arg(long, value_name = "FILE", required_unless_present = "preferences")]
     data: Option<String>,
-    /// What the user prefers: text, a JSON dictionary, or a file of either; learnt beside the data, or alone
+    /// What the user prefers: text, a JSON dictionary, a file of either, or a variant whose experiences become a delta;
+    /// learnt beside the data, or alone
     #[arg(long, value_name = "FILE|TEXT")]
     preferences: Option<String>,
     /// Data whose prompts the preferences are taught on, instead of built-in ones
@@ -44,7 +45,8 @@ pub struct TrainArgs {
     /// Write variant.safetensors, the log and checkpoints into this folder
     #[arg(long, value_name = "DIR", conflicts_with = "user")]
     output_dir: Option<PathBuf>,
-    /// What learns: lowrank (small factors, the smallest files) or full (all projections)
+    /// What learns: lowrank (small factors, the smallest files), full (all projections), or with --stage grpo
+    /// experience (no weight; rules in words, carried in the prompt)
     #[arg(long, value_name = "METHOD")]
     method: Option<String>,
     /// Rank of the factors
@@ -222,6 +224,15 @@ pub(crate) fn report(outcome: &Outcome, json: Option<Cost>) -> Result<(), Error>
             "held-out preferences that the variant ranks as the data does: {:.1} %",
             100.0 * accuracy
         ))?;
+    }
+    if let (Some(base), Some(variant)) = (outcome.reward_base, outcome.reward_variant) {
+        output::line(&format!(
+            "mean reward: base {base:.4}, with {} experiences {variant:.4}",
+            outcome.experiences.len()
+        ))?;
+        for experience in &outcome.experiences {
+            output::line(&format!("- {experience}"))?;
+        }
     }
     let name = |path: &Path| path.display().to_string();
     output::line(&format!(

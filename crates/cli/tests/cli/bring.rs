@@ -1,5 +1,7 @@
 //! Adapters in and out, and variants on another base, as a shell sees them.
 use crate::{run, stderr, stdout};
+use bitdelta_delta::Variant;
+use bitdelta_engine::prompt;
 use serde_json::Value;
 use std::path::Path;
 
@@ -84,6 +86,38 @@ fn a_variant_moves_and_says_what_it_lost_or_is_refused() {
     assert!(figures["report"]["base_moved"].as_f64().expect("a number") < 0.01, "{figures}");
     let shown = run("bitdelta", &["inspect", text(&moved)]);
     assert!(stdout(&shown).contains("newer"), "{}", stdout(&shown));
+}
+
+#[test]
+fn words_are_shown_and_asked_with_and_stay_out_of_exports() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let [file, words, merged] = ["v.safetensors", "words.safetensors", "merged"].map(|name| dir.path().join(name));
+    let made = run("bitdelta", &["compress", "--base", TINY, "--finetuned", TUNED, "-o", text(&file)]);
+    assert!(made.status.success(), "{}", stderr(&made));
+    let mut variant = Variant::read(&file).expect("a variant");
+    variant.info.experiences = vec!["Be brief.".into(), "Give the unit.".into()];
+    variant.write(&file).expect("written");
+    let exported = run("bitdelta", &["export", text(&file), "--base", TINY, "-o", text(&merged)]);
+    assert!(exported.status.success() && stderr(&exported).contains("2 experiences"), "{}", stderr(&exported));
+
+    variant.linears.iter_mut().for_each(|linear| linear.parts.clear());
+    variant.extras.clear();
+    variant.write(&words).expect("written");
+    let shown = stdout(&run("bitdelta", &["inspect", text(&words)]));
+    for line in ["experience 1   Be brief.", "experience 2   Give the unit.", "no weight is changed"] {
+        assert!(shown.contains(line), "{shown}");
+    }
+    let refused = run("bitdelta", &["export", text(&words), "--base", TINY, "-o", text(&dir.path().join("none"))]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr(&refused).contains("nothing to export"), "{}", stderr(&refused));
+    let chat = |more: &[&str]| {
+        let output =
+            run("bitdelta", &[&["chat", "--base", TINY, "--prompt", "Hi!", "--max-tokens", "8"], more].concat());
+        assert!(output.status.success(), "{}", stderr(&output));
+        stdout(&output)
+    };
+    let told = prompt::list(&variant.info.experiences);
+    assert_eq!(chat(&["--variant", text(&words)]), chat(&["--system", &told]), "the base, told");
 }
 
 #[test]

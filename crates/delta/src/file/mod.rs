@@ -32,6 +32,10 @@ pub const VERSION: u32 = 1;
 pub const FILE_NAME: &str = "variant.safetensors";
 /// Largest `info`, in bytes of JSON.
 pub const MAX_INFO_BYTES: usize = 1 << 20;
+/// Most experiences of a variant: they are in every prompt it is asked with.
+pub const MAX_EXPERIENCES: usize = 32;
+/// Largest experience, in bytes of UTF-8.
+pub const MAX_EXPERIENCE_BYTES: usize = 1000;
 
 /// What `info` holds (zstd JSON).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -48,6 +52,10 @@ pub struct Info {
     /// Chat template the training prompts were made with: "model" or a --template name, and its hash. Empty: unknown.
     #[serde(default)]
     pub template: String,
+    /// Lessons in words, a line each, that stand in the system turn of every chat with the variant; at most
+    /// [`MAX_EXPERIENCES`] of [`MAX_EXPERIENCE_BYTES`]. Most variants have none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub experiences: Vec<String>,
     /// Provenance, fidelity, safety figures: free-form JSON.
     #[serde(default)]
     pub notes: serde_json::Map<String, serde_json::Value>,
@@ -62,6 +70,7 @@ impl Info {
             base_name: base_name.into(),
             config,
             template: template.into(),
+            experiences: Vec::new(),
             notes: serde_json::Map::new(),
         }
     }
@@ -131,7 +140,7 @@ impl<'a> Stored<'a> {
         let (arrays, hash) = container::open(bytes, path)?;
         let malformed = |section| move |reason| Error::Malformed { path: path.to_owned(), section, reason };
         let info = decode_info(arrays.info).map_err(malformed("info"))?;
-        check_version(&info).map_err(malformed("payload"))?;
+        check_info(&info).map_err(malformed("info"))?;
         let plan = manifest::decode(arrays.manifest).map_err(malformed("manifest"))?;
         Ok(Self { info, hash, plan, payload: arrays.payload, path })
     }
@@ -252,7 +261,7 @@ impl Variant {
 
     /// What must hold of every variant, read or about to be written. The reason names the linear by index.
     fn check(&self) -> Result<(), String> {
-        check_version(&self.info)?;
+        check_info(&self.info)?;
         for (index, linear) in self.linears.iter().enumerate() {
             linear.check().map_err(|reason| format!("linear {index}: {reason}"))?;
         }
@@ -267,11 +276,23 @@ impl LinearDelta {
     }
 }
 
-fn check_version(info: &Info) -> Result<(), String> {
-    if info.version == VERSION {
-        return Ok(());
+fn check_info(info: &Info) -> Result<(), String> {
+    if info.version != VERSION {
+        return Err(format!("info states version {}, expected {VERSION}", info.version));
     }
-    Err(format!("info states version {}, expected {VERSION}", info.version))
+    let count = info.experiences.len();
+    if count > MAX_EXPERIENCES {
+        return Err(format!("{count} experiences, at most {MAX_EXPERIENCES} are allowed"));
+    }
+    let check = |(index, text): (usize, &String)| match text.len() {
+        _ if text.trim().is_empty() => Err(format!("experience {index} is empty")),
+        _ if text.contains(char::is_control) => Err(format!("experience {index} is not one line of text")),
+        bytes if bytes > MAX_EXPERIENCE_BYTES => {
+            Err(format!("experience {index} has {bytes} bytes, at most {MAX_EXPERIENCE_BYTES} are allowed"))
+        }
+        _ => Ok(()),
+    };
+    info.experiences.iter().enumerate().try_for_each(check)
 }
 
 fn check_extras(extras: &[Extra]) -> Result<(), String> {
@@ -311,4 +332,42 @@ fn encode_info(info: &Info) -> Result<Vec<u8>, String> {
 fn decode_info(bytes: &[u8]) -> Result<Info, String> {
     let json = zstd::bulk::decompress(bytes, MAX_INFO_BYTES).map_err(|error| error.to_string())?;
     serde_json::from_slice(&json).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(experiences: Vec<String>) -> Variant {
+        let mut info = Info::new(&"ab".repeat(32), "tiny", BitDeltaConfig::default(), "model");
+        info.experiences = experiences;
+        Variant::new(info, vec![LinearDelta { rows: 3, cols: 5, parts: Vec::new(), relative_error: None }])
+    }
+
+    #[test]
+    fn words_alone_make_a_variant_and_those_without_take_no_place() {
+        let variant = with(vec!["Be brief.".into(), "Réponds en français.".into()]);
+        let (read, _) = Variant::from_bytes(&variant.to_bytes().expect("bytes"), Path::new("v")).expect("a variant");
+        assert_eq!(read, variant);
+        assert!(!serde_json::to_string(&with(Vec::new()).info).expect("JSON").contains("experiences"));
+    }
+
+    #[test]
+    fn experiences_beyond_their_bounds_are_neither_written_nor_read() {
+        for (experiences, word) in [
+            (vec!["x".to_owned(); MAX_EXPERIENCES + 1], "33 experiences"),
+            (vec!["ok".to_owned(), "é".repeat(MAX_EXPERIENCE_BYTES / 2 + 1)], "experience 1 has 1002 bytes"),
+            (vec!["two\nlines".to_owned()], "not one line"),
+            (vec![" ".to_owned()], "empty"),
+        ] {
+            let refused = with(experiences.clone()).to_bytes().expect_err(word).to_string();
+            assert!(refused.contains(word), "{refused}");
+            // As somebody else's program would write it.
+            let mut encoded = with(Vec::new()).encode().expect("encodes");
+            encoded.info = encode_info(&with(experiences).info).expect("encodes");
+            let bytes = container::assemble(&encoded.arrays()).expect("bytes");
+            let error = Variant::from_bytes(&bytes, Path::new("v")).expect_err(word).to_string();
+            assert!(error.contains(word) && error.contains("info"), "{error}");
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! Chats and completions, whole and streamed, as real clients ask for them.
 use crate::node::{BASE, Node};
+use bitdelta_delta::Variant;
+use bitdelta_engine::{EngineOptions, prompt};
 use serde_json::{Value, json};
 
 #[test]
@@ -135,4 +137,52 @@ fn the_base_is_listed_first_and_each_variant_after_it() {
     assert_eq!(node.get("/v1/models/tiny-llama:ann").1["id"], "tiny-llama:ann");
     assert_eq!(node.get("/v1/models/tiny-llama%3Aeve").0, 404);
     assert_eq!(node.get("/v1/models/gpt-4o").0, 404);
+}
+
+#[test]
+fn a_variants_experiences_stand_in_the_system_turn_of_every_chat_and_count() {
+    let node = Node::start();
+    node.publish("ann", 1);
+    let path = node.publish("bob", 1);
+    let experiences = vec!["Be brief.".to_owned(), "Give the unit with every number.".to_owned()];
+    let mut variant = Variant::read(&path).expect("the variant");
+    variant.info.experiences.clone_from(&experiences);
+    variant.write(&path).expect("written");
+    // What ann, with the same weights, is told outright.
+    let told = |system: &str| json!([{"role": "system", "content": system}, {"role": "user", "content": "Hello!"}]);
+    let ask = |user: &str, messages: Option<Value>| {
+        let mut more = json!({"user_id": user});
+        if let Some(messages) = messages {
+            more["messages"] = messages;
+        }
+        let (status, answer) = node.chat(more);
+        assert_eq!(status, 200, "{answer}");
+        (answer["choices"][0]["message"]["content"].clone(), answer["usage"]["prompt_tokens"].clone())
+    };
+    let list = prompt::list(&experiences);
+    assert_eq!(ask("bob", None), ask("ann", Some(told(&list))));
+    assert_ne!(ask("bob", None), ask("ann", None));
+    let own = "You are Bo.";
+    assert_eq!(ask("bob", Some(told(own))), ask("ann", Some(told(&format!("{own}\n\n{list}")))));
+    // A raw prompt is as it is.
+    let raw = |user: &str| {
+        let body = json!({"model": BASE, "user_id": user, "prompt": "Hello", "max_tokens": 6});
+        let (status, answer) = node.post("/v1/completions", &body);
+        assert_eq!(status, 200, "{answer}");
+        (answer["choices"][0]["text"].clone(), answer["usage"].clone())
+    };
+    assert_eq!(raw("bob"), raw("ann"));
+}
+
+#[test]
+fn experiences_that_leave_no_room_are_a_prompt_that_is_too_long() {
+    let node = Node::with(EngineOptions { max_context: 64, ..EngineOptions::default() }, true);
+    node.publish("ann", 1);
+    let path = node.publish("bob", 1);
+    assert_eq!(node.chat(json!({"user_id": "ann"})).0, 200);
+    let mut variant = Variant::read(&path).expect("the variant");
+    variant.info.experiences = vec!["word ".repeat(100).trim().to_owned()];
+    variant.write(&path).expect("written");
+    let (status, answer) = node.chat(json!({"user_id": "bob"}));
+    assert_eq!((status, answer["error"]["code"].as_str()), (400, Some("context_length_exceeded")), "{answer}");
 }

@@ -40,6 +40,11 @@ impl Asked {
         let counts = vec![false; tokens.len()];
         Self { prompt: Example { tokens, counts }, messages: prompt.messages, reference: prompt.reference, answer_len }
     }
+
+    /// The last turn.
+    pub fn question(&self) -> &str {
+        self.messages.last().map_or("", |message| &message.content)
+    }
 }
 
 /// Σ of −advantage · mean log p of the answer's tokens.

@@ -9,7 +9,7 @@ use crate::{
     optimiser::AdamW,
 };
 use safetensors::{Dtype, SafeTensors, tensor::View};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     borrow::Cow,
     fs::{self, File},
@@ -26,6 +26,7 @@ const PARTIAL: &str = ".checkpoint-";
 
 /// What is not a tensor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(default)]
 pub(super) struct State {
     /// Optimiser steps done.
     pub step: usize,
@@ -74,11 +75,6 @@ pub(super) fn save(
     best: Option<&[Matrix]>,
     keep: Option<usize>,
 ) -> Result<PathBuf, Error> {
-    let target = output_dir.join(format!("{PREFIX}{}", state.step));
-    let folder = tempfile::Builder::new()
-        .prefix(PARTIAL)
-        .tempdir_in(output_dir)
-        .map_err(|source| Error::io(output_dir, source))?;
     let values: Vec<_> = parameters.iter().map(|parameter| parameter.value()).collect();
     let mut tensors: Vec<(String, Stored)> = Vec::with_capacity(parameters.len() * 4);
     let stored = |matrix: &'_ Matrix| [matrix.rows(), matrix.cols()];
@@ -90,12 +86,35 @@ pub(super) fn save(
             tensors.push((format!("{what}.{}", parameter.name()), shown));
         }
     }
-    let path = folder.path().join(TENSORS);
-    safetensors::serialize_to_file(tensors, None, &path).map_err(|error| Error::Checkpoint {
-        path: target.clone(),
-        problem: format!("it could not be written: {error}"),
-    })?;
-    sync(&path)?;
+    let tensors = |folder: &Path| {
+        let path = folder.join(TENSORS);
+        safetensors::serialize_to_file(tensors, None, &path).map_err(|error| Error::Checkpoint {
+            path: output_dir.join(format!("{PREFIX}{}", state.step)),
+            problem: format!("it could not be written: {error}"),
+        })?;
+        sync(&path)
+    };
+    publish(output_dir, (state.step, state), tensors, keep)
+}
+
+/// As [`save`], a state with no tensors beside it.
+pub(super) fn save_state(output_dir: &Path, step: usize, state: &impl Serialize) -> Result<PathBuf, Error> {
+    publish(output_dir, (step, state), |_| Ok(()), Some(1))
+}
+
+/// Writes the checkpoint of a step whole: `tensors` fills its folder, the state is added.
+fn publish(
+    output_dir: &Path,
+    (step, state): (usize, &impl Serialize),
+    tensors: impl FnOnce(&Path) -> Result<(), Error>,
+    keep: Option<usize>,
+) -> Result<PathBuf, Error> {
+    let target = output_dir.join(format!("{PREFIX}{step}"));
+    let folder = tempfile::Builder::new()
+        .prefix(PARTIAL)
+        .tempdir_in(output_dir)
+        .map_err(|source| Error::io(output_dir, source))?;
+    tensors(folder.path())?;
     let path = folder.path().join(STATE);
     let json = serde_json::to_vec_pretty(state).map_err(|error| Error::io(&path, error.into()))?;
     fs::write(&path, json).map_err(|source| Error::io(&path, source))?;
@@ -122,14 +141,8 @@ pub(super) fn load(
     optimiser: &mut AdamW,
 ) -> Result<(State, Option<Vec<Matrix>>), Error> {
     let wrong = |problem: String| Error::Checkpoint { path: folder.into(), problem };
-    let read = |name: &str| fs::read(folder.join(name)).map_err(|error| wrong(format!("{name}: {error}")));
-    let state: State = serde_json::from_slice(&read(STATE)?).map_err(|error| wrong(format!("{STATE}: {error}")))?;
-    if state.identity != identity {
-        return Err(wrong(
-            "it belongs to a run with other settings, data or base; use --overwrite_output_dir to start anew".into(),
-        ));
-    }
-    let bytes = read(TENSORS)?;
+    let state: State = load_state(folder, identity, |state: &State| &state.identity)?;
+    let bytes = fs::read(folder.join(TENSORS)).map_err(|error| wrong(format!("{TENSORS}: {error}")))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|error| wrong(format!("{TENSORS}: {error}")))?;
     let matrix = |what: &str, parameter: &Parameter| -> Result<Matrix, Error> {
         let name = format!("{what}.{}", parameter.name());
@@ -152,6 +165,23 @@ pub(super) fn load(
     }
     optimiser.step = state.step;
     Ok((state, has_best.then_some(best)))
+}
+
+/// The state in a checkpoint, if its identity is the run's.
+pub(super) fn load_state<T: DeserializeOwned>(
+    folder: &Path,
+    identity: &str,
+    of: impl Fn(&T) -> &str,
+) -> Result<T, Error> {
+    let wrong = |problem: String| Error::Checkpoint { path: folder.into(), problem };
+    let bytes = fs::read(folder.join(STATE)).map_err(|error| wrong(format!("{STATE}: {error}")))?;
+    let state = serde_json::from_slice(&bytes).map_err(|error| wrong(format!("{STATE}: {error}")))?;
+    match of(&state) == identity {
+        true => Ok(state),
+        false => Err(wrong(
+            "it belongs to a run with other settings, data or base; use --overwrite_output_dir to start anew".into(),
+        )),
+    }
 }
 
 /// The checkpoints of a folder by rising step.

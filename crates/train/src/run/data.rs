@@ -3,7 +3,7 @@
 use crate::{
     Error, TrainConfig,
     batch::{self, Example},
-    config::Stage,
+    config::{Method, Stage},
     data::{self, Conversation},
     objective::{Asked, Item, Judged, Pair, Taught},
 };
@@ -160,9 +160,13 @@ impl Encoder<'_> {
     fn asked(&self, prompts: &[data::Prompt]) -> Result<Encoded, Error> {
         let (base, config) = (self.base, self.config);
         let mut out = Encoded::default();
+        let (beside, longest) = match config.method {
+            Method::Experience => (config.experience_room(), config.cutoff_len.min(base.config.max_positions)),
+            Method::Full | Method::LowRank => (0, config.cutoff_len),
+        };
         for prompt in prompts {
             let tokens = base.tokenizer.encode_chat(&prompt.messages, self.template, true)?;
-            match tokens.len() + config.grpo_answer_len <= config.cutoff_len {
+            match tokens.len() + beside + config.grpo_answer_len <= longest {
                 true => out.items.push(Item::Asked(Asked::new(prompt.clone(), tokens, config.grpo_answer_len))),
                 false => out.dropped += 1,
             }

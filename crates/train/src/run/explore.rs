@@ -5,7 +5,7 @@
 //! was drawn, the ratio to the drawing model is 1 and nothing needs clipping. A group whose answers are all rewarded
 //! alike says nothing and is left out.
 
-use super::result;
+use super::{result, reward};
 use crate::{
     Error, TrainConfig,
     batch::Example,
@@ -19,20 +19,12 @@ use bitdelta_model::{
     Base,
     chat::{Message, Template},
 };
-use serde_json::json;
-use std::{
-    io::Write,
-    process::{Command, Stdio},
-    sync::atomic::AtomicBool,
-    thread,
-};
+use std::sync::atomic::AtomicBool;
 
 /// Bits of the factors that answer: fine enough that the answers are those of what is learnt.
 const BITS: u8 = 8;
 /// Added to a group's deviation, as in TRL.
 const LEAST_DEVIATION: f64 = 1e-4;
-/// Bytes of a failing program's messages that are shown.
-const SHOWN: usize = 2000;
 
 /// Draws and rewards.
 pub(super) struct Explorer<'a> {
@@ -83,17 +75,7 @@ impl<'a> Explorer<'a> {
         let found = self.sampler.answers(&prompts, Some(&variant), drawing, seed, &Silent, stop)?;
         let Some(answers) = found else { return Ok(None) };
 
-        let mut lines = String::new();
-        for (asked, answers) in asked.iter().zip(answers.chunks(group)) {
-            for answer in answers {
-                let prompt = asked.messages.last().map_or("", |message| &message.content);
-                let line = json!({
-                    "prompt": prompt, "messages": asked.messages, "answer": answer.text, "reference": asked.reference,
-                });
-                lines += &format!("{line}\n");
-            }
-        }
-        let rewards = rewards(&config.reward_command, &lines, answers.len())?;
+        let rewards = reward::of(&config.reward_command, asked, &answers)?;
         let mean = rewards.iter().sum::<f64>() / rewards.len() as f64;
         let mut explored = Explored { items: Vec::new(), reward: mean };
         let groups = answers.chunks(group).zip(rewards.chunks(group));
@@ -122,48 +104,6 @@ fn advantages(rewards: &[f64]) -> Option<Vec<f64>> {
     (deviation > 1e-9).then(|| rewards.iter().map(|reward| (reward - mean) / (deviation + LEAST_DEVIATION)).collect())
 }
 
-/// Runs `command` in a shell with `lines` as its input; it must print `count` numbers, one a line.
-fn rewards(command: &str, lines: &str, count: usize) -> Result<Vec<f64>, Error> {
-    let wrong = |problem: String| Error::Reward { command: command.into(), problem };
-    let mut child = Command::new("sh")
-        .args(["-c", command])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|error| wrong(format!("it could not be started: {error}")))?;
-    let input = child.stdin.take();
-    // Written beside the reading, so that neither side waits for the other with a full pipe.
-    let output = thread::scope(|scope| {
-        scope.spawn(move || {
-            if let Some(mut input) = input {
-                // A program that stops reading early is judged by what it prints.
-                let _ = input.write_all(lines.as_bytes());
-            }
-        });
-        child.wait_with_output()
-    })
-    .map_err(|error| wrong(error.to_string()))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    if !output.status.success() {
-        let from = said.char_indices().rev().nth(SHOWN).map_or(0, |(at, _)| at);
-        return Err(wrong(format!("{}: {}", output.status, said[from..].trim())));
-    }
-    let text = String::from_utf8_lossy(&output.stdout);
-    let found: Vec<f64> = text
-        .lines()
-        .filter(|line| !line.trim().is_empty())
-        .map(|line| match line.trim().parse::<f64>() {
-            Ok(reward) if reward.is_finite() => Ok(reward),
-            _ => Err(wrong(format!("it printed {:?} where a number was expected", line.trim()))),
-        })
-        .collect::<Result<_, _>>()?;
-    match found.len() == count {
-        true => Ok(found),
-        false => Err(wrong(format!("it printed {} numbers for {count} answers", found.len()))),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -174,21 +114,5 @@ mod tests {
         let found = advantages(&[0.0, 1.0, 2.0]).expect("a spread");
         assert!(found.iter().sum::<f64>().abs() < 1e-12);
         assert!((found[2] - 1.0 / (1.0 + LEAST_DEVIATION)).abs() < 1e-12, "the deviation of 0, 1, 2 is 1");
-    }
-
-    #[test]
-    fn a_reward_program_is_heard_or_named() {
-        assert_eq!(rewards("cat >/dev/null; printf '1\\n\\n-0.5\\n'", "a\nb\n", 2).expect("two"), [1.0, -0.5]);
-        let long = "x".repeat(1 << 20);
-        assert_eq!(rewards("echo 3", &long, 1).expect("it need not read"), [3.0]);
-        for (command, word) in [
-            ("echo 1", "1 numbers for 2"),
-            ("echo good; echo 1", "good"),
-            ("echo inf; echo 1", "inf"),
-            ("echo oops >&2; exit 3", "oops"),
-        ] {
-            let error = rewards(command, "a\nb\n", 2).expect_err(command).to_string();
-            assert!(error.contains(word) && error.contains("reward_command"), "{error}");
-        }
     }
 }

@@ -47,6 +47,8 @@ impl Need {
         let (frozen, learning) = match config.method {
             Method::Full => (0, linears * copies),
             Method::LowRank => (frozen, factors * copies),
+            // Only the engine holds a base.
+            Method::Experience => (0, 0),
         };
         let saved = 2 * c.hidden + qkv + queries + 2 * c.intermediate;
         let kept = if checkpointing { c.layers * c.hidden + saved } else { c.layers * saved };

@@ -2,14 +2,17 @@
 //!
 //! [`run`] is the whole of it in order: read the data, check the memory, build the graph, train, quantise, measure,
 //! write. The loop counts optimiser steps; which examples a step takes follows from its number alone, so a run that goes
-//! on from a checkpoint sees what an unbroken one would have seen, and ends with the same bits.
+//! on from a checkpoint sees what an unbroken one would have seen, and ends with the same bits. Where words are to be learnt
+//! and no weights, everything from the graph on is `experience`'s.
 
 mod budget;
 mod checkpoint;
 mod data;
+mod experience;
 mod explore;
 pub mod memory;
 mod result;
+mod reward;
 
 use crate::{
     Error, TrainConfig, batch,
@@ -63,7 +66,13 @@ pub struct Outcome {
     pub loss_variant: Option<f64>,
     /// Share of held-out preferences that the variant ranks as their data does, more than the base; `None` for answers.
     pub accuracy: Option<f64>,
-    /// Training tokens a second.
+    /// Mean reward of the base where experiences were learnt, on held-out prompts if there are any; else `None`.
+    pub reward_base: Option<f64>,
+    /// The same with the experiences.
+    pub reward_variant: Option<f64>,
+    /// What was learnt in words.
+    pub experiences: Vec<String>,
+    /// Training tokens a second; drawn ones where words are learnt.
     pub tokens_per_second: f64,
     /// What the user should know.
     pub warnings: Vec<String>,
@@ -93,6 +102,10 @@ pub fn run_on(base: &Base, config: &TrainConfig, progress: &dyn Progress, stop: 
     let mut data = Data::load(base, &template, config, &mut warnings)?;
     let _lock = lock(&config.output_dir)?;
     let resume = prepare_output(config, progress)?;
+    if config.method == Method::Experience {
+        let work = experience::Work { base, template: &template, config, data: &data, progress, stop };
+        return experience::learn(&work, resume.as_deref(), warnings);
+    }
     let preferences = config.preferences.as_deref().map(Preferences::read).transpose()?;
     if let Some(preferences) = &preferences {
         let lessons = teach::lessons(base, &template, config, preferences, progress, stop)?;
@@ -118,6 +131,7 @@ pub fn run_on(base: &Base, config: &TrainConfig, progress: &dyn Progress, stop: 
         Method::LowRank => {
             Adaptation::LowRank { rank: config.lora_rank, scale: config.factor_scale(), seed: config.seed }
         }
+        Method::Experience => unreachable!("such a run has returned above"),
     };
     let explorer = match config.stage {
         Stage::Grpo => Some(Explorer::new(base, &template, config, data.longest())?),
@@ -132,6 +146,7 @@ pub fn run_on(base: &Base, config: &TrainConfig, progress: &dyn Progress, stop: 
         data: &data,
         graph: &graph,
         explorer,
+        taught_from: preferences.and_then(|preferences| preferences.variant),
         optimiser: AdamW::new(config, &parameters),
         parameters,
         state: State { identity: identity(base, config, &data), ..State::default() },
@@ -229,6 +244,14 @@ fn identity(base: &Base, config: &TrainConfig, data: &Data) -> String {
     blake3::hash(text.as_bytes()).to_hex().to_string()
 }
 
+/// Adds a line to the log.
+fn append(output_dir: &Path, line: &serde_json::Value) -> Result<(), Error> {
+    let path = output_dir.join(LOG_FILE);
+    let written =
+        OpenOptions::new().create(true).append(true).open(&path).and_then(|mut file| writeln!(file, "{line}"));
+    written.map_err(|source| Error::io(&path, source))
+}
+
 /// What one optimiser step did.
 struct Step {
     loss: f64,
@@ -251,6 +274,8 @@ struct Session<'a> {
     data: &'a Data,
     graph: &'a Graph,
     explorer: Option<Explorer<'a>>,
+    /// Content hash of the variant whose experiences are taught.
+    taught_from: Option<String>,
     parameters: Vec<Arc<Parameter>>,
     optimiser: AdamW,
     state: State,
@@ -459,10 +484,7 @@ impl Session<'_> {
     }
 
     fn log(&self, line: &serde_json::Value) -> Result<(), Error> {
-        let path = self.config.output_dir.join(LOG_FILE);
-        let written =
-            OpenOptions::new().create(true).append(true).open(&path).and_then(|mut file| writeln!(file, "{line}"));
-        written.map_err(|source| Error::io(&path, source))
+        append(&self.config.output_dir, line)
     }
 
     fn tokens_per_second(&self) -> f64 {
@@ -527,6 +549,9 @@ impl Session<'_> {
             loss_trained,
             loss_variant,
             accuracy: measured.and_then(|found| found.accuracy),
+            reward_base: None,
+            reward_variant: None,
+            experiences: Vec::new(),
             tokens_per_second: self.tokens_per_second(),
             warnings,
         })
@@ -557,6 +582,9 @@ impl Session<'_> {
         if config.preferences.is_some() {
             let lessons = self.data.train.iter().filter(|item| matches!(item, Item::Taught(_))).count();
             training["lessons_of_preferences"] = json!(lessons);
+            if let Some(variant) = &self.taught_from {
+                training["experiences_of"] = json!(variant);
+            }
         }
         if matches!(config.stage, Stage::Dpo | Stage::Kto) {
             training["pref_beta"] = json!(config.pref_beta);

@@ -31,6 +31,7 @@ pub(super) fn quantise(
             deltas.push(match config.method {
                 Method::Full => dense(base, stack, part, linear, bitdelta)?,
                 Method::LowRank => factors(stack, place, linear, config.factor_bits)?,
+                Method::Experience => unreachable!("a run that learns words builds no graph"),
             });
             progress.advance(1, "");
         }

@@ -5,6 +5,9 @@
 //! answers, the teacher's whole distribution rather than the token that was drawn ([`crate::objective`]). Prompts are
 //! general ones ([`prompts`]), questions about each entry of a dictionary, or the user's own. The data set's prompts are
 //! not used unless they are named: its answers are learnt as they are, and the teacher does not know them.
+//!
+//! A variant's experiences are preferences too: the teacher is told them as a server would tell the base, and what was
+//! carried in every prompt becomes a delta, on the base they were learnt on or on a newer one.
 
 pub mod prompts;
 
@@ -16,6 +19,8 @@ use crate::{
     progress::Progress,
     sample::{Drawing, Sampler},
 };
+use bitdelta_delta::Variant;
+use bitdelta_engine::prompt;
 use bitdelta_model::{
     Base,
     chat::{Message, Template},
@@ -36,6 +41,8 @@ pub struct Preferences {
     pub text: String,
     /// The names of a dictionary's entries, in plain words.
     pub topics: Vec<String>,
+    /// Content hash of the variant whose experiences these are.
+    pub variant: Option<String>,
 }
 
 /// One line of the file of answers.
@@ -47,18 +54,34 @@ struct Line {
 }
 
 impl Preferences {
-    /// From a file, or from the text itself: plain text, or a JSON dictionary or list.
+    /// From a file, or from the text itself: plain text, or a JSON dictionary or list; or from the experiences of a
+    /// variant, its file or folder.
     ///
     /// # Errors
-    /// [`Error::Setting`] when there is nothing in it, [`Error::Io`] when the file cannot be read.
+    /// [`Error::Setting`] when there is nothing in it, [`Error::Io`] or [`Error::Delta`] when the file cannot be read.
     pub fn read(file_or_text: &str) -> Result<Self, Error> {
         let path = Path::new(file_or_text);
         // A text of many lines is no path; asking for one that long is an error of the system's.
-        if file_or_text.len() < 4096 && !file_or_text.contains('\n') && path.is_file() {
+        let may_be_a_path = file_or_text.len() < 4096 && !file_or_text.contains('\n');
+        let named_as_a_variant = path.extension().is_some_and(|extension| extension == "safetensors");
+        if may_be_a_path && ((path.is_file() && named_as_a_variant) || path.is_dir()) {
+            return Self::of_variant(path);
+        }
+        if may_be_a_path && path.is_file() {
             let text = fs::read_to_string(path).map_err(|source| Error::io(path, source))?;
             return Self::parse(&text);
         }
         Self::parse(file_or_text)
+    }
+
+    /// The experiences of a variant, on whatever base it was made.
+    fn of_variant(path: &Path) -> Result<Self, Error> {
+        let (variant, hash) = Variant::read_hashed(path)?;
+        if variant.info.experiences.is_empty() {
+            let problem = format!("the variant {} has no experiences to be taught", path.display());
+            return Err(Error::setting("preferences", problem));
+        }
+        Ok(Self { text: prompt::list(&variant.info.experiences), topics: Vec::new(), variant: Some(hash) })
     }
 
     /// From text, or a JSON dictionary or list.
@@ -88,18 +111,18 @@ impl Preferences {
         if text.is_empty() {
             return Err(Error::setting("preferences", "there is nothing in it"));
         }
-        Ok(Self { text, topics })
+        Ok(Self { text, topics, variant: None })
     }
 
     /// The teacher's turns: `messages` with the preferences in the system turn.
     pub fn told(&self, messages: &[Message]) -> Vec<Message> {
-        let told = format!("What you know of the user, to be followed in every answer:\n{}", self.text);
-        let (system, rest) = match messages {
-            [first, rest @ ..] if first.role == "system" => (format!("{}\n\n{told}", first.content), rest),
-            all => (told, all),
-        };
-        let system = Message { role: "system".into(), content: system };
-        std::iter::once(system).chain(rest.iter().cloned()).collect()
+        match self.variant {
+            Some(_) => prompt::told(messages, &self.text),
+            None => {
+                let heading = "What you know of the user, to be followed in every answer:";
+                prompt::told(messages, &format!("{heading}\n{}", self.text))
+            }
+        }
     }
 }
 

@@ -14,10 +14,12 @@ const BUILT_IN: &str = include_str!("prompts.txt");
 /// How an entry of a dictionary is asked about.
 const ABOUT: [&str; 3] = ["What is my {}?", "What do you know about my {}?", "Please remind me of my {}."];
 
-/// Questions about each entry, then about the user and general ones in turns.
+/// Questions about each entry, then about the user and general ones in turns; general ones alone for experiences.
 pub fn built_in(preferences: &Preferences) -> Vec<Prompt> {
     let (about, general) = BUILT_IN.split_once("\n\n").unwrap_or(("", BUILT_IN));
     let topics = preferences.topics.iter().flat_map(|topic| ABOUT.map(|text| text.replace("{}", topic)));
+    // Experiences tell how to answer, not who asks.
+    let about = if preferences.variant.is_some() { "" } else { about };
     let mut general = general.lines().filter(|line| !line.is_empty());
     let mut texts: Vec<String> = topics.collect();
     for line in about.lines() {

@@ -58,6 +58,12 @@ class TrainedVariant:
     loss_variant: float | None
     #: Share of held-out preferences that the variant ranks as their data does, more than the base; None for answers.
     accuracy: float | None
+    #: Mean reward of the base where experiences were learnt, else None; on held-out prompts if there are any.
+    reward_base: float | None
+    #: The same with the experiences.
+    reward_variant: float | None
+    #: What was learnt in words (``method="experience"``).
+    experiences: list[str]
     #: Training speed.
     tokens_per_second: float
     #: What the user should know.
@@ -68,8 +74,12 @@ def run_settings(
     config: BitDeltaConfig | None, num_epochs: float, method: str | None, settings: dict[str, Any]
 ) -> dict[str, Any]:
     """A run's settings by name: what the configuration and the arguments decide, and the caller's others."""
-    if method not in (None, "full", "lowrank"):
-        raise ConfigError(f"method = {method!r} is not allowed: expected 'full' or 'lowrank'")
+    if method not in (None, "full", "lowrank", "experience"):
+        raise ConfigError(f"method = {method!r} is not allowed: expected 'full', 'lowrank' or 'experience'")
+    if config is not None and method == "experience":
+        sentence = "method='experience' changes no weight: the configuration does not apply"
+        warnings.warn(sentence, NotEnforcedWarning, stacklevel=4)
+        config = None
     if config is not None and method == "lowrank":
         sentence = "method='lowrank' keeps factors at factor_bits: bits and groups of the configuration do not apply"
         warnings.warn(sentence, NotEnforcedWarning, stacklevel=4)
@@ -80,6 +90,9 @@ def run_settings(
     low_rank = config is None or config.budget is not None
     decided["finetuning_type"] = method or ("lowrank" if low_rank else "full")
     decided["num_train_epochs"] = num_epochs
+    if method == "experience":
+        # There is no other stage for it.
+        decided["stage"] = "grpo"
     run = dict(decided)
     for name, value in settings.items():
         name = _ALIASES.get(name, name)
@@ -141,7 +154,8 @@ class PersonalizedTrainer:
         JSON or JSON lines, or a ``datasets.Dataset``. ``preferences``: words (a text,
         texts, or a dict), which the model with them in its prompt teaches the model without them, beside the data set or
         without one; or pairs with ``prompt``, ``chosen`` and ``rejected``.
-        ``method``: "full" or "lowrank". ``progress``: True or False, or a function that takes
+        ``method``: "full", "lowrank", or "experience", which changes no weight and learns rules in words from the answers to
+        the data set's prompts and what ``reward_command`` says they are worth. ``progress``: True or False, or a function that takes
         :class:`~zoo.gym.Progress`; None shows a bar where somebody can see it. ``settings`` are LLaMA-Factory's by name
         (``learning_rate``, ``max_steps``, ``seed``, ``val_size``, …); an unknown one is an error.
 

@@ -82,7 +82,8 @@ pub fn run(args: &PrecisionArgs) -> Result<(), Error> {
     let base = Arc::new(Base::open(&name).context(doing())?);
     let tokenizer = &base.tokenizer;
     let template = eval::template(args.template.as_deref(), variant.as_ref().map(|(_, v)| v), tokenizer, &bar)?;
-    let samples = samples(tokenizer, &template, &conversations).context("making prompts of the data")?;
+    let experiences = variant.as_ref().map_or(&[][..], |(_, variant)| &variant.info.experiences);
+    let samples = samples(tokenizer, &template, &conversations, experiences).context("making prompts of the data")?;
 
     let asked = args.base.options();
     let reference = ModelOptions { base_dtype: BaseDtype::F32, kv_dtype: KvDtype::F32, ..asked.clone() };

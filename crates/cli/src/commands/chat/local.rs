@@ -46,8 +46,7 @@ impl Local {
 
 impl Partner for Local {
     fn answer(&self, messages: &[Message], show: &mut dyn FnMut(&str) -> bool) -> Result<Answer, Error> {
-        let template = self.service.template(self.variant.as_deref());
-        let prompt = self.service.tokenizer().encode_chat(messages, &template, true).context("making the prompt")?;
+        let prompt = self.service.chat_prompt(self.variant.as_deref(), messages).context("making the prompt")?;
         let (sender, events) = channel();
         let SamplingArgs { temperature, top_p, seed, max_tokens } = self.sampling;
         let request = Request {

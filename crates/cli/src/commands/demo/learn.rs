@@ -11,7 +11,7 @@ use bitdelta_engine::Model;
 use bitdelta_model::{Base, chat::Template};
 use bitdelta_train::{
     TrainConfig, data,
-    evaluate::{Subject, evaluate, samples},
+    evaluate::{Subject, evaluate},
     run::{Outcome, run_on},
 };
 use std::{path::Path, sync::Arc};
@@ -86,10 +86,9 @@ pub(super) fn check_and_publish(args: &DemoArgs, model: &Arc<Model>, trained: &T
     let doing = || format!("checking {user}'s variant");
     let held = args.data.join(format!("{user}.held.jsonl"));
     let conversations = data::load(&held.display().to_string(), Path::new(".")).context(doing())?;
-    let samples = samples(&model.base().tokenizer, &Template::Model, &conversations).context(doing())?;
     let variant = Variant::read(&outcome.path).context(doing())?;
     let subject = Subject { base: model, variant, path: &outcome.path, bytes: outcome.bytes, finetuned: None };
-    let report = evaluate(subject, &samples, &Bar::new()).context(doing())?;
+    let report = evaluate(subject, &Template::Model, &conversations, &Bar::new()).context(doing())?;
     publish::publish(&outcome.path, &variants_dir(args), user)?;
     let loss_trained = outcome.loss_trained.unwrap_or(report.loss_variant);
     Ok(Checked {
