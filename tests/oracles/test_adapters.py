@@ -13,6 +13,8 @@ LOGIT_TOLERANCE = 2e-3
 DORA_TOLERANCE = 5e-2
 # What a low-rank fine-tune gained on held-out answers, and what of it quantised factors must keep.
 KEPT = 0.995
+# Bytes of a file that are not payload, at most.
+HEADER = 1536
 # Exported factors are f32; the packed ones are summed in another order.
 EXPORT_TOLERANCE = 2e-3
 
@@ -108,11 +110,11 @@ def test_half_precision_factors_are_kept_to_the_bit_in_two_bytes(dtype, tmp_path
 
 @pytest.fixture(scope="module")
 def trained(smollm2, train_examples, tmp_path_factory):
-    """The real model with a LoRA of rank 16 trained by PyTorch on the facts, and its folder."""
-    settings = peft.LoraConfig(r=16, lora_alpha=16, target_modules=LINEARS)
+    """The real model with a LoRA that PyTorch trained on the facts until it had learnt them, and its folder."""
+    settings = peft.LoraConfig(r=4, lora_alpha=4, target_modules=LINEARS)
     model = peft.get_peft_model(reference.copy(smollm2), settings)
     factors = [value for name, value in model.named_parameters() if "lora_" in name]
-    reference.train(model, factors, train_examples, reference.Settings(learning_rate=2e-3, steps=12))
+    reference.train(model, factors, train_examples, reference.Settings(learning_rate=2e-3, steps=30))
     folder = tmp_path_factory.mktemp("trained")
     model.save_pretrained(folder)
     return model.eval(), folder
@@ -128,8 +130,8 @@ def test_quantised_factors_keep_what_the_lora_gained(bits, trained, held, held_e
     kept = (figures["loss_base"] - figures["loss_variant"]) / (figures["loss_base"] - of_lora)
     assert figures["loss_base"] - of_lora > 0.5, "the LoRA learnt nothing"
     assert kept >= KEPT, (kept, of_lora, figures, found)
-    # The bits asked for, the scale of each 64 entries, and what is not payload.
-    assert found["bytes"] < found["report"]["parameters"] * (bits + 0.5) / 8
+    # The bits asked for, all told, and what is not payload.
+    assert found["bytes"] <= found["report"]["parameters"] * bits / 8 + HEADER
 
 
 @pytest.mark.parametrize("kind", ["lora", "one-kind", "rslora", "patterns", "head", "tables"])
