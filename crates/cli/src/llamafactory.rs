@@ -6,6 +6,7 @@ use crate::{
     output,
 };
 use bitdelta_train::{TrainConfig, progress::Progress};
+use clap::{Arg, Command};
 use std::path::Path;
 
 const USAGE: &str = "\
@@ -32,7 +33,7 @@ pub fn run(words: &[String]) -> Result<(), Error> {
             let (config, notes) = settings(&words[1..])?;
             let bar = Bar::new();
             notes.iter().for_each(|note| bar.say(&format!("note: {note}")));
-            train::report(&train::train(&config, false)?, false)
+            train::report(&train::train(&config, false)?, None)
         }
         Some("version" | "--version" | "-V") => {
             output::line(concat!("llamafactory-cli (bitdelta) ", env!("CARGO_PKG_VERSION")))
@@ -53,6 +54,31 @@ fn help() -> Result<(), Error> {
         text += &format!("  {name}: {value}\n");
     }
     output::text(&text)
+}
+
+/// The program for what is made of definitions: completions and the manual page. [`run`] reads words more freely than
+/// clap would.
+pub fn definition() -> Command {
+    let defaults = serde_json::to_value(TrainConfig::default()).unwrap_or_default();
+    let settings = defaults.as_object().into_iter().flatten().map(|(name, value)| {
+        let arg = Arg::new(name.clone()).long(name.clone()).value_name("VALUE");
+        arg.help(format!("A setting of the training; {value} where nothing is said")).num_args(0..=1)
+    });
+    let file = Arg::new("file").value_name("FILE.yaml").num_args(0..).help("Settings files, and NAME=VALUE words");
+    let train = Command::new("train").about("Train a variant with LLaMA-Factory's settings").args(settings).arg(file);
+    Command::new("llamafactory-cli")
+        .about("Train a variant with LLaMA-Factory's settings: a YAML file, flags, or NAME=VALUE words")
+        .version(env!("CARGO_PKG_VERSION"))
+        .subcommand(train)
+        .subcommand(Command::new("version").about("Print the version"))
+}
+
+/// Checks the words after `train` as [`run`] would read them.
+///
+/// # Errors
+/// As [`run`], for a setting that is unknown or of the wrong kind.
+pub fn check(words: &[String]) -> Result<(), Error> {
+    settings(words).map(drop)
 }
 
 /// The settings that words after `train` give, and notes on those without effect.

@@ -23,9 +23,7 @@ impl PackedMatrix {
     pub fn floats(tensor: &str, values: &[f32], rows: usize, cols: usize, scale: f32) -> Result<Self, Error> {
         quantize::check(tensor, values, rows, cols)?;
         quantize::check(&format!("{tensor} (scale)"), &[scale], 1, 1)?;
-        let largest = values.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
-        // A power of two, so that dividing by it changes no value, which puts the largest near the top of an f16's range.
-        let unit = if largest > 0.0 { 2f32.powi((largest.log2() as i32 - F16_TOP).max(-100)) } else { 1.0 };
+        let unit = unit(values);
         let half = |x: f32| f16::from_f32(x / unit);
         let exact = values.iter().all(|&x| half(x).is_finite() && half(x).to_f32() * unit == x);
         let (bits, per_word, tensor_scale) = if exact { (16, 4, unit * scale) } else { (32, 2, scale) };
@@ -87,6 +85,22 @@ impl PackedMatrix {
         }
         Ok(())
     }
+}
+
+/// A (rows, cols) matrix of `values` rounded to f16 times one power of two.
+///
+/// # Errors
+/// As [`PackedMatrix::floats`].
+pub(crate) fn halves(tensor: &str, values: &[f32], rows: usize, cols: usize) -> Result<PackedMatrix, Error> {
+    let unit = unit(values);
+    let rounded: Vec<f32> = values.iter().map(|&x| f16::from_f32(x / unit).to_f32() * unit).collect();
+    PackedMatrix::floats(tensor, &rounded, rows, cols, 1.0)
+}
+
+/// A power of two, so that dividing by it changes no value, which puts the largest near the top of an f16's range.
+fn unit(values: &[f32]) -> f32 {
+    let largest = values.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+    if largest > 0.0 { 2f32.powi((largest.log2() as i32 - F16_TOP).max(-100)) } else { 1.0 }
 }
 
 /// The part for Δ = `scale` · B·A with its factors as they are: `a` (rank, cols), `b` (rows, rank), both row-major.

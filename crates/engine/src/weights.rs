@@ -104,7 +104,7 @@ impl<B: Backend> BaseWeights<B> {
 }
 
 /// Bytes that the base takes once loaded.
-pub(crate) fn bytes(base: &Base, dtype: BaseDtype) -> u64 {
+pub fn bytes(base: &Base, dtype: BaseDtype) -> u64 {
     let bytes = |tensor: &TensorRef| {
         let count = (tensor.rows * tensor.cols) as u64;
         match dtype {

@@ -19,9 +19,21 @@ pub fn available() -> Option<u64> {
     Some(machine.min(group))
 }
 
+/// The most bytes of memory that this process has held at a time; `None` where the system does not tell.
+///
+/// Source: `VmHWM` of `/proc/self/status`.
+pub fn peak() -> Option<u64> {
+    kibibytes(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
+}
+
 /// `MemAvailable` in bytes.
 fn mem_available(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    kibibytes(meminfo, "MemAvailable:")
+}
+
+/// The field that begins with `name`, in bytes.
+fn kibibytes(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
@@ -43,7 +55,8 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn linux_tells_what_is_available() {
+    fn linux_tells_what_is_available_and_what_was_held() {
         assert!(available().is_some_and(|bytes| bytes > 0));
+        assert!(peak().is_some_and(|bytes| bytes > 0));
     }
 }

@@ -7,7 +7,11 @@ use crate::{
 };
 use axum::{
     extract::{ConnectInfo, FromRequest, FromRequestParts, Path, Query, Request},
-    http::{HeaderMap, StatusCode, header::HOST, request::Parts},
+    http::{
+        HeaderMap, StatusCode,
+        header::{HOST, ORIGIN},
+        request::Parts,
+    },
 };
 use futures_util::StreamExt;
 use std::{
@@ -115,22 +119,34 @@ impl<S: Send + Sync> FromRequestParts<S> for QueryModel {
 /// Whether the request comes from this machine and was meant for it: without authentication, such a one is the operator's.
 ///
 /// A loopback peer is not enough. A web page that the operator visits can reach loopback through a name of its own
-/// (DNS rebinding; its `Host` tells), by a cross-site request (its `Origin` tells), and a reverse proxy on this
-/// machine passes on others' requests (its `Forwarded` headers tell).
+/// (DNS rebinding; its `Host` tells), by a request from another origin (its `Origin` or `Sec-Fetch-Site` tells; the
+/// server's own page has the origin that it asks), and a reverse proxy on this machine passes on others' requests (its
+/// `Forwarded` headers tell).
 pub(crate) fn from_this_machine(parts: &Parts) -> bool {
     let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
     peer.is_some_and(|ip| ip.to_canonical().is_loopback()) && meant_for_loopback(&parts.headers)
 }
 
 fn meant_for_loopback(headers: &HeaderMap) -> bool {
-    let relayed =
-        ["forwarded", "x-forwarded-for", "x-real-ip", "origin"].iter().any(|name| headers.contains_key(*name));
+    let relayed = ["forwarded", "x-forwarded-for", "x-real-ip"].iter().any(|name| headers.contains_key(*name));
     let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    !relayed && is_loopback_host(host)
+    !relayed && is_loopback_host(host) && !is_cross_origin(headers, host)
+}
+
+/// Whether a browser says that a page of another origin asks; port for port, since other programs of this machine may
+/// have pages too.
+fn is_cross_origin(headers: &HeaderMap, host: &str) -> bool {
+    let own = |origin: &[u8]| {
+        let rest = origin.strip_prefix(b"http://").or_else(|| origin.strip_prefix(b"https://"));
+        rest.is_some_and(|rest| rest.eq_ignore_ascii_case(host.as_bytes()))
+    };
+    let asked_by_itself = |site: &[u8]| matches!(site, b"same-origin" | b"none");
+    headers.get_all(ORIGIN).iter().any(|origin| !own(origin.as_bytes()))
+        || headers.get_all("sec-fetch-site").iter().any(|site| !asked_by_itself(site.as_bytes()))
 }
 
 /// `localhost`, `127.0.0.1:8080`, `[::1]:8080`.
-fn is_loopback_host(host: &str) -> bool {
+pub(crate) fn is_loopback_host(host: &str) -> bool {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
         _ => host,
@@ -158,7 +174,31 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert(HOST, "localhost:8080".parse().expect("a value"));
         assert!(meant_for_loopback(&headers));
-        headers.insert("origin", "https://evil.example".parse().expect("a value"));
+        headers.insert("x-forwarded-for", "10.0.0.1".parse().expect("a value"));
         assert!(!meant_for_loopback(&headers));
+    }
+
+    #[test]
+    fn a_browser_is_the_operators_only_on_the_servers_own_page() {
+        let meant = |name: &'static str, value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(HOST, "localhost:8080".parse().expect("a value"));
+            headers.insert(name, value.parse().expect("a value"));
+            meant_for_loopback(&headers)
+        };
+        assert!(meant("origin", "http://localhost:8080") && meant("origin", "https://LOCALHOST:8080"));
+        for other in [
+            "https://evil.example",
+            "null",
+            "http://localhost:3000",
+            "http://localhost",
+            "http://127.0.0.1:8080",
+            "http://localhost:8080.evil.example",
+            "localhost:8080",
+        ] {
+            assert!(!meant("origin", other), "{other}");
+        }
+        assert!(meant("sec-fetch-site", "same-origin") && meant("sec-fetch-site", "none"));
+        assert!(!meant("sec-fetch-site", "cross-site") && !meant("sec-fetch-site", "same-site"));
     }
 }

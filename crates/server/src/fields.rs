@@ -112,15 +112,16 @@ pub fn wrong_type(name: &str, expected: &str, got: &Value) -> ApiError {
     ApiError::new(StatusCode::BAD_REQUEST, "invalid_type", message).about(name)
 }
 
-fn within<T: PartialOrd + std::fmt::Display>(
+fn within<T: PartialOrd + std::fmt::Debug>(
     name: &str,
     value: Option<T>,
     range: RangeInclusive<T>,
 ) -> Result<Option<T>, ApiError> {
     match value {
         Some(value) if !range.contains(&value) => {
+            // Written with an exponent where it has one: 1e300 has 300 digits.
             let message =
-                format!("{name} = {value} is out of range: it must be from {} to {}", range.start(), range.end());
+                format!("{name} = {value:?} is out of range: it must be from {:?} to {:?}", range.start(), range.end());
             Err(ApiError::invalid(name, message))
         }
         value => Ok(value),

@@ -19,6 +19,8 @@ pub struct HttpOptions {
     pub tls: Option<Arc<ServerConfig>>,
     /// Origins whose pages may call from a browser; none by default.
     pub cors: Option<CorsLayer>,
+    /// Whether a server without authentication answers under the names of loopback only.
+    pub loopback_names_only: bool,
     /// Most connections at a time; more wait to be accepted.
     pub max_connections: usize,
     /// Longest time for a TLS handshake, for a request's head to arrive, and between two requests of a connection.
@@ -33,6 +35,7 @@ impl Default for HttpOptions {
             shutdown: Duration::from_secs(30),
             tls: None,
             cors: None,
+            loopback_names_only: true,
             max_connections: 4096,
             head_timeout: Duration::from_secs(60),
             write_timeout: Duration::from_secs(60),

@@ -144,6 +144,8 @@ pub struct State {
 pub struct Job {
     user: String,
     stop: AtomicBool,
+    /// Held while what it made becomes a version.
+    publishing: Mutex<()>,
     state: watch::Sender<State>,
 }
 
@@ -231,6 +233,13 @@ impl Job {
         !was_over
     }
 
+    /// [`Self::cancel`]; when it returns, the job has published or never will. Blocks for as long as a file takes.
+    pub fn cancel_for_good(&self) -> bool {
+        let was_under_way = self.cancel();
+        drop(self.publishing.lock().unwrap_or_else(PoisonError::into_inner));
+        was_under_way
+    }
+
     /// As it is sent.
     pub fn json(&self, state: &State) -> Value {
         json!({
@@ -310,7 +319,12 @@ impl Jobs {
                 all.retain(|_, job| !over(job));
             }
             let (state, _) = watch::channel(State::new());
-            let job = Arc::new(Job { user: user.to_owned(), stop: AtomicBool::new(false), state });
+            let job = Arc::new(Job {
+                user: user.to_owned(),
+                stop: AtomicBool::new(false),
+                publishing: Mutex::default(),
+                state,
+            });
             all.insert(user.to_owned(), Arc::clone(&job));
             job
         };
@@ -385,7 +399,7 @@ fn publish(
     folder: &tempfile::TempDir,
 ) -> Result<(u64, Value), String> {
     // The folder's name is no business of the caller's.
-    let own = folder.path().to_string_lossy().into_owned();
+    let own = format!("{}/", folder.path().display());
     let say = |error: &dyn std::error::Error| {
         let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
         format!("{error}{cause}").replace(&own, "")
@@ -412,6 +426,10 @@ fn publish(
         .and_then(|mut file| std::io::copy(&mut file, incoming.as_file_mut()))
         .map_err(|error| say(&error))?;
     let hash = registry.check(&job.user, incoming.path()).map_err(|error| say(&error))?;
+    let _alone = job.publishing.lock().unwrap_or_else(PoisonError::into_inner);
+    if job.stop.load(Ordering::SeqCst) {
+        return Err(String::new());
+    }
     let published = store.publish(&job.user, incoming, &hash).map_err(|error| say(&error))?;
     let figures = json!({
         "bytes": outcome.bytes,

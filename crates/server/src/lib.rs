@@ -1,6 +1,6 @@
 //! OpenAI-compatible HTTP over the engine: who asks ([`names`]), what they ask for ([`wanted`]), the answer
 //! ([`answer`]) whole or as server-sent events ([`stream`]), how their variant is loaded without holding up others
-//! ([`loads`]), and the operator's endpoints ([`variants`], [`metrics`]).
+//! ([`loads`]), the operator's endpoints ([`variants`], [`metrics`]), and a page for people ([`page`]).
 //!
 //! This crate is the only one that knows HTTP and JSON bodies. Who may ask for whom is decided in [`auth`], before a body
 //! is read; without keys or tokens, [`bind`] refuses addresses beyond loopback unless told, and the operator's endpoints
@@ -10,6 +10,7 @@
 pub mod answer;
 pub mod api_error;
 pub mod auth;
+pub mod card;
 pub mod error;
 pub mod extract;
 pub mod fields;
@@ -18,12 +19,14 @@ pub mod http_options;
 pub mod jobs;
 pub mod loads;
 pub mod logprobs;
+pub mod me;
 pub mod messages;
 pub mod metrics;
 pub mod models;
 pub mod names;
 pub mod observed;
 pub mod openapi;
+pub mod page;
 pub mod reply;
 pub mod room;
 pub mod routes;

@@ -7,6 +7,7 @@ use crate::{
     api_error::internal,
     auth::{Caller, Right},
     observed::Observed,
+    openapi::schema,
     service::{Service, blocking},
 };
 use axum::{
@@ -33,6 +34,7 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 ///
 /// # Errors
 /// 403 for others.
+#[utoipa::path(get, path = "/metrics", operation_id = "get_metrics", tag = "operator", responses((status = 200, content_type = "application/openmetrics-text", body = String), (status = "default", body = schema::Failure)))]
 pub async fn metrics(caller: Caller, State(service): State<Arc<Service>>) -> Result<Response, ApiError> {
     caller.require(Right::Admin)?;
     let text = blocking(&service, |service| {

@@ -4,7 +4,7 @@
 //! code; a test sends each field with a wrong type and wants to hear its name.
 pub mod schema;
 
-use crate::{models, routes, training, variants};
+use crate::{card, me, metrics, models, routes, training, variants};
 use axum::Json;
 use utoipa::{
     Modify, OpenApi,
@@ -23,11 +23,14 @@ use utoipa::{
         routes::completions,
         routes::health,
         routes::ready,
+        metrics::metrics,
+        me::me,
         models::list,
         models::get,
         variants::list,
         variants::load,
         variants::get,
+        card::card,
         variants::publish,
         variants::delete,
         variants::roll_back,

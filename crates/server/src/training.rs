@@ -25,7 +25,7 @@ use std::{convert::Infallible, sync::Arc};
 ///
 /// # Errors
 /// 400 for data or settings that make no sense, 409 while the user has a training under way.
-#[utoipa::path(post, path = "/v1/variants/{user}/train", operation_id = "begin_training", tag = "training", params(("user" = String, Path)), request_body = schema::Train, responses((status = 202, body = schema::Training), (status = "default", body = schema::Failure)))]
+#[utoipa::path(post, path = "/v1/variants/{user}/train", operation_id = "begin_training", tag = "training", params(schema::OfUser), request_body = schema::Train, responses((status = 202, body = schema::Training), (status = "default", body = schema::Failure)))]
 pub async fn begin(
     caller: Caller,
     State(service): State<Arc<Service>>,
@@ -50,7 +50,7 @@ pub async fn begin(
 ///
 /// # Errors
 /// 404 when there was none.
-#[utoipa::path(get, path = "/v1/variants/{user}/train", operation_id = "get_training", tag = "training", params(("user" = String, Path)), responses((status = 200, body = schema::Training), (status = "default", body = schema::Failure)))]
+#[utoipa::path(get, path = "/v1/variants/{user}/train", operation_id = "get_training", tag = "training", params(schema::OfUser), responses((status = 200, body = schema::Training), (status = "default", body = schema::Failure)))]
 pub async fn get(
     caller: Caller,
     State(service): State<Arc<Service>>,
@@ -65,7 +65,7 @@ pub async fn get(
 ///
 /// # Errors
 /// 404 when there was none.
-#[utoipa::path(get, path = "/v1/variants/{user}/train/events", operation_id = "follow_training", tag = "training", params(("user" = String, Path)), responses((status = 200, content_type = "text/event-stream", body = String), (status = "default", body = schema::Failure)))]
+#[utoipa::path(get, path = "/v1/variants/{user}/train/events", operation_id = "follow_training", tag = "training", params(schema::OfUser), responses((status = 200, content_type = "text/event-stream", body = Value), (status = "default", body = schema::Failure)))]
 pub async fn events(
     caller: Caller,
     State(service): State<Arc<Service>>,
@@ -92,7 +92,7 @@ pub async fn events(
 ///
 /// # Errors
 /// 404 when there was none, 409 when it is over.
-#[utoipa::path(delete, path = "/v1/variants/{user}/train", operation_id = "cancel_training", tag = "training", params(("user" = String, Path)), responses((status = 202, body = schema::Training), (status = "default", body = schema::Failure)))]
+#[utoipa::path(delete, path = "/v1/variants/{user}/train", operation_id = "cancel_training", tag = "training", params(schema::OfUser), responses((status = 202, body = schema::Training), (status = "default", body = schema::Failure)))]
 pub async fn cancel(
     caller: Caller,
     State(service): State<Arc<Service>>,

@@ -26,7 +26,7 @@ use std::{error::Error as _, path::PathBuf, sync::Arc};
 /// 400 when variants are not served, 403 for a key that may neither publish nor operate.
 #[utoipa::path(get, path = "/v1/variants", operation_id = "list_variants", tag = "variants", responses((status = 200, body = schema::VariantList), (status = "default", body = schema::Failure)))]
 pub async fn list(caller: Caller, State(service): State<Arc<Service>>) -> Result<Json<Value>, ApiError> {
-    caller.require(Right::Publish).or_else(|_| caller.require(Right::Admin))?;
+    caller.require_any(&[Right::Publish, Right::Admin])?;
     let data = blocking(&service, move |service| {
         Ok(caller.variants(service.variants()?).into_iter().map(|variant| line(variant, &caller)).collect::<Vec<_>>())
     });
@@ -54,13 +54,13 @@ fn line(variant: Listed, caller: &Caller) -> Value {
 ///
 /// # Errors
 /// 403 for a user that is not the caller's, 404 when there is none.
-#[utoipa::path(get, path = "/v1/variants/{user}", operation_id = "get_variant", tag = "variants", params(("user" = String, Path)), responses((status = 200, body = schema::Variant), (status = "default", body = schema::Failure)))]
+#[utoipa::path(get, path = "/v1/variants/{user}", operation_id = "get_variant", tag = "variants", params(schema::OfUser), responses((status = 200, body = schema::Variant), (status = "default", body = schema::Failure)))]
 pub async fn get(
     caller: Caller,
     State(service): State<Arc<Service>>,
     Segment(user): Segment,
 ) -> Result<Json<Value>, ApiError> {
-    caller.require(Right::Publish).or_else(|_| caller.require(Right::Admin))?;
+    caller.require_any(&[Right::Publish, Right::Admin])?;
     caller.check_user(&user)?;
     let found = blocking(&service, move |service| {
         let registry = service.variants()?;
@@ -78,7 +78,7 @@ pub async fn get(
 ///
 /// # Errors
 /// 400 for a variant of another base, 413 for one that this server could not hold, 422 for a damaged one.
-#[utoipa::path(put, path = "/v1/variants/{user}", operation_id = "publish_variant", tag = "variants", params(("user" = String, Path)), request_body(content = Vec<u8>, content_type = "application/octet-stream"), responses((status = 201, body = schema::Version), (status = "default", body = schema::Failure)))]
+#[utoipa::path(put, path = "/v1/variants/{user}", operation_id = "publish_variant", tag = "variants", params(schema::OfUser), request_body(content = Vec<u8>, content_type = "application/octet-stream"), responses((status = 201, body = schema::Version), (status = "default", body = schema::Failure)))]
 pub async fn publish(
     caller: Caller,
     State(service): State<Arc<Service>>,
@@ -109,7 +109,7 @@ pub async fn publish(
 ///
 /// # Errors
 /// 404 when there is no such version.
-#[utoipa::path(post, path = "/v1/variants/{user}/rollback", operation_id = "roll_back_variant", tag = "variants", params(("user" = String, Path)), request_body = schema::Rollback, responses((status = 200, body = schema::Version), (status = "default", body = schema::Failure)))]
+#[utoipa::path(post, path = "/v1/variants/{user}/rollback", operation_id = "roll_back_variant", tag = "variants", params(schema::OfUser), request_body = schema::Rollback, responses((status = 200, body = schema::Version), (status = "default", body = schema::Failure)))]
 pub async fn roll_back(
     caller: Caller,
     State(service): State<Arc<Service>>,
@@ -130,11 +130,12 @@ pub async fn roll_back(
     Ok(Json(version(&made.await?)))
 }
 
-/// `DELETE /v1/variants/{user}`: erases every version of the user's variant from memory and disk.
+/// `DELETE /v1/variants/{user}`: erases every version of the user's variant from memory and disk. A training of theirs is
+/// called back: what was erased must not come again.
 ///
 /// # Errors
 /// 404 when there is nothing.
-#[utoipa::path(delete, path = "/v1/variants/{user}", operation_id = "delete_variant", tag = "variants", params(("user" = String, Path)), responses((status = 200, body = schema::Deleted), (status = "default", body = schema::Failure)))]
+#[utoipa::path(delete, path = "/v1/variants/{user}", operation_id = "delete_variant", tag = "variants", params(schema::OfUser), responses((status = 200, body = schema::Deleted), (status = "default", body = schema::Failure)))]
 pub async fn delete(
     caller: Caller,
     State(service): State<Arc<Service>>,
@@ -143,9 +144,11 @@ pub async fn delete(
     caller.require(Right::Publish)?;
     caller.check_user(&user)?;
     let done = blocking(&service, move |service| {
-        let erased = store(service)?.delete(&user)?;
+        let store = store(service)?;
+        let called_back = service.jobs.of(&user).is_some_and(|job| job.cancel_for_good());
+        let erased = store.delete(&user)?;
         let unloaded = service.variants()?.unload(&user)?;
-        if !erased && !unloaded {
+        if !erased && !unloaded && !called_back {
             return Err(unknown(user));
         }
         tracing::info!(user, "deleted a variant");
@@ -204,7 +207,7 @@ pub async fn load(caller: Caller, State(service): State<Arc<Service>>, body: Bod
 ///
 /// # Errors
 /// 404 when it is not loaded.
-#[utoipa::path(post, path = "/v1/variants/{user}/unload", operation_id = "unload_variant", tag = "operator", params(("user" = String, Path)), responses((status = 200, body = schema::Variant), (status = "default", body = schema::Failure)))]
+#[utoipa::path(post, path = "/v1/variants/{user}/unload", operation_id = "unload_variant", tag = "operator", params(schema::OfUser), responses((status = 200, body = schema::Variant), (status = "default", body = schema::Failure)))]
 pub async fn unload(
     caller: Caller,
     State(service): State<Arc<Service>>,

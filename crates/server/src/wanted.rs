@@ -48,7 +48,7 @@ pub struct Wanted {
     pub prompt: Prompt,
     /// 0 to 2.
     pub temperature: Option<f32>,
-    /// Above 0, to 1.
+    /// Above 0, at most 1.
     pub top_p: f32,
     /// 0 keeps all.
     pub top_k: usize,
@@ -97,7 +97,8 @@ impl Wanted {
             user: names::user_in(fields)?.map(str::to_owned),
             prompt,
             temperature: fields.number("temperature", 0.0..=2.0)?.map(|value| value as f32),
-            top_p: fields.number("top_p", f64::MIN_POSITIVE..=1.0)?.map_or(1.0, |value| value as f32),
+            // 0 keeps the likeliest token alone, as the smallest share does.
+            top_p: fields.number("top_p", 0.0..=1.0)?.map_or(1.0, |value| (value as f32).max(f32::MIN_POSITIVE)),
             // −1 is how vLLM's clients say "all".
             top_k: fields.integer("top_k", -1..=i64::MAX)?.map_or(0, |k| usize::try_from(k).unwrap_or(0)),
             seed: fields.integer("seed", i64::MIN..=i64::MAX)?.map(i64::cast_unsigned),
@@ -289,6 +290,20 @@ mod tests {
         }
         let long = format!(r#", "stop": "{}""#, "x".repeat(MAX_STOP_BYTES + 1));
         assert_eq!(chat(&long).unwrap_err().param.as_deref(), Some("stop"));
+    }
+
+    #[test]
+    fn a_top_p_of_0_is_the_likeliest_token() {
+        let top_p = |value: &str| chat(&format!(r#", "top_p": {value}"#)).map(|wanted| wanted.top_p);
+        for smallest in ["0", "0.0", "5e-324"] {
+            assert_eq!(top_p(smallest), Ok(f32::MIN_POSITIVE));
+        }
+        assert_eq!((top_p("1"), top_p("null")), (Ok(1.0), Ok(1.0)));
+        for bad in ["-0.1", "1.1"] {
+            assert_eq!(top_p(bad).unwrap_err().param.as_deref(), Some("top_p"));
+        }
+        let message = chat(r#", "temperature": 1e300"#).unwrap_err().message;
+        assert!(message.contains("temperature = 1e300") && message.len() < 100, "{message}");
     }
 
     #[test]

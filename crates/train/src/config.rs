@@ -11,7 +11,7 @@ use crate::{
     template,
 };
 use bitdelta_delta::{BitDeltaConfig, GroupSize, sizes::parse_bytes};
-use bitdelta_model::Base;
+use bitdelta_model::{Base, nearest::nearest};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::PathBuf;
@@ -192,7 +192,7 @@ pub struct TrainConfig {
     pub lora_alpha: Option<f32>,
     /// Bits a weight of the frozen base while factors learn: 16, 8 or 4 (QLoRA); `None` is f32.
     pub quantization_bit: Option<u8>,
-    /// Bits a weight of the quantised factors, 1 to 8.
+    /// Bits a weight of the quantised factors, 1 to 8; 16 keeps them in f16, as a LoRA file does.
     pub factor_bits: u8,
     /// Size that the variant's file may have ("340KB", "10MB", or bytes): low-rank factors of a rank that follows from it,
     /// trained first as they are and then through their rounding.
@@ -508,7 +508,7 @@ impl TrainConfig {
         need(!self.output_dir.as_os_str().is_empty(), "output_dir", "is missing: where should the variant go?")?;
         template::named(self.template.as_deref())?;
         self.bitdelta()?.validate()?;
-        need((1..=8).contains(&self.factor_bits), "factor_bits", "must be 1 to 8")?;
+        need(matches!(self.factor_bits, 1..=8 | 16), "factor_bits", "must be 1 to 8, or 16")?;
         self.budget_bytes()?;
         need(
             self.budget.is_none() || self.bits_per_weight.is_none(),
@@ -686,26 +686,4 @@ fn number(text: &str) -> Option<Value> {
         Ok(whole) => Some(whole.into()),
         Err(_) => text.parse::<f64>().ok().filter(|number| number.is_finite()).map(Value::from),
     }
-}
-
-/// The known name closest to `name`, if it is close at all.
-fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
-    known
-        .map(|known| (distance(name, known), known))
-        .min()
-        .filter(|(distance, _)| *distance <= name.len().max(3) / 3)
-        .map(|(_, known)| known.to_owned())
-}
-
-/// Edits (insertions, deletions, replacements of a byte) between two names.
-fn distance(a: &str, b: &str) -> usize {
-    let mut previous: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.bytes().enumerate() {
-        let mut row = vec![i + 1];
-        for (j, to) in b.bytes().enumerate() {
-            row.push((previous[j] + usize::from(from != to)).min(previous[j + 1] + 1).min(row[j] + 1));
-        }
-        previous = row;
-    }
-    previous[b.len()]
 }

@@ -2,7 +2,8 @@
 //!
 //! Every figure is over the tokens of answers, teacher-forced through the engine, so it is what a server would compute.
 //! With L the mean of −ln p(token): `retention` = (L_base − L_variant) / (L_base − L_finetuned); `kl` is the mean over
-//! those tokens of KL(fine-tuned ‖ variant) in nats; `exact` is the share of answers whose every token is the likeliest.
+//! those tokens of KL(fine-tuned ‖ variant) in nats; `exact` is the share of answers whose every token is the likeliest;
+//! `drift` is L_variant / L_base − 1 on general conversations, which nobody was tuned on.
 //! [`precision`] compares two loadings of one base instead.
 
 pub mod precision;
@@ -15,7 +16,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 use std::{ops::Range, path::Path, sync::Arc};
 
-/// What is compared.
+/// What one variant is compared with.
 pub struct Subject<'a> {
     /// The loaded base.
     pub base: &'a Model,
@@ -27,6 +28,29 @@ pub struct Subject<'a> {
     pub bytes: u64,
     /// The fine-tuned model that the variant stands for, loaded too; `None` leaves out what needs it.
     pub finetuned: Option<&'a Model>,
+}
+
+/// What any number of variants are compared with.
+#[derive(Clone, Copy)]
+pub struct Yardstick<'a> {
+    /// The loaded base.
+    pub base: &'a Model,
+    /// The fine-tuned model that the variants stand for, loaded too; `None` leaves out what needs it.
+    pub finetuned: Option<&'a Model>,
+    /// Held-out conversations.
+    pub samples: &'a [ChatTokens],
+    /// Conversations about other things, for the drift; may be empty.
+    pub general: &'a [ChatTokens],
+}
+
+/// A variant that is ready to run.
+pub struct Candidate {
+    /// The variant.
+    pub resident: Arc<Resident>,
+    /// Its file's size in bytes.
+    pub bytes: u64,
+    /// Weights in its linears.
+    pub weights: u64,
 }
 
 /// The figures. Those that need the fine-tuned model are `None` without it.
@@ -48,6 +72,10 @@ pub struct Report {
     pub exact_base: f64,
     /// The same of the fine-tuned model.
     pub exact_finetuned: Option<f64>,
+    /// Relative rise of the loss on general conversations against the base; `None` without any.
+    pub drift: Option<f64>,
+    /// The same of the fine-tuned model.
+    pub drift_finetuned: Option<f64>,
     /// Bytes of the variant's file.
     pub bytes: u64,
     /// 8 · bytes ÷ weights in the linears.
@@ -79,54 +107,107 @@ pub fn samples(
     Ok(conversations.par_iter().map(encode).collect::<Result<_, _>>()?)
 }
 
-/// Evaluates on the answers of `samples`. Holds one conversation's logits of the fine-tuned model at a time.
+/// Evaluates one variant on the answers of `samples`.
 ///
 /// # Errors
-/// A variant that does not fit the base, a conversation longer than the context, or no scored token at all.
+/// As [`Yardstick::measure`], and a variant that does not fit the base.
 pub fn evaluate(subject: Subject<'_>, samples: &[ChatTokens], progress: &dyn Progress) -> Result<Report, Error> {
     let Subject { base, variant, path, bytes, finetuned } = subject;
     let weights = variant.weights(base.base().linears().len());
-    let resident = base.prepare("evaluation", path, variant)?;
-    let (mut of_base, mut of_variant, mut of_finetuned) = (Tally::default(), Tally::default(), Tally::default());
-    let mut kl = 0.0;
-    progress.begin("evaluating", samples.len() as u64, "conversations");
-    for sample in samples {
-        if let Some(positions) = positions(sample) {
-            of_base.add(base, None, sample, &positions, &mut |_, _| {})?;
-            let mut reference = Vec::new();
-            if let Some(model) = finetuned {
-                of_finetuned.add(model, None, sample, &positions, &mut |_, logits| reference.push(logits.to_vec()))?;
+    let candidate = Candidate { resident: base.prepare("evaluation", path, variant)?, bytes, weights };
+    let yardstick = Yardstick { base, finetuned, samples, general: &[] };
+    Ok(yardstick.measure(&[candidate], progress)?.remove(0))
+}
+
+impl Yardstick<'_> {
+    /// A report of each candidate, in their order. Every model sees one conversation before the next is begun: of the
+    /// fine-tuned model's logits, one conversation's are held at a time.
+    ///
+    /// # Errors
+    /// A conversation longer than the context, or no scored token at all.
+    pub fn measure(&self, candidates: &[Candidate], progress: &dyn Progress) -> Result<Vec<Report>, Error> {
+        let Self { base, finetuned, samples, general } = *self;
+        let nothing = || vec![Tally::default(); candidates.len()];
+        let (mut of_base, mut of_finetuned, mut of_variants) = (Tally::default(), Tally::default(), nothing());
+        let mut kl = vec![0.0; candidates.len()];
+        progress.begin("evaluating", samples.len() as u64, "conversations");
+        for sample in samples {
+            if let Some(positions) = positions(sample) {
+                of_base.add(base, None, sample, &positions, &mut |_, _| {})?;
+                let mut reference = Vec::new();
+                if let Some(model) = finetuned {
+                    let mut keep = |_, logits: &[f32]| reference.push(logits.to_vec());
+                    of_finetuned.add(model, None, sample, &positions, &mut keep)?;
+                }
+                for ((candidate, tally), kl) in candidates.iter().zip(&mut of_variants).zip(&mut kl) {
+                    let mut reference = reference.iter();
+                    tally.add(base, Some(&candidate.resident), sample, &positions, &mut |_, logits| {
+                        *kl += reference.next().map_or(0.0, |reference| divergence(reference, logits));
+                    })?;
+                }
             }
-            let mut reference = reference.iter();
-            of_variant.add(base, Some(&resident), sample, &positions, &mut |_, logits| {
-                kl += reference.next().map_or(0.0, |reference| divergence(reference, logits));
-            })?;
+            progress.advance(1, &of_variants.last().map_or_else(String::new, Tally::note));
         }
-        progress.advance(1, &of_variant.note());
+        progress.end();
+        let tokens = of_base.tokens;
+        if tokens == 0 {
+            return Err(Error::setting("data", "no conversation has an answer to score"));
+        }
+        let (drifts, drift_finetuned) = match general.is_empty() {
+            true => (vec![None; candidates.len()], None),
+            false => self.drifts(candidates, progress)?,
+        };
+        let loss_finetuned = finetuned.map(|_| of_finetuned.loss());
+        let gain = loss_finetuned.map(|loss| of_base.loss() - loss).filter(|gain| *gain > 0.0);
+        let figures = candidates.iter().zip(of_variants).zip(kl).zip(drifts);
+        let report = figures.map(|(((candidate, tally), kl), drift)| Report {
+            loss_base: of_base.loss(),
+            loss_variant: tally.loss(),
+            loss_finetuned,
+            retention: gain.map(|gain| (of_base.loss() - tally.loss()) / gain),
+            kl: finetuned.map(|_| kl / tokens as f64),
+            exact: tally.exact(),
+            exact_base: of_base.exact(),
+            exact_finetuned: finetuned.map(|_| of_finetuned.exact()),
+            drift,
+            drift_finetuned,
+            bytes: candidate.bytes,
+            bits_per_weight: bits_per_weight(candidate.bytes, candidate.weights),
+            conversations: samples.len(),
+            answers: of_base.answers,
+            tokens,
+        });
+        Ok(report.collect())
     }
-    progress.end();
-    let tokens = of_base.tokens;
-    if tokens == 0 {
-        return Err(Error::setting("data", "no conversation has an answer to score"));
+
+    /// Of each candidate and of the fine-tuned model on the general conversations.
+    fn drifts(
+        &self,
+        candidates: &[Candidate],
+        progress: &dyn Progress,
+    ) -> Result<(Vec<Option<f64>>, Option<f64>), Error> {
+        let (mut of_base, mut of_finetuned) = (Tally::default(), Tally::default());
+        let mut of_variants = vec![Tally::default(); candidates.len()];
+        progress.begin("evaluating drift", self.general.len() as u64, "conversations");
+        for sample in self.general {
+            if let Some(positions) = positions(sample) {
+                of_base.add(self.base, None, sample, &positions, &mut |_, _| {})?;
+                if let Some(model) = self.finetuned {
+                    of_finetuned.add(model, None, sample, &positions, &mut |_, _| {})?;
+                }
+                for (candidate, tally) in candidates.iter().zip(&mut of_variants) {
+                    tally.add(self.base, Some(&candidate.resident), sample, &positions, &mut |_, _| {})?;
+                }
+            }
+            progress.advance(1, "");
+        }
+        progress.end();
+        if of_base.tokens == 0 {
+            return Err(Error::setting("general", "no conversation has an answer to score"));
+        }
+        let drift = |tally: &Tally| tally.loss() / of_base.loss() - 1.0;
+        Ok((of_variants.iter().map(|tally| Some(drift(tally))).collect(), self.finetuned.map(|_| drift(&of_finetuned))))
     }
-    let (loss_base, loss_variant) = (of_base.loss(), of_variant.loss());
-    let loss_finetuned = finetuned.map(|_| of_finetuned.loss());
-    let gain = loss_finetuned.map(|loss| loss_base - loss).filter(|gain| *gain > 0.0);
-    Ok(Report {
-        loss_base,
-        loss_variant,
-        loss_finetuned,
-        retention: gain.map(|gain| (loss_base - loss_variant) / gain),
-        kl: finetuned.map(|_| kl / tokens as f64),
-        exact: of_variant.exact(),
-        exact_base: of_base.exact(),
-        exact_finetuned: finetuned.map(|_| of_finetuned.exact()),
-        bytes,
-        bits_per_weight: bits_per_weight(bytes, weights),
-        conversations: samples.len(),
-        answers: of_base.answers,
-        tokens,
-    })
 }
 
 /// Positions whose logits predict an answer's tokens: from before the first to before the last.
@@ -138,7 +219,7 @@ fn positions(sample: &ChatTokens) -> Option<Range<usize>> {
 }
 
 /// Sums over one model's predictions.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Tally {
     loss: f64,
     tokens: u64,

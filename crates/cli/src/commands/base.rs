@@ -1,7 +1,7 @@
 //! Opening a base for a command: which model, on which device, with a progress bar while it loads.
 use crate::{Context, Error, commands::progress::Bar};
 use bitdelta_engine::{BaseDtype, KvDtype, Model, ModelOptions};
-use bitdelta_model::{Base, alias};
+use bitdelta_model::Base;
 use std::sync::Arc;
 
 /// Which base a command runs, and on what.
@@ -83,19 +83,15 @@ impl BaseArgs {
     /// The model's name or path, after checking the device. Opens nothing.
     ///
     /// # Errors
-    /// [`Error::Usage`] for another device than `cpu`, or when no model is named, neither here nor in the configuration.
+    /// [`Error::Usage`] for another device than `cpu`, or when no model is named.
     pub fn check(&self) -> Result<String, Error> {
         if self.device != "cpu" {
             let message = format!("device {:?} is not supported yet; supported: cpu", self.device);
             return Err(Error::Usage(message));
         }
-        let named = match &self.model {
-            Some(name) => Some(name.clone()),
-            None => alias::default_model().context("looking for the configured base model")?,
-        };
-        named.ok_or_else(|| {
+        self.model.clone().ok_or_else(|| {
             let message = "no base model: pass --model PATH (a Hugging Face folder, a .gguf file, an alias, or a hub id), \
-                           or set BITDELTA_MODEL once for all commands";
+                           or set BITDELTA_MODEL, or `model:` in the configuration file, once for all commands";
             Error::Usage(message.to_owned())
         })
     }

@@ -2,6 +2,7 @@
 use crate::{
     Context, Error,
     commands::progress::Bar,
+    cost::Cost,
     interrupt::Interrupt,
     output,
     sizes::{format_bytes, parse_bytes},
@@ -75,12 +76,13 @@ pub struct CompressArgs {
 pub fn run(args: &CompressArgs) -> Result<(), Error> {
     let config = args.config();
     config.validate().map_err(|error| Error::Usage(error.to_string()))?;
+    let cost = Cost::begin();
     make_folder_of(&args.output)?;
     let base = Base::open(&args.base).context("opening the base model")?;
     let finetuned = Base::open_beside(&args.finetuned, &base).context("opening the fine-tuned model")?;
     let doing = format!("compressing {} against {}", args.finetuned, args.base);
     if let Some(bytes) = args.bytes(&base) {
-        return to_budget(args, bytes, &base, &finetuned, &doing);
+        return to_budget(args, bytes, (&base, &finetuned), &doing, cost);
     }
     let (mut variant, mut report) = compress_pair(&base, &finetuned, &config, &Bar::new()).context(doing.as_str())?;
     if args.data.is_some() {
@@ -89,20 +91,27 @@ pub fn run(args: &CompressArgs) -> Result<(), Error> {
     let bytes = variant.write(&args.output).context("writing the variant")?;
     let bits = bits_per_weight(bytes, report.weights);
     if args.json {
-        let figures = json!({
+        let mut figures = json!({
             "path": args.output,
             "bytes": bytes,
             "bits_per_weight": bits,
             "config": variant.info.config,
             "report": report,
         });
+        cost.add_to(&mut figures);
         return output::line(&figures.to_string());
     }
     output::text(&summary(&args.output, bytes, bits, &variant.info.config, &report))
 }
 
 /// Compresses the pair to a size, and trains what is kept where data is given.
-fn to_budget(args: &CompressArgs, bytes: u64, base: &Base, finetuned: &Base, doing: &str) -> Result<(), Error> {
+fn to_budget(
+    args: &CompressArgs,
+    bytes: u64,
+    (base, finetuned): (&Base, &Base),
+    doing: &str,
+    cost: Cost,
+) -> Result<(), Error> {
     let (interrupt, bar) = (Interrupt::watch()?, Bar::new());
     let examples = args.examples(base)?;
     let mut options = budget::Options { rank: args.rank, ..budget::Options::new(bytes) };
@@ -119,7 +128,8 @@ fn to_budget(args: &CompressArgs, bytes: u64, base: &Base, finetuned: &Base, doi
     let bytes = variant.write(&args.output).context("writing the variant")?;
     let bits = bits_per_weight(bytes, variant.weights(base.linears().len()));
     if args.json {
-        let figures = json!({"path": args.output, "bytes": bytes, "bits_per_weight": bits});
+        let mut figures = json!({"path": args.output, "bytes": bytes, "bits_per_weight": bits});
+        cost.add_to(&mut figures);
         return output::line(&figures.to_string());
     }
     output::text(&format!("{}: {} ({bits:.4} bits a weight)\n", args.output.display(), format_bytes(bytes)))

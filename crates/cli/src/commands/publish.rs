@@ -5,6 +5,7 @@ use bitdelta_engine::{
     registry::{Published, Store},
     user::check_user,
 };
+use serde_json::json;
 use std::{
     fs::File,
     path::{Path, PathBuf},
@@ -22,6 +23,9 @@ pub struct PublishArgs {
     /// User id; by default what the variant's name gives
     #[arg(long, value_name = "USER")]
     user: Option<String>,
+    /// JSON on stdout
+    #[arg(long)]
+    json: bool,
 }
 
 /// Copies the variant into the folder, checks the copy, and makes it the user's newest version: a server that reads
@@ -35,6 +39,12 @@ pub fn run(args: &PublishArgs) -> Result<(), Error> {
         None => user_of(&args.variant)?,
     };
     let published = publish(&args.variant, &args.variants_dir, &user)?;
+    if args.json {
+        let Published { number, hash, bytes, .. } = published;
+        let dir = &args.variants_dir;
+        let figures = json!({"user_id": user, "version": number, "content_hash": hash, "bytes": bytes, "dir": dir});
+        return output::line(&figures.to_string());
+    }
     output::line(&format!("published {user} as version {} in {}", published.number, args.variants_dir.display()))
 }
 

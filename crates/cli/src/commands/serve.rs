@@ -13,28 +13,34 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
 };
 
+/// What the help of a server's commands says of the ways to set an option.
+pub const SETTINGS: &str = "\
+Each option may also be set by a variable of the environment, BITDELTA_ and its name (BITDELTA_MAX_BATCH=16), or in the \
+configuration file under `serve:` (max-batch: 16). Flags go before variables, variables before the file; --show-config \
+tells what holds.";
+
 /// Arguments of a server.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ServeArgs {
     #[command(flatten)]
-    base: BaseArgs,
+    pub(super) base: BaseArgs,
     /// Folder of variants: USER.safetensors or USER/variant.safetensors; made if it is not there
     #[arg(long, value_name = "DIR", default_value = "variants")]
-    variants_dir: PathBuf,
-    /// One more name that requests may use for the base; may be given several times
-    #[arg(long = "model-name", value_name = "ALIAS")]
+    pub(super) variants_dir: PathBuf,
+    /// One more name that requests may use for the base; may be given several times, or several with commas
+    #[arg(long = "model-name", value_name = "ALIAS", value_delimiter = ',')]
     model_names: Vec<String>,
     /// Port; 0 picks a free one
     #[arg(long, value_name = "N", default_value_t = 8080)]
-    port: u16,
+    pub(super) port: u16,
     /// Address to listen on
     #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
-    host: String,
-    /// Listen beyond this machine although the server has no authentication
+    pub(super) host: String,
+    /// Listen beyond this machine, and answer under any host name, although the server has no authentication
     #[arg(long)]
-    allow_remote: bool,
+    pub(super) allow_remote: bool,
     #[command(flatten)]
-    auth: AuthArgs,
+    pub(super) auth: AuthArgs,
     /// Certificate chain in PEM: HTTPS instead of HTTP
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
@@ -42,8 +48,8 @@ pub struct ServeArgs {
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
     /// Origin whose pages may call from a browser, as in `https://app.example.org`, or * for all; may be given several
-    /// times [default: none]
-    #[arg(long, value_name = "ORIGIN")]
+    /// times, or several with commas [default: none]
+    #[arg(long, value_name = "ORIGIN", value_delimiter = ',')]
     cors_origin: Vec<String>,
     /// Most connections at a time; more wait to be accepted
     #[arg(long, value_name = "N", default_value_t = HttpOptions::default().max_connections)]
@@ -60,7 +66,7 @@ pub struct ServeArgs {
     max_context: usize,
     /// Memory for the KV cache, as in 1GB or 512MiB
     #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = parse_bytes)]
-    kv_cache_size: u64,
+    pub(super) kv_cache_size: u64,
     /// Longest wait in the queue; a request that has not begun by then is answered with 503 [default: no limit]
     #[arg(long, value_name = "SECONDS")]
     max_wait: Option<u64>,
@@ -71,7 +77,7 @@ pub struct ServeArgs {
     /// Memory for loaded variants, as in 2GB or 512MiB; the least recently used give way [default: a quarter of what is
     /// available]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
-    variant_memory: Option<u64>,
+    pub(super) variant_memory: Option<u64>,
     /// Sampling temperature of requests that name none; 0 answers with the likeliest token
     #[arg(long, value_name = "T", default_value_t = Defaults::default().temperature)]
     temperature: f32,
@@ -107,7 +113,11 @@ pub fn run(args: &ServeArgs, variants: bool) -> Result<(), Error> {
     Ok(())
 }
 
-fn http_options(args: &ServeArgs) -> Result<HttpOptions, Error> {
+/// How connections are served.
+///
+/// # Errors
+/// A certificate or an origin that cannot be.
+pub(super) fn http_options(args: &ServeArgs) -> Result<HttpOptions, Error> {
     let tls = match (&args.tls_cert, &args.tls_key) {
         (Some(cert), Some(key)) => Some(http_options::tls(cert, key).context("reading the certificate")?),
         _ => None,
@@ -116,6 +126,7 @@ fn http_options(args: &ServeArgs) -> Result<HttpOptions, Error> {
         shutdown: Duration::from_secs(args.shutdown_timeout),
         tls,
         cors: http_options::cors(&args.cors_origin).context("--cors-origin")?,
+        loopback_names_only: !args.allow_remote,
         max_connections: args.max_connections,
         ..HttpOptions::default()
     })

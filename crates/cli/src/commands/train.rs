@@ -1,5 +1,5 @@
 //! `bitdelta train`, and the part of training that `llamafactory-cli train` shares with it: running and reporting.
-use crate::{Context, Error, commands::progress::Bar, interrupt::Interrupt, output, sizes::format_bytes};
+use crate::{Context, Error, commands::progress::Bar, cost::Cost, interrupt::Interrupt, output, sizes::format_bytes};
 use bitdelta_train::{
     TrainConfig,
     progress::Progress,
@@ -50,7 +50,7 @@ pub struct TrainArgs {
     /// Rank of the factors
     #[arg(long, value_name = "R")]
     rank: Option<String>,
-    /// Bits a weight of the factors, 1 to 8
+    /// Bits a weight of the factors, 1 to 8; 16 keeps them in f16, as a LoRA file does
     #[arg(long, value_name = "BITS")]
     factor_bits: Option<String>,
     /// Make the file at most so large (340KB, 10MB): trains low-rank factors of a rank that follows, then their rounded form
@@ -178,6 +178,7 @@ impl TrainArgs {
 /// # Errors
 /// Settings that make no sense, and everything that training reports; [`Error::Interrupted`] after Ctrl-C.
 pub fn run(args: &TrainArgs) -> Result<(), Error> {
+    let cost = Cost::begin();
     let config = args.config()?;
     let mut outcome = train(&config, args.quiet)?;
     if let Some(file) = &args.output {
@@ -186,7 +187,7 @@ pub fn run(args: &TrainArgs) -> Result<(), Error> {
         std::fs::remove_dir_all(&config.output_dir).context(doing())?;
         outcome.path.clone_from(file);
     }
-    report(&outcome, args.json)
+    report(&outcome, args.json.then_some(cost))
 }
 
 /// Runs a training with progress on stderr. Ctrl-C saves a checkpoint first and says how to go on.
@@ -202,11 +203,13 @@ pub(crate) fn train(config: &TrainConfig, quiet: bool) -> Result<Outcome, Error>
     }
 }
 
-/// Prints what came out.
-pub(crate) fn report(outcome: &Outcome, json: bool) -> Result<(), Error> {
-    if json {
-        let text = serde_json::to_string_pretty(outcome).context("writing the outcome")?;
-        return output::line(&text);
+/// Prints what came out: for people, or with what it cost as JSON.
+pub(crate) fn report(outcome: &Outcome, json: Option<Cost>) -> Result<(), Error> {
+    if let Some(cost) = json {
+        let doing = "writing the outcome";
+        let mut figures = serde_json::to_value(outcome).context(doing)?;
+        cost.add_to(&mut figures);
+        return output::line(&serde_json::to_string_pretty(&figures).context(doing)?);
     }
     let figure = |loss: Option<f64>| loss.map(|loss| format!("{loss:.4}"));
     if let (Some(base), Some(trained), Some(variant)) =

@@ -22,6 +22,9 @@ enum VariantsCommand {
         /// Variant files, or folders that hold a variant.safetensors
         #[arg(required = true, value_name = "PATH")]
         paths: Vec<PathBuf>,
+        /// JSON on stdout, a line for each
+        #[arg(long)]
+        json: bool,
         #[command(flatten)]
         node: NodeArgs,
     },
@@ -30,6 +33,9 @@ enum VariantsCommand {
         /// User ids, or the paths that were loaded
         #[arg(required = true, value_name = "USER")]
         users: Vec<PathBuf>,
+        /// JSON on stdout, a line for each
+        #[arg(long)]
+        json: bool,
         #[command(flatten)]
         node: NodeArgs,
     },
@@ -49,24 +55,34 @@ enum VariantsCommand {
 /// No server, or what it answers.
 pub fn run(args: &VariantsArgs) -> Result<(), Error> {
     match &args.command {
-        VariantsCommand::Load { paths, node } => paths.iter().try_for_each(|path| load(&node.client(), path)),
-        VariantsCommand::Unload { users, node } => users.iter().try_for_each(|user| unload(&node.client(), user)),
+        VariantsCommand::Load { paths, json, node } => {
+            paths.iter().try_for_each(|path| load(&node.client(), path, *json))
+        }
+        VariantsCommand::Unload { users, json, node } => {
+            users.iter().try_for_each(|user| unload(&node.client(), user, *json))
+        }
         VariantsCommand::List { json, node } => list(&node.client(), *json),
     }
 }
 
-fn load(node: &Node, path: &Path) -> Result<(), Error> {
+fn load(node: &Node, path: &Path, as_json: bool) -> Result<(), Error> {
     // The server has another working directory.
     let path = path.canonicalize().context(format!("looking for {}", path.display()))?;
     let loaded = node.post("/v1/variants", &json!({"path": path}))?;
+    if as_json {
+        return output::line(&loaded.to_string());
+    }
     let bytes = loaded["resident_bytes"].as_u64().unwrap_or_default();
     output::line(&format!("loaded {} ({} in memory)", text(&loaded["user_id"]), format_bytes(bytes)))
 }
 
-fn unload(node: &Node, user: &Path) -> Result<(), Error> {
+fn unload(node: &Node, user: &Path, as_json: bool) -> Result<(), Error> {
     let user = user_of(user)?;
     node.post(&format!("/v1/variants/{}/unload", segment(&user)), &json!({}))?;
-    output::line(&format!("unloaded {user}"))
+    match as_json {
+        true => output::line(&json!({"unloaded": user}).to_string()),
+        false => output::line(&format!("unloaded {user}")),
+    }
 }
 
 fn list(node: &Node, as_json: bool) -> Result<(), Error> {

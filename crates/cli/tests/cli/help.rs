@@ -1,6 +1,6 @@
-//! A snapshot of every `--help`. A command that is added is found by itself; `INSTA_UPDATE=always cargo test -p
-//! bitdelta-cli` writes the new snapshot, and the change shows in review.
-use crate::{run, stdout};
+//! The reference pages of the book are the help of every command. A command that is added is found by itself;
+//! `UPDATE_DOCS=1 cargo test -p bitdelta-cli --test cli help` writes the pages anew, and the change shows in review.
+use crate::{root, run, stdout};
 
 /// The help of `path` and of every command below it, each under its own heading.
 fn all_help(binary: &str, path: &[&str]) -> String {
@@ -8,7 +8,8 @@ fn all_help(binary: &str, path: &[&str]) -> String {
     assert!(output.status.success(), "{binary} {path:?} --help");
     let help = stdout(&output);
     let heading = [&[binary], path].concat().join(" ");
-    let mut text = format!("## {heading}\n\n{}\n\n", help.trim_end());
+    let lines: Vec<&str> = help.trim_end().lines().map(str::trim_end).collect();
+    let mut text = format!("\n## {heading}\n\n```text\n{}\n```\n", lines.join("\n"));
     for name in subcommands(&help).filter(|name| *name != "help") {
         text += &all_help(binary, &[path, &[name]].concat());
     }
@@ -24,17 +25,30 @@ fn subcommands(help: &str) -> impl Iterator<Item = &str> {
         .filter_map(|line| line.split_whitespace().next())
 }
 
+fn check(binary: &str) {
+    let help = all_help(binary, &[]);
+    let page =
+        format!("# Commands: {binary}\n\nWhat `--help` prints, of every command; a test keeps this page so.\n{help}");
+    let path = root().join(format!("docs/src/reference/{binary}.md"));
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(&path, &page).expect("written");
+    }
+    let written = std::fs::read_to_string(&path).unwrap_or_default();
+    let differs = written.lines().zip(page.lines()).find(|(old, new)| old != new);
+    assert!(written == page, "{} is out of date: set UPDATE_DOCS=1; first change: {differs:?}", path.display());
+}
+
 #[test]
 fn bitdelta() {
-    insta::assert_snapshot!(all_help("bitdelta", &[]));
+    check("bitdelta");
 }
 
 #[test]
 fn hanzo_node() {
-    insta::assert_snapshot!(all_help("hanzo-node", &[]));
+    check("hanzo-node");
 }
 
 #[test]
 fn llamafactory_cli() {
-    insta::assert_snapshot!(all_help("llamafactory-cli", &[]));
+    check("llamafactory-cli");
 }

@@ -1,12 +1,31 @@
 //! The binaries as a shell sees them: help, exit codes, what goes to stdout and what to stderr.
 mod bench;
+mod book;
 mod bring;
+mod doctor;
 mod help;
+mod json;
 mod keys;
 mod node;
+mod report;
+mod settings;
+mod shells;
 mod usage;
 
-use std::process::{Command, Output};
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+/// The repository's root.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the repository")
+}
+
+/// The path of a golden model.
+pub fn golden(name: &str) -> String {
+    root().join("tests/golden").join(name).to_str().expect("UTF-8").to_owned()
+}
 
 /// One of the three binaries, with no configuration from the environment.
 pub fn command(binary: &str) -> Command {

@@ -1,5 +1,10 @@
 //! Exit codes and messages of commands that cannot do what was asked.
-use crate::{run, stderr, stdout};
+use crate::{command, golden, run, stderr, stdout};
+use std::{
+    fs::File,
+    io::{BufRead, BufReader, Write},
+    process::{Command, Stdio},
+};
 
 #[test]
 fn another_device_than_the_cpu_is_refused_before_anything_is_loaded() {
@@ -65,4 +70,56 @@ fn what_is_no_variant_is_not_published() {
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("error: checking"), "{}", stderr(&output));
     assert!(!folder.join("ann.safetensors").exists());
+}
+
+#[test]
+fn help_and_versions_are_asked_for_and_end_well() {
+    for binary in ["bitdelta", "hanzo-node", "llamafactory-cli"] {
+        for word in ["--help", "--version"] {
+            let output = run(binary, &[word]);
+            assert_eq!(output.status.code(), Some(0), "{binary} {word}");
+            assert!(!stdout(&output).is_empty() && stderr(&output).is_empty());
+        }
+    }
+}
+
+#[test]
+fn an_interrupt_ends_with_130() {
+    let mut child = command("bitdelta")
+        .args(["chat", "--base", &golden("tiny-llama"), "--max-tokens", "2"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("chat starts");
+    let mut stdin = child.stdin.take().expect("a pipe");
+    stdin.write_all(b"Hello!\n").expect("written");
+    let mut answer = String::new();
+    BufReader::new(child.stdout.take().expect("a pipe")).read_line(&mut answer).expect("an answer");
+    // It waits for the next turn now.
+    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill runs");
+    assert!(sent.success());
+    assert_eq!(child.wait().expect("it ends").code(), Some(130));
+}
+
+#[test]
+fn a_full_disk_behind_stdout_is_a_failure_and_a_closed_pipe_is_none() {
+    let full = File::options().write(true).open("/dev/full").expect("the device");
+    let output = command("bitdelta").args(["completions", "bash"]).stdout(full).output().expect("it runs");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("writing to stdout"), "{output:?}");
+    let mut child =
+        command("bitdelta").args(["completions", "bash"]).stdout(Stdio::piped()).spawn().expect("it starts");
+    drop(child.stdout.take());
+    assert_eq!(child.wait().expect("it ends").code(), Some(0));
+}
+
+#[test]
+fn nothing_is_coloured_where_nobody_looks() {
+    for arguments in
+        [&["--help"][..], &["fly"], &["serve", "--model", "/nowhere", "--port", "0"], &["doctor", "--port", "0"]]
+    {
+        let output = command("bitdelta").args(arguments).env_remove("NO_COLOR").output().expect("it runs");
+        assert!(!stdout(&output).contains('\u{1b}') && !stderr(&output).contains('\u{1b}'), "{arguments:?}");
+    }
 }

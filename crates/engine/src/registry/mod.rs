@@ -225,14 +225,9 @@ impl<B: Backend> Registry<B> {
 
     /// All variants, loaded or waiting in the folder, by user id. Reads the whole folder.
     pub fn list(&self) -> Vec<Listed> {
-        let on_disk = self.dir.iter().filter_map(|dir| std::fs::read_dir(dir).ok()).flatten().flatten();
-        let mut listed: BTreeMap<String, Listed> = on_disk
-            .filter_map(|entry| {
-                let user = user_of(&entry.path()).ok()?;
-                let Version { path, .. } = find(self.dir.as_deref()?, &user)?;
-                Some((user.clone(), Listed { user, path, loaded: None }))
-            })
-            .collect();
+        let on_disk = self.store.iter().filter_map(|store| store.list().ok()).flatten();
+        let mut listed: BTreeMap<String, Listed> =
+            on_disk.map(|(user, path)| (user.clone(), Listed { user, path, loaded: None })).collect();
         for (user, Explicit { path, .. }) in lock(&self.explicit).iter() {
             let line = Listed { user: user.clone(), path: path.clone(), loaded: None };
             listed.insert(user.clone(), line);

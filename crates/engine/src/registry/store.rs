@@ -13,10 +13,14 @@
 //! while they are newer than the newest version; the first version that is published beside one takes it up as the
 //! version before.
 use super::{folder, lock};
-use crate::{Error, user::check_user};
+use crate::{
+    Error,
+    user::{check_user, user_of},
+};
 use bitdelta_delta::file::{self, Variant};
 use serde::{Deserialize, Serialize};
 use std::{
+    collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io::{self, Write},
     os::unix::fs::PermissionsExt,
@@ -102,6 +106,16 @@ impl Store {
     pub fn versions(&self, user: &str) -> Result<Vec<Published>, Error> {
         check_user(user)?;
         Ok(versions(&self.dir, user))
+    }
+
+    /// Every user who has a variant in the folder, with the file that is served. Reads the whole folder.
+    ///
+    /// # Errors
+    /// [`Error::Variant`] for a folder that cannot be read.
+    pub fn list(&self) -> Result<BTreeMap<String, PathBuf>, Error> {
+        let entries = fs::read_dir(&self.dir).map_err(|source| io_error(&self.dir, source))?;
+        let users = entries.flatten().filter_map(|entry| user_of(&entry.path()).ok());
+        Ok(users.filter_map(|user| folder::find(&self.dir, &user).map(|found| (user, found.path))).collect())
     }
 
     /// Makes an older version the newest: `to`, or the one before the newest. `None` when there is no such version.

@@ -125,6 +125,11 @@ impl Meter {
         Self { limits, buckets: Mutex::new(buckets) }
     }
 
+    /// What the buckets hold.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
     fn buckets(&self) -> std::sync::MutexGuard<'_, Buckets> {
         self.buckets.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -99,6 +99,15 @@ impl Caller {
     }
 
     /// # Errors
+    /// 403 when the caller has none of these rights; it names the first.
+    pub fn require_any(&self, rights: &[Right]) -> Result<(), ApiError> {
+        match rights {
+            [first, ..] if !rights.iter().any(|right| self.grant.allows(*right)) => self.require(*first),
+            _ => Ok(()),
+        }
+    }
+
+    /// # Errors
     /// 403 when the caller may not ask for this user, whether there is one or not.
     pub fn check_user(&self, user: &str) -> Result<(), ApiError> {
         if self.grant.covers(user) {
@@ -114,6 +123,16 @@ impl Caller {
             Users::All => registry.list(),
             Users::Only(users) => users.iter().filter_map(|user| registry.listed(user).ok()).collect(),
         }
+    }
+
+    /// Whom the caller may ask for, beside the base.
+    pub fn users(&self) -> &Users {
+        self.grant.users()
+    }
+
+    /// What the caller may take in a minute.
+    pub fn limits(&self) -> Limits {
+        self.meter.as_ref().map_or_else(Limits::default, |meter| meter.limits())
     }
 
     /// For whom the engine works: places, the queue and the cache of prompts belong to a tenant.

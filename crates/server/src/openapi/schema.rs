@@ -1,7 +1,25 @@
 //! The bodies of requests and answers, for the OpenAPI document alone.
 use serde::Serialize;
 use serde_json::Value;
-use utoipa::ToSchema;
+use std::collections::HashMap;
+use utoipa::{IntoParams, ToSchema};
+
+/// Whose variant a path names.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+pub struct OfUser {
+    /// A user id: up to 200 bytes, no slash, backslash, colon or control character, no dot at its beginning.
+    #[param(min_length = 1, max_length = 200, pattern = r"^[^./\\:\x00-\x1f\x7f-\x9f][^/\\:\x00-\x1f\x7f-\x9f]*$")]
+    pub user: String,
+}
+
+/// What some clients send in the query string.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct QueryModel {
+    /// Counts where the body names no model.
+    pub model: Option<String>,
+}
 
 /// What both endpoints take beside their prompts. Unknown fields are ignored, and `null` is the same as absent.
 macro_rules! request {
@@ -21,8 +39,8 @@ macro_rules! request {
             /// 0 answers with the likeliest token.
             #[schema(minimum = 0, maximum = 2)]
             pub temperature: Option<f64>,
-            /// Keeps the likeliest tokens that hold this much probability.
-            #[schema(exclusive_minimum = 0, maximum = 1)]
+            /// Keeps the likeliest tokens that hold this much probability; the likeliest always.
+            #[schema(minimum = 0, maximum = 1)]
             pub top_p: Option<f64>,
             /// Keeps so many likeliest tokens; 0 and −1 keep all.
             #[schema(minimum = -1)]
@@ -83,6 +101,8 @@ pub enum Prompt {
     Text(String),
     /// Token ids.
     Tokens(Vec<u32>),
+    /// One text in a list.
+    OneText(Vec<String>),
 }
 
 /// One text or up to four.
@@ -128,9 +148,40 @@ pub struct ChatMessage {
     /// `system`, `developer`, `user` or `assistant`.
     #[schema(pattern = "^(system|developer|user|assistant)$")]
     pub role: String,
-    /// A text, or parts of type `text`.
-    #[schema(value_type = Value)]
-    pub content: Value,
+    /// What is said; an assistant's turn may have none.
+    pub content: Option<Content>,
+}
+
+/// A text, or parts of one, a line each.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum Content {
+    /// All of it.
+    Text(String),
+    /// Parts.
+    Parts(Vec<TextPart>),
+}
+
+/// A part of type `text`.
+#[derive(Serialize, ToSchema)]
+pub struct TextPart {
+    /// `text`
+    #[schema(pattern = "^text$")]
+    pub r#type: String,
+    /// What it says.
+    pub text: String,
+}
+
+/// A plain value.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum Plain {
+    /// As on a command line.
+    Text(String),
+    /// A number.
+    Number(f64),
+    /// A switch.
+    Switch(bool),
 }
 
 /// `POST /v1/variants/{user}/rollback`
@@ -145,6 +196,7 @@ pub struct Rollback {
 #[derive(ToSchema)]
 pub struct LoadVariant {
     /// A file on the server's machine, or a folder that holds one; its name gives the user.
+    #[schema(min_length = 1)]
     pub path: String,
 }
 
@@ -158,8 +210,7 @@ pub struct Train {
     #[schema(value_type = Option<Vec<Object>>)]
     pub eval_data: Option<Vec<Value>>,
     /// Settings by their LLaMA-Factory names.
-    #[schema(value_type = Option<Object>)]
-    pub settings: Option<Value>,
+    pub settings: Option<HashMap<String, Plain>>,
 }
 
 /// An answer of a chat.
@@ -252,6 +303,67 @@ pub struct Version {
     pub created: u64,
     /// The version whose content this is, where it was rolled back to.
     pub rolled_back_to: Option<u64>,
+}
+
+/// `GET /v1/variants/{user}/card`
+#[derive(ToSchema)]
+pub struct Card {
+    /// `variant.card`
+    pub object: String,
+    /// Whose.
+    pub user_id: String,
+    /// Content hash.
+    pub hash: String,
+    /// The file's size.
+    pub bytes: u64,
+    /// Bytes in memory.
+    pub resident_bytes: u64,
+    /// Weights in the base's linears.
+    pub weights: u64,
+    /// 8 · `bytes` ÷ `weights`.
+    pub bits_per_weight: f64,
+    /// The base it was made on.
+    pub base: String,
+    /// The chat template it was made with; empty where that is unknown.
+    pub template: String,
+    /// The configuration it was made with.
+    #[schema(value_type = Object)]
+    pub config: Value,
+    /// (L_base − L_variant) ÷ (L_base − L_trained) of the recorded losses.
+    pub retention: Option<f64>,
+    /// What else was recorded when it was made: `fidelity` (losses on held-out data), `relative_error`, `safety`,
+    /// `training`, `warnings`.
+    #[schema(value_type = Object)]
+    pub notes: Value,
+}
+
+/// `GET /v1/me`
+#[derive(ToSchema)]
+pub struct Me {
+    /// `caller`
+    pub object: String,
+    /// The key's id, which is no secret; null on a server without authentication.
+    pub key: Option<String>,
+    /// `chat`, `publish`, `train`, `admin`.
+    pub rights: Vec<String>,
+    /// Whether the caller may ask for every user.
+    pub all_users: bool,
+    /// Else for these.
+    pub users: Vec<String>,
+    /// Null without a limit.
+    pub requests_per_minute: Option<u32>,
+    /// Null without a limit.
+    pub tokens_per_minute: Option<u32>,
+    /// The base's name.
+    pub model: String,
+    /// Whether users' variants are served.
+    pub variants: bool,
+    /// Longest prompt plus answer in tokens.
+    pub max_context: u64,
+    /// Bytes of the base in memory.
+    pub base_bytes: u64,
+    /// Bytes set aside for the KV cache.
+    pub kv_cache_bytes: u64,
 }
 
 /// `DELETE /v1/variants/{user}`

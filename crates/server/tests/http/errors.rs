@@ -83,7 +83,7 @@ fn bad_requests_name_the_field() {
     assert_eq!(fault(json!({"messages": "Hello!"})), "messages");
     assert_eq!(fault(json!({"user_id": 123})), "user_id");
     assert_eq!(fault(json!({"temperature": 3})), "temperature");
-    assert_eq!(fault(json!({"top_p": 0})), "top_p");
+    assert_eq!(fault(json!({"top_p": 1.5})), "top_p");
     assert_eq!(fault(json!({"stream": "yes"})), "stream");
     assert_eq!(fault(json!({"n": 100})), "n");
     assert_eq!(fault(json!({"model": null})), "model");

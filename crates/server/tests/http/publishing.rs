@@ -76,6 +76,16 @@ fn an_upload_larger_than_all_variants_may_be_is_refused_before_it_is_all_there()
 }
 
 #[test]
+fn no_cache_keeps_an_answer_and_no_browser_guesses_what_it_is() {
+    let node = Node::start();
+    for path in ["/v1/models", "/v1/variants", "/v1/me", "/metrics", "/nowhere"] {
+        let response = agent().get(format!("{}{path}", node.url)).call().expect("an answer");
+        let header = |name: &str| response.headers()[name].to_str().expect("text").to_owned();
+        assert_eq!((header("cache-control"), header("x-content-type-options")), ("no-store".into(), "nosniff".into()));
+    }
+}
+
+#[test]
 fn readiness_and_the_document_are_open_and_metrics_count() {
     let node = Node::start();
     assert_eq!(node.get("/ready"), (200, json!({"status": "ready"})));

@@ -52,6 +52,18 @@ fn a_training_that_is_called_back_publishes_nothing() {
 }
 
 #[test]
+fn what_was_erased_does_not_come_again_from_a_training_under_way() {
+    let node = Node::start();
+    node.publish("ann", 1);
+    let body = json!({"data": conversations(4), "settings": {"max_steps": 1_000_000}});
+    assert_eq!(node.post("/v1/variants/ann/train", &body).0, 202);
+    assert_eq!(node.delete("/v1/variants/ann").0, 200);
+    assert_eq!(follow(&node, "ann").last().expect("a state")["status"], "cancelled");
+    assert_eq!(node.get("/v1/variants/ann").0, 404);
+    assert_eq!(node.delete("/v1/variants/ann").0, 404);
+}
+
+#[test]
 fn what_cannot_be_trained_is_refused_or_fails_with_the_reason() {
     let node = Node::start();
     let refused = |body: Value| {

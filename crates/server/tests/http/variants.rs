@@ -1,5 +1,6 @@
 //! The operator's endpoints, and files that change under a running server.
 use crate::node::{BASE, Node, agent, write_variant};
+use bitdelta_server::HttpOptions;
 use serde_json::{Value, json};
 
 #[test]
@@ -38,13 +39,38 @@ fn loading_what_is_no_variant_says_why() {
 #[test]
 fn a_web_page_or_a_proxy_is_not_the_operator() {
     let node = Node::start();
-    for (name, value) in [("host", "evil.example"), ("origin", "https://evil.example"), ("x-forwarded-for", "10.0.0.9")]
-    {
+    for (name, value) in [
+        ("origin", "https://evil.example"),
+        ("sec-fetch-site", "cross-site"),
+        ("sec-fetch-site", "same-site"),
+        ("x-forwarded-for", "10.0.0.9"),
+    ] {
         let request = agent().get(format!("{}/v1/variants", node.url)).header(name, value);
         let mut response = request.call().expect("an answer");
         let body: Value = response.body_mut().read_json().expect("JSON");
         assert_eq!((response.status().as_u16(), &body["error"]["code"]), (403, &json!("operator_only")), "{name}");
     }
+}
+
+#[test]
+fn without_keys_nothing_is_answered_under_anothers_name() {
+    // As a web page sees it whose name was made to resolve to this machine.
+    let node = Node::start();
+    node.publish("ann", 1);
+    let ask = |node: &Node, host: &str| {
+        let request = agent().get(format!("{}/v1/models", node.url)).header("host", host);
+        let mut response = request.call().expect("an answer");
+        let body: Value = response.body_mut().read_json().expect("JSON");
+        (response.status().as_u16(), body["error"]["code"].as_str().unwrap_or_default().to_owned())
+    };
+    for host in ["evil.example", "evil.example:8080", "localhost.evil.example", "127.0.0.1.evil.example"] {
+        assert_eq!(ask(&node, host), (403, "host_not_allowed".to_owned()), "{host}");
+    }
+    for host in ["localhost", "localhost:8080", "127.0.0.1:1", "[::1]:80"] {
+        assert_eq!(ask(&node, host).0, 200, "{host}");
+    }
+    let open = Node::over(HttpOptions { loopback_names_only: false, ..HttpOptions::default() });
+    assert_eq!(ask(&open, "node.example").0, 200);
 }
 
 #[test]

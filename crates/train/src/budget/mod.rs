@@ -16,7 +16,7 @@
 //! *What factors leave* is coded beside them where that gains more than further components (`sums.rs`).
 //!
 //! *Without data* the sensitivities are those of ‖Δ̂ − Δ‖²; *with data* they are measured, and the factors are then trained
-//! through their rounding. Kinds that were tried and lost are in `docs/quality.md`.
+//! through their rounding. Kinds that were tried and lost are in `docs/src/explanation/quality.md`.
 
 mod distil;
 mod factors;

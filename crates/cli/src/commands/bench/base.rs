@@ -21,7 +21,7 @@ pub struct BenchBase {
 
 /// The values of `--shape`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Shape {
+pub(super) enum Shape {
     /// SmolLM2-135M
     #[value(name = "smollm2-135m")]
     Smollm2,
@@ -85,7 +85,7 @@ fn default_cache() -> Result<PathBuf, Error> {
 
 impl Shape {
     /// The published model's configuration.
-    fn config(self) -> ModelConfig {
+    pub(super) fn config(self) -> ModelConfig {
         let qwen3 = |hidden, layers, heads, intermediate| ModelConfig {
             architecture: Architecture::Qwen3,
             hidden,

@@ -4,7 +4,6 @@
 mod base;
 mod compress;
 mod load;
-mod plot;
 mod precision;
 mod serving;
 mod sweep;
@@ -13,6 +12,7 @@ mod variants;
 use crate::{Context, Error, commands::progress::Bar, output};
 use base::BenchBase;
 use serving::{Machine, Setting, What};
+use std::path::PathBuf;
 
 /// Arguments of `bench`.
 #[derive(Debug, Clone, clap::Args)]
@@ -62,9 +62,12 @@ struct CommonArgs {
     /// Distinct users among them, each with a variant; 0 asks the base alone
     #[arg(long, value_name = "N", default_value_t = 0)]
     users: usize,
-    /// What the variants are made of
-    #[arg(long, value_name = "KIND", default_value = "dense1")]
+    /// What the variants are made of, random
+    #[arg(long, value_name = "KIND", default_value = "dense1", conflicts_with = "variant")]
     kind: variants::Kind,
+    /// Each user's variant is a copy of this file
+    #[arg(long, value_name = "FILE")]
+    variant: Option<PathBuf>,
     /// Runs; the fastest counts
     #[arg(long, value_name = "N", default_value_t = 3)]
     runs: usize,
@@ -92,19 +95,28 @@ fn serve(common: &CommonArgs, what: What, prompt: usize, generate: usize) -> Res
     let setting = Setting { what, batch: common.batch, prompt, generate, runs: common.runs };
     setting.check()?;
     let bar = Bar::new();
-    let machine = machine(&common.base, common.kind, &bar)?;
+    let kind = common.variant.as_ref().map_or_else(|| common.kind.name(), |path| path.display().to_string());
+    let machine = machine(&common.base, kind, &bar)?;
     let count = common.users.min(common.batch);
-    let users = bar.during("making variants", || variants::residents(&machine.model, common.kind, count))?;
+    let users = bar.during("making variants", || match &common.variant {
+        Some(path) => variants::copies(&machine.model, path, count),
+        None => variants::residents(&machine.model, common.kind, count),
+    })?;
     let measured = bar.during("measuring", || serving::measure(&machine, &users, setting))?;
     if common.json { print_json(&measured) } else { measured.print() }
 }
 
 /// Loads the base, and measures the memory's speed.
-fn machine(base: &BenchBase, kind: variants::Kind, bar: &Bar) -> Result<Machine, Error> {
+fn machine(base: &BenchBase, kind: String, bar: &Bar) -> Result<Machine, Error> {
     let model = base.load(bar)?;
     let threads = model.threads();
     let read_bandwidth = bar.during("measuring the memory", || bitdelta_kernels::read_bandwidth(threads));
     Ok(Machine { model, base_dtype: base.dtype(), kind, read_bandwidth })
+}
+
+/// Qwen3-4B's published shape.
+pub(super) fn qwen3_4b() -> bitdelta_model::ModelConfig {
+    base::Shape::Qwen3Four.config()
 }
 
 fn print_json(figures: &impl serde::Serialize) -> Result<(), Error> {

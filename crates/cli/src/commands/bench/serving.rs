@@ -3,7 +3,6 @@
 //! The variants are random, of the true shapes: what a product costs does not depend on its values. Before anything is
 //! timed, one answer is checked to be the same alone and in the batch.
 
-use super::variants::Kind;
 use crate::{Context, Error, output, sizes::format_bytes};
 use bitdelta_engine::{Engine, EngineOptions, Model, Phases, Resident, Sampling, backend::PAGE};
 use serde::Serialize;
@@ -66,7 +65,7 @@ pub struct Machine {
     /// `--base-dtype`.
     pub base_dtype: String,
     /// What variants are made of.
-    pub kind: Kind,
+    pub kind: String,
     /// Read bandwidth with as many threads as compute, in bytes a second.
     pub read_bandwidth: f64,
 }
@@ -91,6 +90,8 @@ pub struct Measured {
     pub tokens_per_second: f64,
     seconds: f64,
     base_bytes: u64,
+    /// Weights in the linears.
+    weights: u64,
     variant_bytes: u64,
     /// Base and distinct variants: what one step reads at least.
     bytes_per_step: u64,
@@ -160,12 +161,13 @@ pub fn measure(machine: &Machine, users: &[Arc<Resident>], setting: Setting) -> 
         threads: model.threads(),
         batch,
         users: users.len(),
-        kind: machine.kind.name(),
+        kind: machine.kind.clone(),
         prompt,
         generate,
         tokens_per_second,
         seconds,
         base_bytes: model.bytes(),
+        weights: model.base().linears().iter().map(|linear| (linear.rows * linear.cols) as u64).sum(),
         variant_bytes,
         bytes_per_step,
         read_bandwidth,

@@ -3,11 +3,17 @@
 use super::{
     Machine, Setting, What,
     base::BenchBase,
-    machine, plot, print_json,
+    machine, print_json,
     serving::{self, Measured},
     variants,
 };
-use crate::{Context, Error, commands::progress::Bar};
+use crate::{
+    Context, Error,
+    commands::{
+        plot::{Plot, Series},
+        progress::Bar,
+    },
+};
 use serde::Deserialize;
 use std::{fs, path::PathBuf, str::FromStr};
 
@@ -119,10 +125,10 @@ pub fn run(args: &SweepArgs) -> Result<(), Error> {
     let peers = args.peers.as_ref().map(|path| peers(path, args.what)).transpose()?.unwrap_or_default();
 
     let bar = Bar::new();
-    let machine = machine(&args.base, args.kind, &bar)?;
+    let machine = machine(&args.base, args.kind.name(), &bar)?;
     let most = args.batch.iter().flat_map(|batch| args.users.iter().map(|users| users.of(*batch))).max().unwrap_or(0);
     let variants = bar.during("making variants", || variants::residents(&machine.model, args.kind, most))?;
-    let (mut all, mut series): (Vec<Measured>, Vec<plot::Series>) = (Vec::new(), Vec::new());
+    let (mut all, mut series): (Vec<Measured>, Vec<Series>) = (Vec::new(), Vec::new());
     for users in &args.users {
         let mut points = Vec::new();
         for batch in &args.batch {
@@ -132,14 +138,25 @@ pub fn run(args: &SweepArgs) -> Result<(), Error> {
             if !args.json {
                 measured.print()?;
             }
-            points.push((measured.batch, measured.tokens_per_second));
+            points.push((measured.batch as f64, measured.tokens_per_second));
             all.push(measured);
         }
-        series.push(plot::Series { label: users.label(&args.kind.name()), points, peer: false });
+        series.push(Series { label: users.label(&args.kind.name()), points, peer: false });
     }
     if let Some(path) = &args.plot {
         series.extend(peers);
-        plot::draw(path, &title(args.what, prompt, generate, &machine), &series)?;
+        let whole = |value: f64| format!("{value:.0}");
+        let plot = Plot {
+            title: title(args.what, prompt, generate, &machine),
+            x: "requests at the same time".into(),
+            y: "tokens a second, in all".into(),
+            base: 2.0,
+            x_label: whole,
+            y_label: whole,
+            bottom: Some(0.0),
+            series,
+        };
+        fs::write(path, plot.svg()?).context(format!("writing {}", path.display()))?;
     }
     if args.json { print_json(&all) } else { Ok(()) }
 }
@@ -151,17 +168,17 @@ fn title(what: What, prompt: usize, generate: usize, machine: &Machine) -> Strin
 }
 
 /// The peers' figures of the same kind, a series for each peer, adapter and type.
-fn peers(path: &PathBuf, what: What) -> Result<Vec<plot::Series>, Error> {
+fn peers(path: &PathBuf, what: What) -> Result<Vec<Series>, Error> {
     let doing = || format!("reading the peers' figures in {}", path.display());
     let text = fs::read(path).context(doing())?;
     let peers: Peers = serde_json::from_slice(&text).context(doing())?;
-    let mut series: Vec<plot::Series> = Vec::new();
+    let mut series: Vec<Series> = Vec::new();
     for figure in peers.figures.into_iter().filter(|figure| figure.what == what.name() && figure.batch > 0) {
         let label = format!("{} {} {}", figure.peer, figure.base_dtype, figure.adapter.replace('_', " "));
-        let point = (figure.batch, figure.tokens_per_second);
+        let point = (figure.batch as f64, figure.tokens_per_second);
         match series.iter_mut().find(|series| series.label == label) {
             Some(series) => series.points.push(point),
-            None => series.push(plot::Series { label, points: vec![point], peer: true }),
+            None => series.push(Series { label, points: vec![point], peer: true }),
         }
     }
     Ok(series)

@@ -1,7 +1,7 @@
 //! Random variants of the true shapes.
 
 use crate::{Context, Error, sizes::format_bytes};
-use bitdelta_delta::{BitDeltaConfig, Info, LinearDelta, PackedMatrix, Variant, part::Part};
+use bitdelta_delta::{BitDeltaConfig, Info, LinearDelta, PackedMatrix, Variant, file, part::Part};
 use bitdelta_engine::{Model, Resident};
 use bitdelta_model::{Base, memory};
 use std::{path::Path, sync::Arc};
@@ -50,7 +50,20 @@ impl Kind {
     }
 }
 
-/// Variants of `users` users, ready to run.
+/// `users` users whose variants are all copies of one file, ready to run.
+///
+/// # Errors
+/// A damaged file, one of another base, or memory that does not hold as many.
+pub fn copies(model: &Model, path: &Path, users: usize) -> Result<Vec<Arc<Resident>>, Error> {
+    let path = file::locate(path);
+    let variant = Variant::read(&path).context("reading the variant")?;
+    check_memory(variant.payload_bytes(), users, memory::available())?;
+    (0..users)
+        .map(|user| model.prepare(&format!("user-{user}"), &path, variant.clone()).context("preparing the variant"))
+        .collect()
+}
+
+/// Random variants of `users` users, ready to run.
 ///
 /// # Errors
 /// [`Error::Failed`] when the memory does not hold as many, before any is made.
@@ -67,7 +80,7 @@ pub fn residents(model: &Model, kind: Kind, users: usize) -> Result<Vec<Arc<Resi
 /// While the last variant is made, it is there three times: as parts, as its file's bytes, and repacked.
 fn check_memory(bytes: u64, users: usize, available: Option<u64>) -> Result<(), Error> {
     let Some(available) = available else { return Ok(()) };
-    let fit = (available / bytes).saturating_sub(2);
+    let fit = (available / bytes.max(1)).saturating_sub(2);
     if users as u64 <= fit {
         return Ok(());
     }

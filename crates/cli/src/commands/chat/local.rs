@@ -1,9 +1,12 @@
 //! A conversation with a model loaded in this process.
-use super::{ChatArgs, Partner, SamplingArgs};
+use super::{Answer, ChatArgs, Partner, SamplingArgs};
 use crate::{Context, Error};
-use bitdelta_engine::{Cancel, Engine, EngineOptions, Event, Registry, Request, Resident, Sampling};
+use bitdelta_engine::{
+    Cancel, Engine, EngineOptions, Event, Finish, FinishReason, Registry, Request, Resident, Sampling,
+};
 use bitdelta_model::chat::Message;
 use bitdelta_server::{Defaults, Service};
+use serde_json::json;
 use std::{
     sync::{
         Arc,
@@ -42,7 +45,7 @@ impl Local {
 }
 
 impl Partner for Local {
-    fn answer(&self, messages: &[Message], show: &mut dyn FnMut(&str) -> bool) -> Result<String, Error> {
+    fn answer(&self, messages: &[Message], show: &mut dyn FnMut(&str) -> bool) -> Result<Answer, Error> {
         let template = self.service.template(self.variant.as_deref());
         let prompt = self.service.tokenizer().encode_chat(messages, &template, true).context("making the prompt")?;
         let (sender, events) = channel();
@@ -59,16 +62,20 @@ impl Partner for Local {
             sink: Box::new(move |event| sender.send(event).is_ok()),
         };
         self.service.engine.submit(request).context("answering")?;
-        let mut answer = String::new();
+        let mut answer = Answer::default();
         loop {
             match events.recv_timeout(PATIENCE) {
                 Ok(Event::Text(text)) => {
-                    answer += &text;
+                    answer.text += &text;
                     if !show(&text) {
                         return Ok(answer);
                     }
                 }
-                Ok(Event::Done(_)) => return Ok(answer),
+                Ok(Event::Done(Finish { reason, prompt_tokens, completion_tokens, .. })) => {
+                    answer.finish_reason = json!(if reason == FinishReason::Stop { "stop" } else { "length" });
+                    answer.usage = json!({"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens});
+                    return Ok(answer);
+                }
                 Ok(Event::Failed(error)) => return Err(error).context("answering"),
                 Err(RecvTimeoutError::Timeout) => {
                     if !show("") {

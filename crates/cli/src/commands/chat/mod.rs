@@ -2,8 +2,15 @@
 mod local;
 mod remote;
 
-use crate::{Context, Error, commands::base::BaseArgs, interrupt::Interrupt, output};
+use crate::{
+    Context, Error,
+    commands::{base::BaseArgs, progress::Bar},
+    interrupt::Interrupt,
+    output,
+};
 use bitdelta_model::chat::Message;
+use bitdelta_train::progress::Progress;
+use serde_json::{Value, json};
 use std::{
     io::{BufRead, IsTerminal},
     path::PathBuf,
@@ -26,6 +33,9 @@ pub struct ChatArgs {
     /// Talk to a running server; nothing is loaded here
     #[arg(long, value_name = "URL")]
     url: Option<String>,
+    /// Key for a server that asks for one
+    #[arg(long, value_name = "KEY", env = "BITDELTA_API_KEY", hide_env_values = true)]
+    api_key: Option<String>,
     /// Ask this, print the answer, and end
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
@@ -34,6 +44,9 @@ pub struct ChatArgs {
     system: Option<String>,
     #[command(flatten)]
     sampling: SamplingArgs,
+    /// JSON on stdout: a line for each whole answer, of --prompt or of each line of the input
+    #[arg(long)]
+    json: bool,
 }
 
 /// How answers are chosen.
@@ -55,8 +68,17 @@ struct SamplingArgs {
 
 /// Whoever answers.
 trait Partner {
-    /// Answers the conversation; `show` takes text as it comes and says whether to go on. Returns the answer.
-    fn answer(&self, messages: &[Message], show: &mut dyn FnMut(&str) -> bool) -> Result<String, Error>;
+    /// Answers the conversation; `show` takes text as it comes and says whether to go on.
+    fn answer(&self, messages: &[Message], show: &mut dyn FnMut(&str) -> bool) -> Result<Answer, Error>;
+}
+
+/// What was said, as far as it came.
+#[derive(Debug, Default)]
+struct Answer {
+    text: String,
+    /// Why it ended and what it took; null where it was broken off.
+    finish_reason: Value,
+    usage: Value,
 }
 
 /// Talks until `/quit`, the end of the input, or once with `--prompt`.
@@ -68,7 +90,8 @@ pub fn run(args: &ChatArgs) -> Result<(), Error> {
         Some(url) => Box::new(remote::Remote::connect(url, args)?),
         None => Box::new(local::Local::load(args)?),
     };
-    let mut chat = Chat { partner, interrupt: Interrupt::watch()?, system: args.system.clone(), messages: Vec::new() };
+    let (interrupt, system) = (Interrupt::watch()?, args.system.clone());
+    let mut chat = Chat { partner, interrupt, system, messages: Vec::new(), json: args.json };
     chat.reset();
     match &args.prompt {
         Some(prompt) => {
@@ -84,6 +107,7 @@ struct Chat {
     interrupt: Interrupt,
     system: Option<String>,
     messages: Vec<Message>,
+    json: bool,
 }
 
 impl Chat {
@@ -92,7 +116,7 @@ impl Chat {
     }
 
     fn talk(&mut self) -> Result<(), Error> {
-        let interactive = std::io::stdin().is_terminal();
+        let interactive = std::io::stdin().is_terminal() && !self.json;
         if interactive {
             output::line("/reset forgets the conversation, /quit ends, Ctrl-C stops an answer")?;
         }
@@ -109,12 +133,12 @@ impl Chat {
                 "/quit" | "/exit" => return Ok(()),
                 "/reset" => self.reset(),
                 command if command.starts_with('/') => {
-                    output::line(&format!("{command} is no command; /reset and /quit are"))?;
+                    Bar::new().say(&format!("{command} is no command; /reset and /quit are"));
                 }
                 said => {
                     // One turn that cannot be answered does not end the conversation of a person.
                     match self.turn(said) {
-                        Err(error) if interactive => output::line(&format!("error: {error}"))?,
+                        Err(error) if interactive => Bar::new().say(&format!("error: {error}")),
                         result => result?,
                     }
                 }
@@ -128,14 +152,19 @@ impl Chat {
         let (interrupt, mut printed) = (&self.interrupt, Ok(()));
         let answer = interrupt.during(|| {
             self.partner.answer(&self.messages, &mut |text| {
-                if !text.is_empty() {
+                if !text.is_empty() && !self.json {
                     printed = output::text(text);
                 }
                 printed.is_ok() && !interrupt.asked()
             })
         });
         match answer {
-            Ok(answer) => self.messages.push(message("assistant", &answer)),
+            Ok(answer) => {
+                self.messages.push(message("assistant", &answer.text));
+                if self.json {
+                    return output::line(&answer.json().to_string());
+                }
+            }
             Err(error) => {
                 self.messages.pop();
                 return Err(error);
@@ -143,6 +172,12 @@ impl Chat {
         }
         printed?;
         output::line("")
+    }
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        json!({"answer": self.text, "finish_reason": self.finish_reason, "usage": self.usage})
     }
 }
 

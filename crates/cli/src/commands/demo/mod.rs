@@ -33,6 +33,9 @@ pub struct DemoArgs {
     /// Fewer steps and questions, for a test
     #[arg(long)]
     short: bool,
+    /// The figures as JSON on stdout
+    #[arg(long)]
+    json: bool,
 }
 
 /// One user of the demo, from NAME.json.
@@ -62,7 +65,9 @@ pub fn run(args: &DemoArgs) -> Result<(), Error> {
     let begun = Instant::now();
     let users = users(&args.data)?;
     let base = Arc::new(Base::open(&args.model).context("opening the base model")?);
-    show::opening(&base, &users)?;
+    if !args.json {
+        show::opening(&base, &users)?;
+    }
 
     let interrupt = Interrupt::watch()?;
     let learn = learn::Learn { args, base: &base, interrupt: &interrupt };
@@ -72,11 +77,17 @@ pub fn run(args: &DemoArgs) -> Result<(), Error> {
     let model = Bar::new().during("loading the base model", load).context("loading the base model")?;
     let checked =
         trained.iter().map(|trained| learn::check_and_publish(args, &model, trained)).collect::<Result<Vec<_>, _>>()?;
-    show::variants(&base, &checked)?;
+    if !args.json {
+        show::variants(&base, &checked)?;
+    }
 
     let asked = ask::ask(args, &model, &users)?;
-    show::answers(&users, &asked)?;
-    show::next_steps(args, &users, &asked, begun.elapsed())?;
+    if args.json {
+        show::json(&users, &checked, &asked, begun.elapsed())?;
+    } else {
+        show::answers(&users, &asked)?;
+        show::next_steps(args, &users, &asked, begun.elapsed())?;
+    }
     verdict(&checked, &users, &asked)
 }
 

@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{Error, output, sizes::format_bytes};
 use bitdelta_model::Base;
+use serde_json::json;
 use std::{fmt::Write, time::Duration};
 
 /// The base and who will get a variant of it.
@@ -83,6 +84,38 @@ pub(super) fn answers(users: &[User], asked: &Asked) -> Result<(), Error> {
     let questions = asked.answers.len();
     let _ = writeln!(text, "\n{questions} questions, {tokens} tokens in {seconds:.1} s: {rate:.0} tokens/s over HTTP");
     output::text(&text)
+}
+
+/// The figures for programs.
+pub(super) fn json(users: &[User], checked: &[Checked], asked: &Asked, took: Duration) -> Result<(), Error> {
+    let askers = || users.iter().map(|user| Some(user.name.as_str())).chain([None]);
+    let variants = checked.iter().map(|c| {
+        let recall = askers().map(|asker| {
+            let (right, of) = asked.recall(&c.user, asker);
+            json!({"as": asker, "right": right, "of": of})
+        });
+        json!({
+            "user": c.user,
+            "bytes": c.bytes,
+            "bits_per_weight": c.bits_per_weight,
+            "loss_base": c.loss_base,
+            "loss_trained": c.loss_trained,
+            "loss_variant": c.loss_variant,
+            "retention": c.retention,
+            "exact": c.exact,
+            "training_seconds": c.seconds,
+            "training_tokens_per_second": c.tokens_per_second,
+            "recall": recall.collect::<Vec<_>>(),
+        })
+    });
+    let figures = json!({
+        "variants": variants.collect::<Vec<_>>(),
+        "questions": asked.answers.len(),
+        "tokens": asked.tokens,
+        "tokens_per_second": asked.tokens as f64 / asked.seconds,
+        "seconds": took.as_secs_f64(),
+    });
+    output::line(&figures.to_string())
 }
 
 /// How to go on from here.
