@@ -1,10 +1,10 @@
 //! Sums of kinds: low-rank factors, and beside them what they leave, row by row in levels of one step.
 //!
 //! *One condition for all.* An element of what is left (the rest) that is rounded in steps of D costs as much squared error
-//! as an entry of a factor whose steps are D / sensitivity, so one D serves both. Of a row the levels that gain less than their bits cost are zero;
-//! so a row is skipped where D is large beside it, a few signs with their places where it is less so, and dense at one to
-//! four bits where D is small. A matrix is kept as [`Part::Sparse`] or [`Part::Dense`], whichever takes less memory: in the file
-//! both are the same levels in the same stream.
+//! as an entry of a factor whose steps are D / sensitivity, so one D serves both. Of a row the levels that
+//! gain less than their bits cost are zero; so a row is skipped where D is large beside it, a few signs with their places
+//! where it is less so, and dense at one to four bits where D is small. A matrix is kept as [`Part::Sparse`] or
+//! [`Part::Dense`], whichever takes less memory: in the file both are the same levels in the same stream.
 //!
 //! *With data* an error counts by what it does to the loss: the mean squared gradient of each row of a linear, which is that of the
 //! row's output times the second moment of its inputs, weighs the row's errors, and its steps are D over the root of it.
@@ -166,7 +166,7 @@ impl Pair<'_> {
         let guess = (norm / weights as f64).sqrt() * (BITS_AT_ONE_DEVIATION - bits).exp2();
         let (least, wanted) = (f64::from(alone).ln(), (bytes as f64).ln());
         // Logarithms of distortions at which the file is too large, and at which it is not, with that of its size.
-        let (mut large, mut small): (Option<(f64, f64)>, Option<(f64, f64)>) = (None, None);
+        let (mut large, mut small) = (None::<(f64, f64)>, None::<(f64, f64)>);
         let (mut best, mut at): (Option<Sums>, f64) = (None, guess.ln().max(least));
         for _ in 0..MOST_TRIALS {
             let sums = self.code(at.exp() as f32, true, progress)?;
