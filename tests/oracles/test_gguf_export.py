@@ -26,7 +26,9 @@ def exported(variant, folder, dtype):
     """The merged model as `folder`/merged.gguf."""
     folder.mkdir()
     file = folder / "merged.gguf"
-    run("bitdelta", "export", variant, "--base", GOLDEN / "tiny-llama", "--format", "gguf", "--dtype", dtype, "-o", file)
+    run(
+        "bitdelta", "export", variant, "--base", GOLDEN / "tiny-llama", "--format", "gguf", "--dtype", dtype, "-o", file
+    )
     return file
 
 
