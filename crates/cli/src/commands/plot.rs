@@ -36,6 +36,8 @@ pub struct Series {
     pub peer: bool,
 }
 
+/// Numbers along the x axis, about: more of them would overlap within a decade.
+const X_LABELS: usize = 6;
 /// Width and height in pixels.
 const SIZE: (u32, u32) = (900, 560);
 
@@ -55,7 +57,8 @@ impl Plot {
             found.fold(f64::INFINITY..f64::NEG_INFINITY, |range, x| range.start.min(x)..range.end.max(x))
         };
         let (x, y) = (range(&|point| point.0), range(&|point| point.1));
-        let room = (0.08 * (y.end - y.start)).max(1e-3 * y.end.abs());
+        // Of equal values, too, there is an axis.
+        let room = (0.08 * (y.end - y.start)).max(1e-3 * y.end.abs()).max(1e-3);
         let bottom = self.bottom.unwrap_or(y.start - room);
         let top = if self.bottom.is_some() { y.end * 1.1 } else { y.end + room };
         let mut text = String::new();
@@ -76,6 +79,8 @@ impl Plot {
             .configure_mesh()
             .x_desc(&self.x)
             .y_desc(&self.y)
+            .x_labels(X_LABELS)
+            .max_light_lines(1)
             .x_label_formatter(&|value: &f64| (self.x_label)(*value))
             .y_label_formatter(&|value: &f64| (self.y_label)(*value))
             .draw()?;

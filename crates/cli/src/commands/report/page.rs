@@ -132,7 +132,9 @@ pub fn write(
 impl Spread {
     /// The median, and the ends where they differ as written.
     pub fn text(self, digits: usize) -> String {
-        self.text_as(&|value| format!("{value:.digits$}"))
+        // What rounds to nothing has no sign.
+        let smallest = 0.5 / 10f64.powi(digits as i32);
+        self.text_as(&|value| format!("{:.digits$}", if value.abs() < smallest { 0.0 } else { value }))
     }
 
     fn text_as(self, write: &dyn Fn(f64) -> String) -> String {
