@@ -187,7 +187,8 @@ fn a_variant_with_experiences_is_evaluated_as_it_is_asked() {
     let told = Conversation { messages: prompt::experienced(&talk, &experiences).into_owned() };
     let talk = Conversation { messages: talk.to_vec() };
     let base = load(&golden("tiny-llama"));
-    let mut words = compress(&config(1));
+    let tuned = open(&golden("tiny-llama-ft"));
+    let (mut words, _) = compress_pair(base.base(), &tuned, &config(1), &Silent).unwrap();
     words.linears.iter_mut().for_each(|linear| linear.parts.clear());
     words.extras.clear();
     words.info.experiences = experiences;

@@ -103,6 +103,15 @@ struct Learner<'a> {
     tokens: Cell<usize>,
 }
 
+/// Answers and what each is worth.
+struct Drawn {
+    answers: Vec<Answer>,
+    rewards: Vec<f64>,
+}
+
+/// A prompt, its answers and what each is worth.
+type Group<'a> = (&'a Asked, &'a [Answer], &'a [f64]);
+
 /// What a step did.
 struct Step {
     state: State,
@@ -197,11 +206,12 @@ impl Learner<'_> {
         let mut state = State { step: self.state.step + 1, ..self.state.clone() };
         progress.advance(0, "drawing answers");
         let group = config.grpo_group_size;
-        let Some((answers, rewards)) = self.draw(&chosen, &state.experiences, group, self.seed(Purpose::Groups))?
+        let Some(Drawn { answers, rewards }) =
+            self.draw(&chosen, &state.experiences, group, self.seed(Purpose::Groups))?
         else {
             return Ok(None);
         };
-        let mut groups: Vec<(&Asked, &[Answer], &[f64])> = chosen
+        let mut groups: Vec<Group<'_>> = chosen
             .iter()
             .zip(answers.chunks(group).zip(rewards.chunks(group)))
             .map(|(asked, (answers, rewards))| (*asked, answers, rewards))
@@ -252,7 +262,7 @@ impl Learner<'_> {
     }
 
     /// What the model says of the best and the worst answers of these groups: each rule once, none that is known.
-    fn lessons(&self, groups: &[(&Asked, &[Answer], &[f64])]) -> Result<Option<Vec<String>>, Error> {
+    fn lessons(&self, groups: &[Group<'_>]) -> Result<Option<Vec<String>>, Error> {
         let Work { base, template, config, stop, .. } = *self.work;
         let (words, most) = (config.experience_words, config.experience_tokens());
         let mut prompts = Vec::new();
@@ -288,13 +298,7 @@ impl Learner<'_> {
     }
 
     /// `draws` answers to each prompt with these experiences, and their rewards. `None` when asked to stop.
-    fn draw(
-        &self,
-        asked: &[&Asked],
-        experiences: &[String],
-        draws: usize,
-        seed: u64,
-    ) -> Result<Option<(Vec<Answer>, Vec<f64>)>, Error> {
+    fn draw(&self, asked: &[&Asked], experiences: &[String], draws: usize, seed: u64) -> Result<Option<Drawn>, Error> {
         let Work { base, template, config, stop, .. } = *self.work;
         let mut prompts = Vec::with_capacity(asked.len() * draws);
         for asked in asked {
@@ -307,13 +311,13 @@ impl Learner<'_> {
         let Some(answers) = found else { return Ok(None) };
         self.tokens.set(self.tokens.get() + answers.iter().map(|answer| answer.tokens.len()).sum::<usize>());
         let rewards = reward::of(&config.reward_command, asked, &answers)?;
-        Ok(Some((answers, rewards)))
+        Ok(Some(Drawn { answers, rewards }))
     }
 
     /// The rewards of a list on some prompts.
     fn measure(&self, asked: &[&Asked], experiences: &[String], seed: u64) -> Result<Option<Vec<f64>>, Error> {
         let draws = MEASURED.div_ceil(asked.len()).min(self.work.config.grpo_group_size);
-        Ok(self.draw(asked, experiences, draws, seed)?.map(|(_, rewards)| rewards))
+        Ok(self.draw(asked, experiences, draws, seed)?.map(|drawn| drawn.rewards))
     }
 
     /// For this step: the first of as many seeds as may be wanted.
