@@ -81,7 +81,7 @@ class Bench:
         if not program:
             return {"peer": "candle", "skipped": "CANDLE_PEER names no program (make bench builds it)", "figures": []}
         base = gguf_files.base(a.model, a.output / "files", "q8_0")
-        numbers = [a.threads, a.prompt, a.generate, a.prefill, a.runs, *sorted({1, *a.batch})]
+        numbers = [a.threads, a.prompt, a.generate, a.prefill, a.runs]
         environment = os.environ | {"RAYON_NUM_THREADS": str(a.threads)}
         return printed_json([program, base, "q8_0", *map(str, numbers)], environment)
 
