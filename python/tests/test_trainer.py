@@ -14,6 +14,7 @@ from zoo.gym.errors import (
     DeviceError,
     InvalidUserError,
     ModelError,
+    TrainingError,
     UnknownUserError,
     VariantExistsError,
 )
@@ -268,3 +269,18 @@ def test_names_of_models_come_from_the_environment_and_a_file(monkeypatch, tmp_p
     file.write_text("modles: {}")
     with pytest.raises(ModelError, match="modles"):
         path_of(None)
+
+
+def test_experiences_need_a_reward_and_say_what_was_measured_where_nothing_helps(tmp_path):
+    trainer = PersonalizedTrainer("tiny", variants_dir=tmp_path)
+    prompts = [{"prompt": f"say {number}"} for number in range(4)]
+    small = {"grpo_answer_len": 4, "grpo_group_size": 2, "max_experiences": 2, "experience_words": 8, **ONE_STEP}
+    with pytest.raises(ConfigError, match="reward_command"):
+        trainer.create_variant("u", dataset=prompts, method="experience", **small)
+    alike = "sed 's/.*/0.25/'"
+    with pytest.raises(TrainingError, match=r"nothing was learnt.*0\.2500"):
+        trainer.create_variant("u", dataset=prompts, method="experience", reward_command=alike, **small)
+    assert not (tmp_path / "u" / "variant.safetensors").exists()
+    configured = PersonalizedTrainer("tiny", BitDeltaConfig(bits=2), variants_dir=tmp_path)
+    with pytest.warns(NotEnforcedWarning, match="does not apply"), pytest.raises(TrainingError):
+        configured.create_variant("u", dataset=prompts, method="experience", reward_command=alike, **small)
