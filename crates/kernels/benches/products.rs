@@ -4,8 +4,8 @@
 //! what counts, so that other processes on the machine disturb less.
 
 use bitdelta_kernels::{
-    Activations, Arena, Elements, Int8Weights, Isa, LowRankTiles, Matrix, Packed, PlaneTiles, Product, Term, Weights,
-    project,
+    Activations, Arena, Blocks, Elements, Int8Weights, Isa, Layout, LowRankTiles, Matrix, Packed, PlaneTiles, Product,
+    Term, Weights, project,
 };
 use std::{hint::black_box, time::Duration};
 
@@ -21,9 +21,21 @@ fn main() {
         let values: Vec<f32> = (0..n * k).map(|i| ((i * 7919 % 1009) as f32 - 504.0) / 504.0).collect();
         let x: Vec<f32> = (0..256 * k).map(|i| ((i * 104_729 % 997) as f32 - 498.0) / 498.0).collect();
         let int8 = Int8Weights::quantize(&values, n, k, &mut Arena::default());
+        for m in [1, 8] {
+            measure("rounding", &x[..m * k].to_vec(), 4 * (m * k) as u64, (1, k, m), |x| {
+                black_box(Activations::rounded(x, k));
+            });
+        }
         for m in [1, 2, 4, 8, 32, 256] {
             let mut y = vec![0.0; m * n];
             measure("int8", &int8, int8.bytes(), (n, k, m), |w| {
+                multiply(Activations::rounded(&x[..m * k], k), Matrix::Int8(w), &mut y);
+            });
+        }
+        let kept = kept(n, k);
+        for m in [1, 2, 4, 8, 32, 256] {
+            let mut y = vec![0.0; m * n];
+            measure("a file's 4 bits", &kept, kept.bytes(), (n, k, m), |w| {
                 multiply(Activations::rounded(&x[..m * k], k), Matrix::Int8(w), &mut y);
             });
         }
@@ -71,6 +83,14 @@ fn add(x: Activations, matrix: Matrix, y: &mut [f32]) {
     project(&x, &mut [Product { terms: vec![Term { matrix, rows }], y, add: true }]);
 }
 
+/// 4-bit codes in blocks of 32, as a Q4_1 file has them.
+fn kept(n: usize, k: usize) -> Int8Weights {
+    let codes: Vec<u8> = random(n * k).iter().map(|word| (word >> 60) as u8).collect();
+    let scales = vec![half::f16::from_f32(0.01).to_bits(); n * k / 32];
+    let blocks = Blocks { codes: &codes, scales: &scales, minima: &scales };
+    Int8Weights::keep(&blocks, Layout::Nibbles, n, k, &mut Arena::default())
+}
+
 /// Factors of 4 bits for (n, k).
 fn factors(n: usize, k: usize, rank: usize) -> LowRankTiles {
     let planes = |cols: usize| random(rank * 4 * cols.div_ceil(64));
@@ -106,10 +126,12 @@ fn measure<W: Clone>(what: &str, w: &W, bytes: u64, (n, k, m): (usize, usize, us
         let begun = cpu_time();
         let (mut calls, mut took) = (0, Duration::ZERO);
         while took < LONG_ENOUGH {
-            for w in set {
+            // Many calls between two looks at the clock, which takes microseconds.
+            let together = set.len().max(256);
+            for w in set.iter().cycle().take(together) {
                 run(black_box(w));
             }
-            calls += set.len();
+            calls += together;
             took = cpu_time() - begun;
         }
         let each = took.as_secs_f64() / calls as f64;

@@ -155,3 +155,27 @@ macro_rules! dispatch_int8 {
     }};
 }
 pub(crate) use dispatch_int8;
+
+/// [`dispatch`] for kernels over [`crate::vector::lookup::Lookup`], with a number of theirs.
+macro_rules! dispatch_lookup {
+    ($isa:expr, $generic:ident $(::<$number:literal>)? ( $($arg:ident : $ty:ty),* )) => {{
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx2,fma,f16c")]
+        unsafe fn avx2($($arg: $ty),*) {
+            // SAFETY: the caller upholds the generic kernel's contract, and this function's own target features are
+            // what the look-ups need.
+            unsafe { $generic::<crate::vector::lookup::Avx2 $(, $number)?>($($arg),*) }
+        }
+        match $isa {
+            // SAFETY: the scalar look-ups need no CPU feature; the operands are the enclosing function's, whose contract
+            // covers the kernel's.
+            crate::isa::Isa::Scalar => unsafe { $generic::<crate::vector::lookup::Scalar $(, $number)?>($($arg),*) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: any other `Isa` comes from `Isa::available`, which asked the CPU for AVX2.
+            _ => unsafe { avx2($($arg),*) },
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => unreachable!("no other instruction set is available"),
+        }
+    }};
+}
+pub(crate) use dispatch_lookup;

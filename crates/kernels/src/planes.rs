@@ -3,19 +3,39 @@
 //! The planes of the variant file are laid out again for it once, when the variant is loaded: bit 4o + i of a 64-bit word
 //! is input i (of four) of output o (of sixteen, half a tile), and the words of a tile follow each other. The bytes stay
 //! the same.
+//!
+//! Two ways to multiply, which give the same integers: with the bits made bytes, once for all rows, or, where the
+//! instruction set has no dot product of bytes, by looking up what four inputs come to for the four bits of an output, see
+//! [`crate::vector::lookup`].
 
 // As in `int8`: loops over an index keep the sums in registers.
 #![allow(clippy::needless_range_loop)]
 
 use crate::{
     arena::{Arena, Slab},
-    int8::{AHEAD, HALVES, TILE, store},
-    isa::{Isa, dispatch_int8},
+    int8::{HALVES, TILE, store},
+    isa::{Isa, dispatch_int8, dispatch_lookup},
     packed::Packed,
+    parallel::{Output, for_each},
     project::Job,
-    rounded::BLOCK,
-    vector::{LANES, Vector, int8::Int8Vector, prefetch},
+    rounded::{BLOCK, Rounded},
+    vector::{
+        LANES, Vector,
+        int8::Int8Vector,
+        lookup::{Lookup, PAIR, TABLES},
+        prefetch_far,
+    },
 };
+use std::ops::Range;
+
+/// Quads of inputs that share a scale.
+const QUADS: usize = BLOCK / 4;
+/// Pairs of quads.
+const PAIRS: usize = BLOCK / PAIR;
+/// Tables that one thread makes sooner by itself.
+const WORTH_SPLITTING: usize = 1 << 12;
+/// Rows for which tables are made: they take eight times the memory of the inputs' codes.
+const MOST_LOOKED_UP: usize = 32;
 
 /// A packed matrix in tiles of 32 outputs.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,7 +49,7 @@ pub struct PlaneTiles {
     cols: usize,
     /// Blocks of 64 inputs that share a scale.
     blocks_per_group: usize,
-    /// tile → quad of inputs → half → plane.
+    /// tile → pair of quads of inputs → plane → quad → half.
     words: Slab<u64>,
     /// tile → group → output: f16 bits.
     scales: Slab<u16>,
@@ -45,10 +65,10 @@ impl PlaneTiles {
         }
         d.check();
         let (tiles, blocks, groups) = (d.rows.div_ceil(TILE), d.cols.div_ceil(BLOCK), d.cols.div_ceil(d.group));
-        let quads = blocks * BLOCK / 4;
+        let quads = blocks * QUADS;
         // Three planes and one of zeros.
         let bits = if d.bits == 3 { 4 } else { d.bits };
-        let mut words = arena.take::<u64>(tiles * quads * HALVES * bits);
+        let mut words = arena.take::<u64>(tiles * quads * bits * HALVES);
         let mut scales = arena.take::<u16>(tiles * groups * TILE);
         for half in 0..d.rows.div_ceil(LANES) {
             let (tile, first) = (half / HALVES, half * LANES);
@@ -56,13 +76,12 @@ impl PlaneTiles {
             for plane in 0..d.bits {
                 for block in 0..blocks {
                     let mut square = [0u64; LANES];
-                    for (lane, word) in square[..lanes].iter_mut().enumerate() {
-                        *word = d.planes[((first + lane) * d.bits + plane) * blocks + block];
+                    for (lane, row) in square[..lanes].iter_mut().enumerate() {
+                        *row = d.planes[((first + lane) * d.bits + plane) * blocks + block];
                     }
                     transpose(&mut square);
                     for (quad, word) in square.into_iter().enumerate() {
-                        let quad = tile * quads + block * LANES + quad;
-                        words[(quad * HALVES + half % HALVES) * bits + plane] = word;
+                        words[place(tile * quads + block * QUADS + quad, plane, bits) + half % HALVES] = word;
                     }
                 }
             }
@@ -85,10 +104,10 @@ impl PlaneTiles {
     pub fn add_row(&self, row: usize, out: &mut [f32]) {
         assert!(row < self.rows && out.len() == self.cols, "row {row} of ({}, {})", self.rows, self.cols);
         let (tile, half, lane) = (row / TILE, row % TILE / LANES, row % LANES);
-        let (quads, groups) = (self.blocks() * BLOCK / 4, self.blocks().div_ceil(self.blocks_per_group));
+        let (quads, groups) = (self.blocks() * QUADS, self.groups());
         for (i, out) in out.iter_mut().enumerate() {
-            let planes = &self.words[((tile * quads + i / 4) * HALVES + half) * self.bits..][..self.bits];
-            let code: i32 = (0..).zip(planes).map(|(p, word)| ((word >> (4 * lane + i % 4) & 1) as i32) << p).sum();
+            let word = |plane| self.words[place(tile * quads + i / 4, plane, self.bits) + half];
+            let code: i32 = (0..self.bits).map(|plane| ((word(plane) >> (4 * lane + i % 4) & 1) as i32) << plane).sum();
             let group = tile * groups + i / BLOCK / self.blocks_per_group;
             let scale = half::f16::from_bits(self.scales[group * TILE + row % TILE]).to_f32() * self.tensor_scale;
             *out += scale * (2 * code - self.zero) as f32;
@@ -107,6 +126,132 @@ impl PlaneTiles {
 
     fn blocks(&self) -> usize {
         self.cols.div_ceil(BLOCK)
+    }
+
+    fn groups(&self) -> usize {
+        self.blocks().div_ceil(self.blocks_per_group)
+    }
+
+    /// Whether the product looks up what so many rows come to in [`Tables`].
+    pub(crate) fn looks_up(&self, isa: Isa, rows: usize) -> bool {
+        self.bits <= 2 && isa != Isa::Avx512Vnni && rows <= MOST_LOOKED_UP
+    }
+
+    /// Asks for the codes and scales of the first tile of `outputs`, which nobody else reads.
+    pub(crate) fn prefetch(&self, outputs: Range<usize>) {
+        if !outputs.is_empty() {
+            (0..self.blocks()).for_each(|block| self.prefetch_block(outputs.start / TILE, block));
+        }
+    }
+
+    /// Asks for a tile's block.
+    #[inline(always)]
+    fn prefetch_block(&self, tile: usize, block: usize) {
+        if tile >= self.rows.div_ceil(TILE) || block >= self.blocks() {
+            return;
+        }
+        // SAFETY: there is such a block, and it has scales.
+        let (codes, scales) = unsafe { (self.block(tile, block), self.scales(tile, block).cast::<u8>()) };
+        for line in 0..self.block_bytes() / 64 {
+            prefetch_far(codes.wrapping_add(64 * line));
+        }
+        prefetch_far(scales);
+    }
+
+    /// Bytes of a tile's block.
+    #[inline(always)]
+    fn block_bytes(&self) -> usize {
+        QUADS * self.bits * HALVES * 8
+    }
+
+    /// Where a tile's block starts.
+    ///
+    /// # Safety
+    /// There is such a block.
+    #[inline(always)]
+    unsafe fn block(&self, tile: usize, block: usize) -> *const u8 {
+        // SAFETY: the caller's promise; every tile holds whole blocks.
+        unsafe { self.words.as_ptr().cast::<u8>().add((tile * self.blocks() + block) * self.block_bytes()) }
+    }
+
+    /// A tile's f16 scales for a block.
+    ///
+    /// # Safety
+    /// There is such a block.
+    #[inline(always)]
+    unsafe fn scales(&self, tile: usize, block: usize) -> *const u16 {
+        // SAFETY: the caller's promise; `new` made a tile's scales for every group, and a group for every block.
+        unsafe { self.scales.as_ptr().add((tile * self.groups() + block / self.blocks_per_group) * TILE) }
+    }
+}
+
+/// Where the two halves' words of a quad's plane lie.
+#[inline(always)]
+fn place(quad: usize, plane: usize, bits: usize) -> usize {
+    ((quad / 2 * bits + plane) * 2 + quad % 2) * HALVES
+}
+
+/// The sums of inputs that products look up, of some rows of activations.
+pub(crate) struct Tables {
+    /// Place of each row in `tables`, in rows.
+    places: Vec<Option<usize>>,
+    /// row → block → pair of quads.
+    tables: Vec<PairTables>,
+    blocks: usize,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct PairTables([u8; TABLES]);
+
+impl Tables {
+    /// Of the rows that are looked up, of `rows` in all.
+    pub fn new(isa: Isa, x: &Rounded, rows: usize, looked_up: impl Iterator<Item = Range<usize>>) -> Self {
+        let (mut places, mut wanted) = (vec![None; rows], Vec::new());
+        for row in looked_up.flatten() {
+            if places[row].is_none() {
+                places[row] = Some(wanted.len());
+                wanted.push(row);
+            }
+        }
+        let each = x.blocks * PAIRS;
+        let mut tables = vec![PairTables([0; TABLES]); wanted.len() * each];
+        let to = Output::new(&mut tables);
+        let write = |i: usize| {
+            let codes = &x.codes[wanted[i] * x.blocks * BLOCK..][..x.blocks * BLOCK];
+            // SAFETY: the row's tables lie there, and each row is written once.
+            let to = unsafe { to.pointer().add(i * each) }.cast::<u8>();
+            run_tables(isa, codes, to);
+        };
+        if wanted.len() * each < WORTH_SPLITTING {
+            (0..wanted.len()).for_each(write);
+        } else {
+            for_each(wanted.len(), write);
+        }
+        Self { places, tables, blocks: x.blocks }
+    }
+
+    /// The tables of a row.
+    fn of(&self, row: usize) -> &[PairTables] {
+        let each = self.blocks * PAIRS;
+        match self.places[row] {
+            Some(place) => &self.tables[place * each..][..each],
+            None => unreachable!("tables were made of every row that is looked up"),
+        }
+    }
+}
+
+fn run_tables(isa: Isa, codes: &[i8], to: *mut u8) {
+    dispatch_lookup!(isa, write_tables(codes: &[i8], to: *mut u8));
+}
+
+/// # Safety
+/// `to` has room for the tables of every pair of quads.
+#[inline(always)]
+unsafe fn write_tables<L: Lookup>(codes: &[i8], to: *mut u8) {
+    for (pair, inputs) in codes.as_chunks().0.iter().enumerate() {
+        // SAFETY: the caller's promise.
+        unsafe { L::write_tables(*inputs, to.add(pair * TABLES)) };
     }
 }
 
@@ -128,17 +273,43 @@ fn transpose(square: &mut [u64; LANES]) {
     }
 }
 
-pub(crate) fn run_planes(isa: Isa, job: Job, d: &PlaneTiles) {
-    match d.bits {
-        1 => run_1(isa, job, Planes(d)),
-        2 => run_2(isa, job, Planes(d)),
-        _ => run_4(isa, job, Planes(d)),
+/// A matrix whose turn it is, and the one of the same shape that the thread multiplies after it: its pieces come from the
+/// memory while this one is multiplied. (They are short, and from many places, so that no hardware foresees them.)
+#[derive(Clone, Copy)]
+pub(crate) struct Turn<'a> {
+    pub d: &'a PlaneTiles,
+    pub next: Option<&'a PlaneTiles>,
+}
+
+impl Turn<'_> {
+    /// Asks for what comes a tile after this block.
+    #[inline(always)]
+    fn prefetch(self, job: &Job, tile: usize, block: usize) {
+        if (tile + 1) * TILE < job.last {
+            self.d.prefetch_block(tile + 1, block);
+        } else if let Some(next) = self.next {
+            next.prefetch_block(job.first / TILE, block);
+        }
+    }
+}
+
+pub(crate) fn run_planes(isa: Isa, job: Job, turn: Turn, tables: Option<&Tables>) {
+    if let Some(tables) = tables.filter(|_| turn.d.looks_up(isa, job.rows.len())) {
+        return match turn.d.bits {
+            1 => look_up_1(isa, job, turn, tables),
+            _ => look_up_2(isa, job, turn, tables),
+        };
+    }
+    match turn.d.bits {
+        1 => run_1(isa, job, Planes(turn)),
+        2 => run_2(isa, job, Planes(turn)),
+        _ => run_4(isa, job, Planes(turn)),
     }
 }
 
 /// The tiles of a matrix of `BITS` planes.
 #[derive(Clone, Copy)]
-struct Planes<'a, const BITS: usize>(&'a PlaneTiles);
+struct Planes<'a, const BITS: usize>(Turn<'a>);
 
 fn run_1(isa: Isa, job: Job, d: Planes<1>) {
     dispatch_int8!(isa, tiles(job: Job, d: Planes<1>));
@@ -152,55 +323,94 @@ fn run_4(isa: Isa, job: Job, d: Planes<4>) {
     dispatch_int8!(isa, tiles(job: Job, d: Planes<4>));
 }
 
+fn look_up_1(isa: Isa, job: Job, turn: Turn, tables: &Tables) {
+    dispatch_lookup!(isa, look_up::<1>(job: Job, turn: Turn, tables: &Tables));
+}
+
+fn look_up_2(isa: Isa, job: Job, turn: Turn, tables: &Tables) {
+    dispatch_lookup!(isa, look_up::<2>(job: Job, turn: Turn, tables: &Tables));
+}
+
+/// # Safety
+/// The job's operands were checked, its outputs are a range of the matrix that starts at a tile, its rows have tables, and
+/// the matrix has `BITS` planes.
+#[inline(always)]
+unsafe fn look_up<L: Lookup, const BITS: usize>(job: Job, turn: Turn, tables: &Tables) {
+    let (rounded, d) = (job.rounded(), turn.d);
+    let blocks = rounded.blocks;
+    for tile in job.first / TILE..job.last.div_ceil(TILE) {
+        for row in job.rows.clone() {
+            let tables = tables.of(row).as_ptr().cast::<u8>();
+            // SAFETY: the tile and its blocks lie in the matrix, those of each of their pairs in `tables`, and the row in x
+            // and y.
+            unsafe {
+                let x_sums = rounded.sums.as_ptr().add(row * blocks);
+                let x_scales = rounded.scales.as_ptr().add(row * blocks);
+                let mut totals = [L::Floats::splat(0.0); HALVES];
+                let factor = L::Floats::splat(d.tensor_scale);
+                for block in 0..blocks {
+                    let (from, tables) = (d.block(tile, block), tables.add(block * PAIRS * TABLES));
+                    if row == job.rows.start {
+                        turn.prefetch(&job, tile, block);
+                    }
+                    // What fits 16 bits in the end may go over on the way: additions wrap.
+                    let mut sums = L::begin((-d.zero * *x_sums.add(block)) as i16);
+                    for pair in 0..PAIRS {
+                        let mut tables = L::tables(tables.add(pair * TABLES));
+                        for plane in 0..BITS {
+                            sums = sums.add(tables, from.add((pair * BITS + plane) * 2 * HALVES * 8));
+                            if plane + 1 < BITS {
+                                tables = L::doubled(tables);
+                            }
+                        }
+                    }
+                    let (scales, x_scale) = (d.scales(tile, block), L::Floats::splat(*x_scales.add(block)));
+                    let sums = sums.to_floats();
+                    for half in 0..HALVES {
+                        let scale = L::Floats::load_f16(scales.add(half * LANES)).mul(factor);
+                        totals[half] = totals[half].fma(sums[half], scale.mul(x_scale));
+                    }
+                }
+                for half in 0..HALVES {
+                    store(&job, tile, half, row, &[totals[half]]);
+                }
+            }
+        }
+    }
+}
+
 /// What the kernel asks of [`Planes`], whatever their number.
 ///
 /// # Safety
-/// The pointers of `scales` are valid for a tile's reads, for every tile and block of the matrix.
+/// Codes are read from the block alone.
 unsafe trait Tiles<V: Int8Vector>: Copy {
-    /// What makes the codes unsigned, see [`crate::vector::int8`].
-    fn zero(self) -> i32;
     /// How many quads of products a narrow sum holds.
     const NARROW: usize;
-    /// Bytes of a tile's block.
-    const BLOCK_BYTES: usize;
-    /// Where a tile's block starts.
-    unsafe fn block(self, tile: usize, block: usize) -> *const u8;
+    /// The matrix, and the next.
+    fn turn(&self) -> Turn<'_>;
     /// 4 inputs of 16 outputs of the block that starts there.
     unsafe fn codes(self, block: *const u8, quad: usize, half: usize) -> V::Codes;
-    /// A tile's f16 scales.
-    unsafe fn scales(self, tile: usize, block: usize) -> *const u16;
-    /// What all scales are multiplied with.
-    fn factor(self) -> f32;
 }
 
-// SAFETY: `PlaneTiles::new` made TILE scales for every tile and group, and a group for every block.
+// SAFETY: reads a tile's words only.
 unsafe impl<V: Int8Vector, const BITS: usize> Tiles<V> for Planes<'_, BITS> {
-    const NARROW: usize = if BITS <= 2 { BLOCK / 4 } else { 4 };
-    const BLOCK_BYTES: usize = BLOCK / 8 * BITS * TILE;
+    const NARROW: usize = if BITS <= 2 { QUADS } else { 4 };
 
     #[inline(always)]
-    unsafe fn block(self, tile: usize, block: usize) -> *const u8 {
-        // SAFETY: the caller stays inside the matrix, and every tile holds whole blocks.
-        unsafe { self.0.words.as_ptr().cast::<u8>().add((tile * self.0.blocks() + block) * (BLOCK / 8 * BITS * TILE)) }
+    fn turn(&self) -> Turn<'_> {
+        self.0
     }
     #[inline(always)]
     unsafe fn codes(self, block: *const u8, quad: usize, half: usize) -> V::Codes {
-        // SAFETY: as above; every quad holds BITS words for each half, aligned as words.
-        unsafe { V::load_planes(block.cast::<[u64; BITS]>().add(quad * HALVES + half).read()) }
-    }
-    #[inline(always)]
-    unsafe fn scales(self, tile: usize, block: usize) -> *const u16 {
-        let groups = self.0.blocks().div_ceil(self.0.blocks_per_group);
-        // SAFETY: as above.
-        unsafe { self.0.scales.as_ptr().add((tile * groups + block / self.0.blocks_per_group) * TILE) }
-    }
-    #[inline(always)]
-    fn zero(self) -> i32 {
-        self.0.zero
-    }
-    #[inline(always)]
-    fn factor(self) -> f32 {
-        self.0.tensor_scale
+        // SAFETY: the caller stays inside the block; every quad has a word of each plane for each half, aligned as words.
+        unsafe {
+            let words = block.cast::<u64>().add(half);
+            let mut planes = [0; BITS];
+            for plane in 0..BITS {
+                planes[plane] = words.add(place(quad, plane, BITS)).read();
+            }
+            V::load_planes(planes)
+        }
     }
 }
 
@@ -255,20 +465,18 @@ unsafe fn block_rows<V: Int8Vector, W: Tiles<V>, const R: usize, const C: usize>
         let x_sums = rounded.sums.as_ptr().add(row * blocks);
         let x_scales = rounded.scales.as_ptr().add(row * blocks);
         let mut totals = [[V::Floats::splat(0.0); R]; HALVES];
-        let factor = V::Floats::splat(w.factor());
-        let first_pass = row == job.rows.start;
+        let (turn, d) = (w.turn(), w.turn().d);
+        let factor = V::Floats::splat(d.tensor_scale);
         // Unknown to the compiler, which would unroll the loop whole, load all masks first and spill them.
         let narrow_quads = std::hint::black_box(W::NARROW);
         for block in 0..blocks {
-            let from = w.block(tile, block);
-            if first_pass {
-                for line in 0..W::BLOCK_BYTES / 64 {
-                    prefetch(from.wrapping_add(AHEAD + 64 * line));
-                }
+            let from = d.block(tile, block);
+            if row == job.rows.start {
+                turn.prefetch(job, tile, block);
             }
             let mut sums = [[V::begin_narrow(0); R]; HALVES];
             for r in 0..R {
-                let offset = V::begin_narrow(-w.zero() * *x_sums.add(r * blocks + block));
+                let offset = V::begin_narrow(-d.zero * *x_sums.add(r * blocks + block));
                 for half in 0..HALVES {
                     sums[half][r] = offset;
                 }
@@ -296,7 +504,7 @@ unsafe fn block_rows<V: Int8Vector, W: Tiles<V>, const R: usize, const C: usize>
                 }
             }
             for half in 0..HALVES {
-                let scale = V::Floats::load_f16(w.scales(tile, block).add(half * LANES)).mul(factor);
+                let scale = V::Floats::load_f16(d.scales(tile, block).add(half * LANES)).mul(factor);
                 for r in 0..R {
                     let both = scale.mul(V::Floats::splat(*x_scales.add(r * blocks + block)));
                     totals[half][r] = totals[half][r].fma(sums[half][r].to_floats(), both);

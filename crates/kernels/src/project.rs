@@ -6,20 +6,18 @@
 //! and then adds every delta to the same outputs while they are in cache.
 
 use crate::{
-    int8::{Int8Weights, run_int8},
+    int8::{Int8Weights, TILE, run_int8},
     isa::Isa,
     lowrank::{self, LowRankTiles},
     matmul::{Weights, run_floats},
     packed::{self, Packed},
     parallel::{Output, for_each, threads},
-    planes::{PlaneTiles, run_planes},
+    planes::{PlaneTiles, Tables, Turn, run_planes},
     rounded::{Activations, BLOCK, Rounded},
     sparse::{SparseRows, run_sparse},
 };
 use std::ops::Range;
 
-/// Outputs of a task are a multiple of this: two tiles of the base, a block of a low-rank delta's second factor.
-const UNIT: usize = BLOCK;
 /// Tasks for each thread: a few, so that one slow core does not hold up the others.
 const TASKS: usize = 8;
 /// Multiply-adds below which a second thread costs more than it brings.
@@ -62,6 +60,14 @@ impl Matrix<'_> {
             Self::LowRank(a, b) => (b.cols, a.cols),
             Self::LowRankTiles(d) => d.shape(),
             Self::Factors(a, b, _) => (b.rows, a.cols),
+        }
+    }
+
+    /// Outputs that a task takes are a multiple of this: what the matrix is laid out in. Each divides the greater ones.
+    fn unit(&self) -> usize {
+        match self {
+            Self::LowRank(..) | Self::LowRankTiles(_) => BLOCK,
+            _ => TILE,
         }
     }
 
@@ -141,6 +147,7 @@ pub fn project_on(isa: Isa, x: &Activations, products: &mut [Product]) {
         check(isa, x, product);
     }
     let factors = Factors::new(isa, x, products);
+    let tables = tables(isa, x, products);
     let mut tasks = Vec::new();
     let total: usize = products.iter().map(|product| work(x, product)).sum();
     let pieces = if total < WORTH_SPLITTING { 1 } else { threads() * TASKS };
@@ -148,14 +155,16 @@ pub fn project_on(isa: Isa, x: &Activations, products: &mut [Product]) {
         let outputs = product.y.len() / x.rows;
         // Ranges of about the same work in all products.
         let pieces = (pieces * work(x, product)).div_ceil(total.max(1)).max(1);
-        let step = outputs.div_ceil(pieces).next_multiple_of(UNIT);
+        let unit = product.terms.iter().map(|term| term.matrix.unit()).max().unwrap_or(TILE);
+        let step = outputs.div_ceil(pieces).next_multiple_of(unit);
         tasks.extend((0..outputs).step_by(step).map(|first| (index, first..outputs.min(first + step))));
     }
     let out: Vec<Output> = products.iter_mut().map(|product| Output::new(product.y)).collect();
     let products = &*products;
     let each = |i: usize| {
         let (index, range): &(usize, Range<usize>) = &tasks[i];
-        run_terms(isa, x, &products[*index], factors.of(*index), range.clone(), out[*index].pointer());
+        let small = Small { factors: factors.of(*index), tables: tables.as_ref() };
+        run_terms(isa, x, &products[*index], small, range.clone(), out[*index].pointer());
     };
     if pieces == 1 { (0..tasks.len()).for_each(each) } else { for_each(tasks.len(), each) }
 }
@@ -252,11 +261,26 @@ impl Factors {
     }
 }
 
+/// What is looked up, if anything is.
+fn tables(isa: Isa, x: &Activations, products: &[Product]) -> Option<Tables> {
+    let terms = || products.iter().flat_map(|product| &product.terms);
+    let looked_up = |term: &&Term| matches!(term.matrix, Matrix::Planes(d) if d.looks_up(isa, term.rows.len()));
+    terms().find(looked_up)?;
+    Some(Tables::new(isa, x.rounded.as_ref()?, x.rows, terms().filter(looked_up).map(|term| term.rows.clone())))
+}
+
+/// The small products that were computed before.
+struct Small<'a, F> {
+    /// `A · x` of each term of the product.
+    factors: F,
+    tables: Option<&'a Tables>,
+}
+
 fn run_terms<'f>(
     isa: Isa,
     x: &Activations,
     product: &Product,
-    factors: impl Iterator<Item = &'f [f32]>,
+    small: Small<impl Iterator<Item = &'f [f32]>>,
     range: Range<usize>,
     y: *mut f32,
 ) {
@@ -269,13 +293,21 @@ fn run_terms<'f>(
             d.prefetch_second(range.clone());
         }
     }
-    for (term, t) in product.terms.iter().zip(factors) {
+    let planes = |term: &&Term| matches!(term.matrix, Matrix::Planes(_));
+    let next_planes = |after: usize| match product.terms[after..].iter().find(planes)?.matrix {
+        Matrix::Planes(d) => Some(d),
+        _ => None,
+    };
+    if let Some(first) = next_planes(0) {
+        first.prefetch(range.clone());
+    }
+    for (index, (term, t)) in product.terms.iter().zip(small.factors).enumerate() {
         let rows = term.rows.clone();
         let job = Job { x, rows, outputs, first: range.start, last: range.end, y, y_row: 0, add };
         match &term.matrix {
             Matrix::Floats(w) => run_floats(isa, job, w),
             Matrix::Int8(w) => run_int8(isa, job, w),
-            Matrix::Planes(d) => run_planes(isa, job, d),
+            Matrix::Planes(d) => run_planes(isa, job, Turn { d, next: next_planes(index + 1) }, small.tables),
             Matrix::Packed(d) => packed::run_product(isa, job, d),
             Matrix::Sparse(d) => run_sparse(isa, job, d),
             Matrix::LowRank(_, b) => packed::run_transposed(isa, job, t, b),
