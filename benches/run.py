@@ -53,8 +53,14 @@ class Bench:
         base = [] if command == "compress" or "shape" in settings else ["--model", self.arguments.model]
         if command != "compress" and "base_dtype" not in settings:
             base += ["--base-dtype", "int8"]
-        options = [text for key, value in settings.items() for text in (f"--{key.replace('_', '-')}", value)]
-        words = [command, *base, "--threads", self.arguments.threads, *options, "--json"]
+        flags = [f"--{key.replace('_', '-')}" for key, value in settings.items() if value is True]
+        options = [
+            text
+            for key, value in settings.items()
+            if value is not True
+            for text in (f"--{key.replace('_', '-')}", value)
+        ]
+        words = [command, *base, "--threads", self.arguments.threads, *options, *flags, "--json"]
         figure = printed_json([self.arguments.bitdelta, "bench", *map(str, words)])
         self.ours.append(figure)
         return figure
@@ -66,7 +72,8 @@ class Bench:
         common += [*map(str, lengths), "--prefill", str(self.arguments.prefill)]
         batch = ["--batch", *map(str, sorted({1, *self.arguments.batch}))]
         folder = ["--folder", self.arguments.output / "files"]
-        scripts = {"llama_cpp_peer.py": [*folder, *batch], "transformers_peer.py": []}
+        many = [*folder, *batch]
+        scripts = {"llama_cpp_peer.py": many, "mistralrs_peer.py": many, "transformers_peer.py": []}
         found = [printed_json([sys.executable, HERE / name, *common, *more]) for name, more in scripts.items()]
         found.append(self.candle())
         for peer in found:
@@ -115,16 +122,27 @@ class Own:
 
     def __init__(self) -> None:
         self.lines = [
-            "| model | users | variant | bits a weight | of the base alone | of what the bytes explain |",
-            "| --- | --- | --- | --- | --- | --- |",
+            "| model | users | variant | bits a weight | of the base alone | of what the bytes explain | time added, of what "
+            "bytes or products take |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
         ]
 
     def add(self, model: str, base: dict, ours: dict) -> None:
-        """A row. The bytes explain base ÷ (base + variants), were the memory all that one waits for."""
+        """A row. The bytes explain base ÷ (base + variants), were the memory all that one waits for.
+
+        The last column holds the seconds that the variants add to a step against the larger of two: reading their bytes
+        at the memory's speed, and their multiplications at the speed of the product alone from cache (dense variants).
+        """
         share = ours["tokens_per_second"] / base["tokens_per_second"]
         explained = ours["base_bytes"] / ours["bytes_per_step"]
         bits = 8 * ours["variant_bytes"] / ours["users"] / ours["weights"]
-        row = (model, ours["users"], ours["kind"], f"{bits:.3f}", f"{share:.2f}", f"{share / explained:.2f}")
+        added = "–"
+        if ours["delta_rate"]:
+            seconds = ours["batch"] / ours["tokens_per_second"] - base["batch"] / base["tokens_per_second"]
+            reading = ours["variant_bytes"] / ours["read_bandwidth"]
+            products = ours["batch"] * ours["weights"] / ours["delta_rate"]
+            added = f"{seconds / max(reading, products):.2f}"
+        row = (model, ours["users"], ours["kind"], f"{bits:.3f}", f"{share:.2f}", f"{share / explained:.2f}", added)
         self.lines.append(f"| {' | '.join(map(str, row))} |")
 
 
@@ -136,7 +154,9 @@ def measure_shape(bench: Bench, own: Own) -> None:
         print(f"{shape} {dtype}: {one['bandwidth_share']:.2f} of the read bandwidth at one request", file=sys.stderr)
     base = bench.our("decode", batch=8, **lengths)
     for kind in Own.KINDS:
-        own.add(shape, base, bench.our("decode", batch=8, users=8, kind=kind, **lengths))
+        ours = bench.our("decode", batch=8, users=8, kind=kind, **lengths)
+        print(f"{shape} {kind} x 8: {ours['memory_share']:.3f} of base + variants + KV in memory", file=sys.stderr)
+        own.add(shape, base, ours)
 
 
 def measure(bench: Bench, theirs: list[dict], own: Own) -> Table:
@@ -166,6 +186,10 @@ def measure(bench: Bench, theirs: list[dict], own: Own) -> Table:
             table.add(what, ours, {**many, "adapter": "lora_each"}, note)
             table.add(what, ours, {**many, "adapter": "one_lora"}, "theirs: one LoRA for all")
             table.add(what, ours, {**many, "adapter": "base"}, "theirs: no adapter at all")
+            ours = bench.our("decode", batch=batch, users=batch, kind=kind, over_http=True, **lengths)
+            table.add(
+                f"{what}, through our HTTP server", ours, {**many, "adapter": "lora_each"}, f"{note}; theirs: no HTTP"
+            )
         own.add(arguments.model.stem, base, bench.our("decode", batch=batch, users=batch, kind="lowrank4", **lengths))
     prefill = {"what": "prefill", "prompt": arguments.prefill}
     name = f"prefill, {arguments.prefill} tokens"

@@ -19,5 +19,6 @@ pub mod publish;
 pub mod rebase;
 pub mod report;
 pub mod serve;
+mod served;
 pub mod train;
 pub mod variants;

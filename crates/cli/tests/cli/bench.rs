@@ -30,6 +30,27 @@ fn a_sweep_has_a_figure_for_each_batch_and_spread_of_users_and_draws_them() {
 }
 
 #[test]
+fn users_are_asked_for_over_http_too_and_memory_and_products_are_told() {
+    let keep = tempfile::tempdir().expect("a folder");
+    let variant = keep.path().join("ann.safetensors");
+    write_variant(&variant);
+    let of_a_file = ["--variant", variant.to_str().expect("UTF-8")];
+    for (source, kind, rated) in [(&["--kind", "dense2"], "dense2", true), (&of_a_file, of_a_file[1], false)] {
+        let lengths = ["--batch", "3", "--users", "2", "--prompt", "4", "--generate", "2", "--runs", "1", "--over-http"];
+        let arguments = [&["bench", "decode", "--model", TINY, "--json"], &lengths[..], source].concat();
+        let output = run("bitdelta", &arguments);
+        assert!(output.status.success(), "{}", stderr(&output));
+        let figure: serde_json::Value = serde_json::from_str(&stdout(&output)).expect("a JSON object");
+        assert_eq!((figure["over_http"].as_bool(), figure["users"].as_u64()), (Some(true), Some(2)));
+        assert_eq!((figure["kind"].as_str(), figure["delta_rate"].is_number()), (Some(kind), rated));
+        let bytes = |key: &str| figure[key].as_u64().expect("a number") as f64;
+        assert!(bytes("variant_bytes") > 0.0 && bytes("kv_bytes") > 0.0);
+        let share = bytes("memory_bytes") / (bytes("base_bytes") + bytes("variant_bytes") + bytes("kv_bytes"));
+        assert_eq!(figure["memory_share"].as_f64(), Some(share));
+    }
+}
+
+#[test]
 fn compressing_reports_its_bytes() {
     let shape = ["--rows", "6", "--cols", "130", "--dtype", "f32", "--group-size", "64", "--runs", "1"];
     let output = run("bitdelta", &[&["bench", "compress", "--json"], &shape[..]].concat());

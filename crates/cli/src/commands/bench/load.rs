@@ -104,7 +104,7 @@ pub fn run(args: &LoadArgs) -> Result<(), Error> {
     let bar = Bar::new();
     let model = args.base.load(&bar)?;
     let count = args.users.min(args.batch);
-    let users = bar.during("making variants", || variants::residents(&model, args.kind, count))?;
+    let users = bar.during("making variants", || variants::Source::Random(args.kind).residents(&model, count))?;
     let folder = tempfile::tempdir().context("making a temporary folder")?;
     let file = folder.path().join("newcomer.safetensors");
     let newcomer = variants::random(model.base(), args.kind, count);

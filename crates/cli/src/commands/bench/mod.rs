@@ -5,6 +5,7 @@ mod base;
 mod compress;
 mod load;
 mod precision;
+mod rate;
 mod serving;
 mod sweep;
 mod variants;
@@ -13,6 +14,7 @@ use crate::{Context, Error, commands::progress::Bar, output};
 use base::BenchBase;
 use serving::{Machine, Setting, What};
 use std::path::PathBuf;
+use variants::Source;
 
 /// Arguments of `bench`.
 #[derive(Debug, Clone, clap::Args)]
@@ -33,6 +35,9 @@ enum BenchCommand {
         /// Tokens of each answer
         #[arg(long, value_name = "N", default_value_t = 64)]
         generate: usize,
+        /// Ask through the server, over HTTP on this machine
+        #[arg(long)]
+        over_http: bool,
     },
     /// Prompts alone: the time to the first token of each
     Prefill {
@@ -82,8 +87,10 @@ struct CommonArgs {
 /// A base that does not load, memory that does not hold what is asked, or an engine that gives other answers in company.
 pub fn run(args: &BenchArgs) -> Result<(), Error> {
     match &args.command {
-        BenchCommand::Decode { common, prompt, generate } => serve(common, What::Decode, *prompt, *generate),
-        BenchCommand::Prefill { common, prompt } => serve(common, What::Prefill, *prompt, 1),
+        BenchCommand::Decode { common, prompt, generate, over_http } => {
+            serve(common, What::Decode, *prompt, *generate, *over_http)
+        }
+        BenchCommand::Prefill { common, prompt } => serve(common, What::Prefill, *prompt, 1, false),
         BenchCommand::Load(args) => load::run(args),
         BenchCommand::Compress(args) => compress::run(args),
         BenchCommand::Precision(args) => precision::run(args),
@@ -91,27 +98,31 @@ pub fn run(args: &BenchArgs) -> Result<(), Error> {
     }
 }
 
-fn serve(common: &CommonArgs, what: What, prompt: usize, generate: usize) -> Result<(), Error> {
+fn serve(common: &CommonArgs, what: What, prompt: usize, generate: usize, over_http: bool) -> Result<(), Error> {
     let setting = Setting { what, batch: common.batch, prompt, generate, runs: common.runs };
     setting.check()?;
     let bar = Bar::new();
-    let kind = common.variant.as_ref().map_or_else(|| common.kind.name(), |path| path.display().to_string());
-    let machine = machine(&common.base, kind, &bar)?;
+    let source = common.variant.as_ref().map_or(Source::Random(common.kind), |path| Source::Copies(path));
+    let machine = machine(&common.base, source, &bar)?;
     let count = common.users.min(common.batch);
-    let users = bar.during("making variants", || match &common.variant {
-        Some(path) => variants::copies(&machine.model, path, count),
-        None => variants::residents(&machine.model, common.kind, count),
-    })?;
-    let measured = bar.during("measuring", || serving::measure(&machine, &users, setting))?;
+    let measured = if over_http {
+        let folder = tempfile::tempdir().context("making a temporary folder")?;
+        bar.during("making variants", || source.files(&machine.model, count, folder.path()))?;
+        bar.during("measuring", || serving::measure_server(&machine, folder.path(), count, setting))?
+    } else {
+        let users = bar.during("making variants", || source.residents(&machine.model, count))?;
+        bar.during("measuring", || serving::measure_engine(&machine, &users, setting))?
+    };
     if common.json { print_json(&measured) } else { measured.print() }
 }
 
-/// Loads the base, and measures the memory's speed.
-fn machine(base: &BenchBase, kind: String, bar: &Bar) -> Result<Machine, Error> {
+/// Loads the base, and measures the memory's speed and the products'.
+fn machine(base: &BenchBase, source: Source<'_>, bar: &Bar) -> Result<Machine, Error> {
     let model = base.load(bar)?;
     let threads = model.threads();
     let read_bandwidth = bar.during("measuring the memory", || bitdelta_kernels::read_bandwidth(threads));
-    Ok(Machine { model, base_dtype: base.dtype(), kind, read_bandwidth })
+    let delta_rate = source.bits().map(|bits| bar.during("measuring the products", || rate::dense(bits, threads)));
+    Ok(Machine { model, base_dtype: base.dtype(), kind: source.name(), read_bandwidth, delta_rate })
 }
 
 /// Qwen3-4B's published shape.

@@ -3,10 +3,14 @@
 //! The variants are random, of the true shapes: what a product costs does not depend on its values. Before anything is
 //! timed, one answer is checked to be the same alone and in the batch.
 
-use crate::{Context, Error, output, sizes::format_bytes};
-use bitdelta_engine::{Engine, EngineOptions, Model, Phases, Resident, Sampling, backend::PAGE};
+use crate::{Context, Error, commands::served::Served, output, sizes::format_bytes};
+use bitdelta_engine::{Engine, EngineOptions, Model, Phases, Registry, Resident, Sampling, backend::PAGE};
+use bitdelta_model::memory;
+use bitdelta_server::{Defaults, Service};
 use serde::Serialize;
+use serde_json::{Value, json};
 use std::{
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -68,6 +72,9 @@ pub struct Machine {
     pub kind: String,
     /// Read bandwidth with as many threads as compute, in bytes a second.
     pub read_bandwidth: f64,
+    /// Multiply-adds a second of the product with the variants' codes, from cache and with as many threads; only of
+    /// dense variants.
+    pub delta_rate: Option<f64>,
 }
 
 /// What was measured.
@@ -84,6 +91,8 @@ pub struct Measured {
     /// Distinct variants among them.
     pub users: usize,
     kind: String,
+    /// Whether requests came over HTTP.
+    over_http: bool,
     prompt: usize,
     generate: usize,
     /// Generated tokens a second in all; of `prefill`, prompt tokens.
@@ -93,10 +102,18 @@ pub struct Measured {
     /// Weights in the linears.
     weights: u64,
     variant_bytes: u64,
+    /// Pages of keys and values that the requests fill.
+    kv_bytes: u64,
+    /// What this process held after the runs, mapped files among it.
+    memory_bytes: Option<u64>,
+    /// `memory_bytes` ÷ (base + variants + KV).
+    memory_share: Option<f64>,
     /// Base and distinct variants: what one step reads at least.
     bytes_per_step: u64,
     /// Read bandwidth of this machine with as many threads, in bytes a second.
     read_bandwidth: f64,
+    /// Multiply-adds a second of the product with dense variants' codes, from cache and with as many threads.
+    delta_rate: Option<f64>,
     /// Seconds of the fastest run by phase.
     phases: PhaseSeconds,
     /// `bytes_per_step` · steps a second ÷ `read_bandwidth`; only of `decode`.
@@ -126,29 +143,65 @@ impl PhaseSeconds {
     }
 }
 
-/// Times `setting` with these users' variants, the request at index i asking variant i modulo their number.
+/// [`measure`] on an engine of its own, with these users' variants.
 ///
 /// # Errors
-/// An engine that does not start, or that gives other answers in company.
-pub fn measure(machine: &Machine, users: &[Arc<Resident>], setting: Setting) -> Result<Measured, Error> {
+/// An engine that does not start; as [`measure`].
+pub fn measure_engine(machine: &Machine, variants: &[Arc<Resident>], setting: Setting) -> Result<Measured, Error> {
+    let engine = start(&machine.model, setting.batch, setting.prompt + setting.generate)?;
+    let bytes = variants.iter().map(|variant| variant.bytes()).sum();
+    measure(machine, &Asked::Engine(&engine, variants), bytes, setting)
+}
+
+/// [`measure`] through a server of its own, with the variants of the users 0 to `users` that lie in `folder`.
+///
+/// # Errors
+/// A server that does not start; as [`measure`].
+pub fn measure_server(machine: &Machine, folder: &Path, users: usize, setting: Setting) -> Result<Measured, Error> {
+    let model = &machine.model;
+    let engine = start(model, setting.batch, setting.prompt + setting.generate)?;
+    let registry = Registry::new(Arc::clone(model), Some(folder.to_owned()));
+    let mut bytes = 0;
+    for user in 0..users {
+        bytes += registry.resolve(&user.to_string()).context("loading the variants")?.bytes();
+    }
+    let served = Served::start(Service::new(engine, Some(registry), Vec::new(), Defaults::default()))?;
+    let measured = measure(machine, &Asked::Server(&served, users), bytes, setting);
+    served.stop()?;
+    measured
+}
+
+/// Who is asked.
+enum Asked<'a> {
+    /// The engine, with these users' variants.
+    Engine(&'a Engine, &'a [Arc<Resident>]),
+    /// A server before it, with the variants of this many users, named after their numbers.
+    Server(&'a Served, usize),
+}
+
+/// Times `setting`, the request at index i asking for user i modulo their number; their variants are loaded and have
+/// `variant_bytes` in all.
+///
+/// # Errors
+/// What answers with an error, or with another answer in company than alone.
+fn measure(machine: &Machine, asked: &Asked<'_>, variant_bytes: u64, setting: Setting) -> Result<Measured, Error> {
     let Setting { what, batch, prompt, generate, runs } = setting;
     let model = &machine.model;
-    let engine = start(model, batch, prompt + generate)?;
-    let bench = Bench { engine: &engine, users, batch, prompt, generate };
+    let bench = Bench { asked, batch, prompt, generate };
     bench.check()?;
     let mut seconds = f64::INFINITY;
     let mut phases = PhaseSeconds::between(Phases::default(), Phases::default());
     for _ in 0..runs {
-        let before = engine.stats().phases;
+        let before = bench.engine().stats().phases;
         let took = bench.seconds()?;
         if took < seconds {
-            (seconds, phases) = (took, PhaseSeconds::between(before, engine.stats().phases));
+            (seconds, phases) = (took, PhaseSeconds::between(before, bench.engine().stats().phases));
         }
     }
 
     let read_bandwidth = machine.read_bandwidth;
-    let variant_bytes: u64 = users.iter().map(|user| user.bytes()).sum();
     let bytes_per_step = model.bytes() + variant_bytes;
+    let (kv_bytes, memory_bytes) = (kv_bytes(model, batch, prompt + generate), memory::held());
     let counted = if what == What::Decode { generate } else { prompt };
     let tokens_per_second = (batch * counted) as f64 / seconds;
     let steps_per_second = tokens_per_second / batch as f64;
@@ -160,8 +213,9 @@ pub fn measure(machine: &Machine, users: &[Arc<Resident>], setting: Setting) -> 
         isa: bitdelta_kernels::Isa::selected().name(),
         threads: model.threads(),
         batch,
-        users: users.len(),
+        users: bench.users(),
         kind: machine.kind.clone(),
+        over_http: matches!(asked, Asked::Server(..)),
         prompt,
         generate,
         tokens_per_second,
@@ -169,8 +223,12 @@ pub fn measure(machine: &Machine, users: &[Arc<Resident>], setting: Setting) -> 
         base_bytes: model.bytes(),
         weights: model.base().linears().iter().map(|linear| (linear.rows * linear.cols) as u64).sum(),
         variant_bytes,
+        kv_bytes,
+        memory_bytes,
+        memory_share: memory_bytes.map(|held| held as f64 / (model.bytes() + variant_bytes + kv_bytes) as f64),
         bytes_per_step,
         read_bandwidth,
+        delta_rate: machine.delta_rate,
         phases,
         bandwidth_share: (what == What::Decode).then_some(share),
     })
@@ -185,7 +243,7 @@ pub fn start(model: &Arc<Model>, batch: usize, tokens: usize) -> Result<Engine, 
     let options = EngineOptions {
         max_batch: batch,
         prefill_chunk: 512,
-        kv_bytes: (batch * max_context.div_ceil(PAGE)) as u64 * model.kv_page_bytes(),
+        kv_bytes: kv_bytes(model, batch, tokens),
         max_context,
         // Every run computes its prompts: nothing is taken from the run before.
         share_prefixes: false,
@@ -193,6 +251,11 @@ pub fn start(model: &Arc<Model>, batch: usize, tokens: usize) -> Result<Engine, 
         ..EngineOptions::default()
     };
     Engine::start(Arc::clone(model), options).context("starting the engine")
+}
+
+/// Bytes of the pages that `batch` requests of `tokens` tokens each fill.
+fn kv_bytes(model: &Model, batch: usize, tokens: usize) -> u64 {
+    (batch * (tokens + 1).div_ceil(PAGE)) as u64 * model.kv_page_bytes()
 }
 
 /// The prompt of request `index`; peers are given the same (`benches/`).
@@ -229,25 +292,62 @@ impl Measured {
 
 /// The requests of one run.
 struct Bench<'a> {
-    engine: &'a Engine,
-    users: &'a [Arc<Resident>],
+    asked: &'a Asked<'a>,
     batch: usize,
     prompt: usize,
     generate: usize,
 }
 
+/// What a request came to: text, or tokens, by which it is compared; and its number of tokens.
+#[derive(Debug, PartialEq, Eq)]
+struct Answer {
+    said: String,
+    tokens: usize,
+}
+
 impl Bench<'_> {
-    /// Request `index`'s tokens.
-    fn one(&self, index: usize) -> Result<Vec<u32>, Error> {
-        let vocab = self.engine.model().base().config.vocab;
-        let prompt = prompt_tokens(index, self.prompt, vocab);
-        let variant = (!self.users.is_empty()).then(|| Arc::clone(&self.users[index % self.users.len()]));
-        let answer = self.engine.generate(prompt, variant, Sampling::GREEDY, self.generate, Vec::new());
-        Ok(answer.context("generating")?.1.tokens)
+    fn engine(&self) -> &Engine {
+        match self.asked {
+            Asked::Engine(engine, _) => engine,
+            Asked::Server(served, _) => &served.service.engine,
+        }
+    }
+
+    fn users(&self) -> usize {
+        match self.asked {
+            Asked::Engine(_, variants) => variants.len(),
+            Asked::Server(_, users) => *users,
+        }
+    }
+
+    /// Request `index`'s answer.
+    fn one(&self, index: usize) -> Result<Answer, Error> {
+        let base = self.engine().model().base();
+        let prompt = prompt_tokens(index, self.prompt, base.config.vocab);
+        let user = (self.users() > 0).then(|| index % self.users());
+        match self.asked {
+            Asked::Engine(engine, variants) => {
+                let variant = user.map(|user| Arc::clone(&variants[user]));
+                let answer = engine.generate(prompt, variant, Sampling::GREEDY, self.generate, Vec::new());
+                let tokens = answer.context("generating")?.1.tokens;
+                Ok(Answer { said: format!("{tokens:?}"), tokens: tokens.len() })
+            }
+            Asked::Server(served, _) => {
+                let mut body =
+                    json!({"model": base.name, "prompt": prompt, "max_tokens": self.generate, "temperature": 0});
+                if let Some(user) = user {
+                    body["user_id"] = Value::from(user.to_string());
+                }
+                let answer = served.node.post("/v1/completions", &body)?;
+                let said = answer["choices"][0]["text"].as_str().unwrap_or_default().to_owned();
+                let tokens = answer["usage"]["completion_tokens"].as_u64().unwrap_or_default();
+                Ok(Answer { said, tokens: tokens as usize })
+            }
+        }
     }
 
     /// All requests at once.
-    fn all(&self) -> Result<Vec<Vec<u32>>, Error> {
+    fn all(&self) -> Result<Vec<Answer>, Error> {
         std::thread::scope(|scope| {
             let running: Vec<_> = (0..self.batch).map(|index| scope.spawn(move || self.one(index))).collect();
             let lost = |_| Err(Error::Failed("a thread that asked died".to_owned()));
@@ -258,7 +358,7 @@ impl Bench<'_> {
     /// The last request alone has the answer that it has in company. Warms up, too.
     fn check(&self) -> Result<(), Error> {
         let (alone, together) = (self.one(self.batch - 1)?, self.all()?);
-        if together.last() == Some(&alone) && together.iter().all(|answer| answer.len() == self.generate) {
+        if together.last() == Some(&alone) && together.iter().all(|answer| answer.tokens == self.generate) {
             return Ok(());
         }
         Err(Error::Failed("an answer in the batch is not the answer that its request has alone".to_owned()))

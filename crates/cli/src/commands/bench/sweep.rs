@@ -125,16 +125,17 @@ pub fn run(args: &SweepArgs) -> Result<(), Error> {
     let peers = args.peers.as_ref().map(|path| peers(path, args.what)).transpose()?.unwrap_or_default();
 
     let bar = Bar::new();
-    let machine = machine(&args.base, args.kind.name(), &bar)?;
+    let source = variants::Source::Random(args.kind);
+    let machine = machine(&args.base, source, &bar)?;
     let most = args.batch.iter().flat_map(|batch| args.users.iter().map(|users| users.of(*batch))).max().unwrap_or(0);
-    let variants = bar.during("making variants", || variants::residents(&machine.model, args.kind, most))?;
+    let variants = bar.during("making variants", || source.residents(&machine.model, most))?;
     let (mut all, mut series): (Vec<Measured>, Vec<Series>) = (Vec::new(), Vec::new());
     for users in &args.users {
         let mut points = Vec::new();
         for batch in &args.batch {
             let doing = format!("measuring {} of {batch}, {}", args.what.name(), users.label(&args.kind.name()));
             let variants = &variants[..users.of(*batch)];
-            let measured = bar.during(&doing, || serving::measure(&machine, variants, setting(*batch)))?;
+            let measured = bar.during(&doing, || serving::measure_engine(&machine, variants, setting(*batch)))?;
             if !args.json {
                 measured.print()?;
             }

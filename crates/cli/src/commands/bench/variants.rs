@@ -4,7 +4,7 @@ use crate::{Context, Error, sizes::format_bytes};
 use bitdelta_delta::{BitDeltaConfig, Info, LinearDelta, PackedMatrix, Variant, file, part::Part};
 use bitdelta_engine::{Model, Resident};
 use bitdelta_model::{Base, memory};
-use std::{path::Path, sync::Arc};
+use std::{fs, path::Path, sync::Arc};
 
 /// What a variant is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -50,31 +50,74 @@ impl Kind {
     }
 }
 
-/// `users` users whose variants are all copies of one file, ready to run.
-///
-/// # Errors
-/// A damaged file, one of another base, or memory that does not hold as many.
-pub fn copies(model: &Model, path: &Path, users: usize) -> Result<Vec<Arc<Resident>>, Error> {
-    let path = file::locate(path);
-    let variant = Variant::read(&path).context("reading the variant")?;
-    check_memory(variant.payload_bytes(), users, memory::available())?;
-    (0..users)
-        .map(|user| model.prepare(&format!("user-{user}"), &path, variant.clone()).context("preparing the variant"))
-        .collect()
+/// Where users' variants come from.
+#[derive(Debug, Clone, Copy)]
+pub enum Source<'a> {
+    /// Random ones, each another.
+    Random(Kind),
+    /// Copies of one file.
+    Copies(&'a Path),
 }
 
-/// Random variants of `users` users, ready to run.
-///
-/// # Errors
-/// [`Error::Failed`] when the memory does not hold as many, before any is made.
-pub fn residents(model: &Model, kind: Kind, users: usize) -> Result<Vec<Arc<Resident>>, Error> {
-    check_memory(kind.bytes(model.base()), users, memory::available())?;
-    (0..users)
-        .map(|user| {
-            let variant = random(model.base(), kind, user);
-            model.prepare(&format!("user-{user}"), Path::new("in memory"), variant).context("making a variant")
-        })
-        .collect()
+impl Source<'_> {
+    /// The words in reports.
+    pub fn name(self) -> String {
+        match self {
+            Self::Random(kind) => kind.name(),
+            Self::Copies(path) => path.display().to_string(),
+        }
+    }
+
+    /// Bits of a dense variant's codes.
+    pub fn bits(self) -> Option<usize> {
+        match self {
+            Self::Random(Kind::Dense1) => Some(1),
+            Self::Random(Kind::Dense2) => Some(2),
+            Self::Random(Kind::Dense4) => Some(4),
+            _ => None,
+        }
+    }
+
+    /// The variants of `users` users, ready to run.
+    ///
+    /// # Errors
+    /// A damaged file, one of another base; [`Error::Failed`] where the memory does not hold as many, before any is made.
+    pub fn residents(self, model: &Model, users: usize) -> Result<Vec<Arc<Resident>>, Error> {
+        let ready = |user: usize, path: &Path, variant: Variant| {
+            model.prepare(&user.to_string(), path, variant).context("making a variant")
+        };
+        match self {
+            Self::Random(kind) => {
+                check_memory(kind.bytes(model.base()), users, memory::available())?;
+                let path = Path::new("in memory");
+                (0..users).map(|user| ready(user, path, random(model.base(), kind, user))).collect()
+            }
+            Self::Copies(path) => {
+                let path = file::locate(path);
+                let variant = Variant::read(&path).context("reading the variant")?;
+                check_memory(variant.payload_bytes(), users, memory::available())?;
+                (0..users).map(|user| ready(user, &path, variant.clone())).collect()
+            }
+        }
+    }
+
+    /// The variants of `users` users as files in `folder`, named after their numbers.
+    ///
+    /// # Errors
+    /// As [`Self::residents`]; a folder that cannot be written to.
+    pub fn files(self, model: &Model, users: usize, folder: &Path) -> Result<(), Error> {
+        if let Self::Random(kind) = self {
+            check_memory(kind.bytes(model.base()), users, memory::available())?;
+        }
+        for user in 0..users {
+            let file = folder.join(format!("{user}.safetensors"));
+            match self {
+                Self::Random(kind) => random(model.base(), kind, user).write(&file).context("writing a variant")?,
+                Self::Copies(path) => fs::copy(file::locate(path), &file).context("copying the variant")?,
+            };
+        }
+        Ok(())
+    }
 }
 
 /// While the last variant is made, it is there three times: as parts, as its file's bytes, and repacked.

@@ -1,13 +1,16 @@
 //! Serve the variants and ask: each user's questions as that user, as the other, and as nobody, all in one batch.
 
 use super::{DemoArgs, User, learn::variants_dir};
-use crate::{Context, Error, commands::progress::Bar, node::Node};
+use crate::{
+    Context, Error,
+    commands::{progress::Bar, served::Served},
+    node::Node,
+};
 use bitdelta_engine::{Engine, EngineOptions, Model, Registry};
-use bitdelta_server::{Defaults, HttpOptions, Service};
+use bitdelta_server::{Defaults, Service};
 use bitdelta_train::progress::Progress;
 use serde_json::{Value, json};
 use std::{sync::Arc, time::Instant};
-use tokio::sync::oneshot;
 
 /// One question and its answer.
 pub(super) struct Answer {
@@ -43,22 +46,11 @@ impl Asked {
 /// # Errors
 /// A server that does not start, or an answer that is an error.
 pub(super) fn ask(args: &DemoArgs, model: &Arc<Model>, users: &[User]) -> Result<Asked, Error> {
-    let doing = "serving the variants";
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().context(doing)?;
-    let listener = runtime.block_on(bitdelta_server::bind("127.0.0.1", 0, false)).context(doing)?;
-    let url = format!("http://{}", listener.local_addr().context(doing)?);
-    let engine = Engine::start(Arc::clone(model), EngineOptions::default()).context(doing)?;
+    let engine = Engine::start(Arc::clone(model), EngineOptions::default()).context("serving the variants")?;
     let registry = Registry::new(Arc::clone(model), Some(variants_dir(args)));
-    let service = Service::new(engine, Some(registry), Vec::new(), Defaults::default());
-    let (stop, stopped) = oneshot::channel::<()>();
-    let wait = async {
-        // A dropped sender means the same: stop.
-        let _ = stopped.await;
-    };
-    let server = runtime.spawn(bitdelta_server::serve(listener, Arc::new(service), wait, HttpOptions::default()));
-    let asked = ask_all(&Node::new(url), &model.base().name, users, args.short);
-    let _ = stop.send(());
-    runtime.block_on(server).context(doing)?;
+    let served = Served::start(Service::new(engine, Some(registry), Vec::new(), Defaults::default()))?;
+    let asked = ask_all(&served.node, &model.base().name, users, args.short);
+    served.stop()?;
     asked
 }
 
