@@ -64,8 +64,9 @@ lint: .venv/ready ## Formatting, clippy, ruff, go vet, and documentation without
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
-	test -z "$$(gofmt -l go)" || { gofmt -d go; exit 1; }
+	test -z "$$(gofmt -l go tests/web)" || { gofmt -d go tests/web; exit 1; }
 	cd go && $(GO) vet ./...
+	cd tests/web/openai_go && $(GO) vet ./...
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
 
 .PHONY: fuzz
@@ -90,7 +91,7 @@ clean: ## Remove everything that was built or fetched
 	rm -rf .venv .venv-oracles .venv-bench .venv-web .cache .demo
 
 .PHONY: web
-web: build .venv-web/ready ## What tests the page at /, with Debian's Chromium where there is none and it may be installed
+web: build .venv-web/ready ## What tests the server from outside: clients, and Chromium from Debian where there is none and it may be installed
 	.venv-web/bin/python tests/web/browser.py
 
 # The real model: SmolLM2-135M-Instruct inside a PyPI package, whose hash is pinned.

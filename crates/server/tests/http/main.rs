@@ -7,6 +7,7 @@ mod formats;
 mod lifecycle;
 mod load;
 mod node;
+mod openai;
 mod page;
 mod publishing;
 mod tenants;
