@@ -36,7 +36,8 @@ fn users_are_asked_for_over_http_too_and_memory_and_products_are_told() {
     write_variant(&variant);
     let of_a_file = ["--variant", variant.to_str().expect("UTF-8")];
     for (source, kind, rated) in [(&["--kind", "dense2"], "dense2", true), (&of_a_file, of_a_file[1], false)] {
-        let lengths = ["--batch", "3", "--users", "2", "--prompt", "4", "--generate", "2", "--runs", "1", "--over-http"];
+        let lengths =
+            ["--batch", "3", "--users", "2", "--prompt", "4", "--generate", "2", "--runs", "1", "--over-http"];
         let arguments = [&["bench", "decode", "--model", TINY, "--json"], &lengths[..], source].concat();
         let output = run("bitdelta", &arguments);
         assert!(output.status.success(), "{}", stderr(&output));
