@@ -17,6 +17,8 @@ from pathlib import Path
 import gguf_files
 
 HERE = Path(__file__).parent
+#: What training is measured on: all projections, and LoRA.
+TRAINED_RANKS = (0, 16)
 
 
 def cpu_name() -> str:
@@ -51,7 +53,7 @@ class Bench:
     def our(self, command: str, **settings: object) -> dict:
         """One figure of `bitdelta bench`; the base in int8, and the given model, unless the settings say otherwise."""
         base = [] if command == "compress" or "shape" in settings else ["--model", self.arguments.model]
-        if command != "compress" and "base_dtype" not in settings:
+        if command not in ("compress", "train") and "base_dtype" not in settings:
             base += ["--base-dtype", "int8"]
         flags = [f"--{key.replace('_', '-')}" for key, value in settings.items() if value is True]
         options = [
@@ -60,8 +62,10 @@ class Bench:
             if value is not True
             for text in (f"--{key.replace('_', '-')}", value)
         ]
-        words = [command, *base, "--threads", self.arguments.threads, *options, *flags, "--json"]
-        figure = printed_json([self.arguments.bitdelta, "bench", *map(str, words)])
+        threads = [] if command == "train" else ["--threads", self.arguments.threads]
+        words = [command, *base, *threads, *options, *flags, "--json"]
+        environment = os.environ | {"RAYON_NUM_THREADS": str(self.arguments.threads)}
+        figure = printed_json([self.arguments.bitdelta, "bench", *map(str, words)], environment)
         self.ours.append(figure)
         return figure
 
@@ -75,11 +79,18 @@ class Bench:
         many = [*folder, *batch]
         scripts = {"llama_cpp_peer.py": many, "mistralrs_peer.py": many, "transformers_peer.py": []}
         found = [printed_json([sys.executable, HERE / name, *common, *more]) for name, more in scripts.items()]
-        found.append(self.candle())
+        found += [self.candle(), self.torch_training(common[:4])]
         for peer in found:
             if "skipped" in peer:
                 print(f"{peer['peer']} is left out: {peer['skipped']}", file=sys.stderr)
         return found
+
+    def torch_training(self, common: list[str | Path]) -> dict:
+        """Training with PyTorch and peft, each way in a process of its own."""
+        ways = [(dtype, rank) for rank in TRAINED_RANKS for dtype in ("f32", "bf16")]
+        command = [sys.executable, HERE / "torch_train_peer.py", *common]
+        figures = [printed_json([*command, "--dtype", dtype, "--rank", str(rank)]) for dtype, rank in ways]
+        return {"peer": "torch and peft, training", "version": "as above", "figures": figures}
 
     def candle(self) -> dict:
         """What candle's program prints, on the Q8_0 file that llama.cpp was measured on."""
@@ -203,6 +214,12 @@ def measure(bench: Bench, theirs: list[dict], own: Own) -> Table:
         ours = bench.our("compress", dtype=dtype)
         wanted = {"what": "compress", "dtype": dtype}
         table.add(f"compress 9728 x 2560, {dtype}", ours, wanted, "ours: outliers clipped, too", "bytes_per_second")
+    for rank in TRAINED_RANKS:
+        ours = bench.our("train", rank=rank)
+        peaks = [figure["peak_memory"] for figure in theirs if figure["what"] == "train" and figure["rank"] == rank]
+        memory = f"ours held {ours['peak_memory'] / min(peaks):.2f} of their least memory" if peaks else ""
+        what = "training, rank 16" if rank else "training, all projections"
+        table.add(f"{what}, forward and back", ours, {"what": "train", "rank": rank}, memory)
     bench.our("load")
     return table
 

@@ -94,12 +94,17 @@ impl<B: Backend> BaseWeights<B> {
         let vectors = vector_names(base.config.layers)
             .map(|name| if base.has(&name) { load(&name).map(Some) } else { Ok(None) })
             .collect::<Result<_, _>>()?;
-        Ok(Self {
+        let weights = Self {
             embedding: load("model.embed_tokens.weight")?,
             head: if base.config.tied { None } else { Some(load("lm_head.weight")?) },
             linears: base.linears().iter().map(|linear| load(&linear.name)).collect::<Result<_, _>>()?,
             vectors,
-        })
+        };
+        if dtype != BaseDtype::Stored {
+            // All of it was copied; the file's pages would lie in memory beside it.
+            base.forget();
+        }
+        Ok(weights)
     }
 }
 

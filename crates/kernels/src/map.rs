@@ -22,6 +22,15 @@ impl MappedFile {
     }
 }
 
+impl MappedFile {
+    /// Gives back the memory of what was read; it is read again where it is asked for again.
+    pub fn forget(&self) {
+        #[cfg(unix)]
+        // SAFETY: the mapping is read-only and of a file: dropped pages come back from it with the same bytes.
+        let _ = unsafe { self.0.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+    }
+}
+
 impl Deref for MappedFile {
     type Target = [u8];
 

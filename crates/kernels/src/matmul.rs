@@ -12,7 +12,7 @@
 use crate::{
     isa::{Isa, dispatch},
     project::Job,
-    vector::{LANES, Vector, prefetch},
+    vector::{LANES, Vector, prefetch_far},
 };
 
 /// The elements of a weight matrix as they are stored.
@@ -234,9 +234,9 @@ unsafe fn tile<V: Vector, E: Element, const MR: usize, const NR: usize>(
             let mut weights = [V::splat(0.0); NR];
             for n in 0..NR {
                 weights[n] = E::load(w.add(n * k + i));
-                if MR == 1 {
+                if MR == 1 && (i * size_of::<E::Stored>()).is_multiple_of(64) {
                     // One row is bound by the memory: the same place of the rows that come two tiles later.
-                    prefetch(w.wrapping_add((n + 2 * NR) * k + i).cast());
+                    prefetch_far(w.wrapping_add((n + 2 * NR) * k + i).cast());
                 }
             }
             for m in 0..MR {

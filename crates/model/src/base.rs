@@ -192,6 +192,11 @@ impl Base {
         Ok(plain.then(|| MappedTensor { file: Arc::clone(file), range: stored.range.clone() }))
     }
 
+    /// Gives back the memory of what was read of the mapped files; reading it again works as before.
+    pub fn forget(&self) {
+        self.files.iter().for_each(|file| file.forget());
+    }
+
     /// BLAKE3 over names, shapes, types and bytes of all tensors (hex); computed once and remembered.
     ///
     /// It names what is stored: the HF folder and a GGUF of one model differ, and so do two quantisations.
@@ -210,6 +215,7 @@ impl Base {
                     hasher.finalize()
                 })
                 .collect();
+            self.forget();
             let mut hasher = blake3::Hasher::new_derive_key("bitdelta base model fingerprint v1");
             for part in parts {
                 hasher.update(part.as_bytes());

@@ -1,9 +1,8 @@
 //! A PEFT adapter as a variant.
 //!
-//! LoRA and rsLoRA are what a low-rank part is: without `bits` the factors stay as the adapter's file has them, to the
-//! bit, and with `bits` they are rotated, balanced and quantised: at 2 and 3 bits as one budget for all factors, which
-//! goes where it matters ([`crate::budget`]: components by their size, levels entropy-coded), above with as many bits for every
-//! entry. DoRA is not low-rank: with s·B·A the change, n the norms
+//! LoRA and rsLoRA are what a low-rank part is: the factors stay as the adapter's file has them, to the bit, or are rotated,
+//! balanced and quantised: to a size, and at 2 and 3 bits, as one budget for all factors, which goes where it matters
+//! ([`crate::budget`]: components by their size, levels entropy-coded), above with as many bits for every entry. DoRA is not low-rank: with s·B·A the change, n the norms
 //! of the rows of W + s·B·A and m its magnitudes, the adapted weight is
 //!
 //! ```text
@@ -11,7 +10,8 @@
 //! ```
 //!
 //! whose first term is low-rank again and whose second is the base's rows, each stretched a little: that one is kept in
-//! codes of [`DORA_BITS`] bits (at least [`DORA_BITS_LEAST`] under `bits`), with the error stated as for any dense part.
+//! codes of [`DORA_BITS`] bits (at least [`DORA_BITS_LEAST`] where fewer are asked for, and so many under a size), with the
+//! error stated as for any dense part.
 //! Whole tensors (`modules_to_save`, biases) become differences from the base, in f16 or in codes.
 
 use crate::{
@@ -67,19 +67,63 @@ pub struct Report {
     pub warnings: Vec<String>,
 }
 
-/// Makes a variant of `base` out of `adapter`, its factors in `bits` (1 to 8) bits an entry, or as they are.
+/// How an adapter's factors are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// As they are.
+    Exactly,
+    /// In so many bits an entry, 1 to 8.
+    Bits(u8),
+    /// In what a file of so many bytes leaves for them.
+    Bytes(u64),
+}
+
+impl Keep {
+    /// Whether all factors share what there is for them.
+    fn shares(self) -> bool {
+        match self {
+            Self::Exactly => false,
+            Self::Bits(bits) => bits <= BITS_AS_BUDGET,
+            Self::Bytes(_) => true,
+        }
+    }
+
+    /// Bits of what is not low-rank; `None` keeps it as it is.
+    fn dense_bits(self) -> Option<u8> {
+        match self {
+            Self::Exactly => None,
+            Self::Bits(bits) => Some(bits),
+            Self::Bytes(_) => Some(DORA_BITS_LEAST),
+        }
+    }
+}
+
+/// Makes a variant of `base` out of `adapter`.
 ///
 /// # Errors
-/// A value that is not finite, named; bits out of range.
-pub fn import(
-    base: &Base,
-    adapter: &Adapter,
-    bits: Option<u8>,
-    progress: &dyn Progress,
-) -> Result<(Variant, Report), Error> {
-    if let Some(bits) = bits.filter(|bits| !(1..=8).contains(bits)) {
+/// A value that is not finite, named; bits out of range; [`Error::Budget`] where a size does not hold what has no factors.
+pub fn import(base: &Base, adapter: &Adapter, keep: Keep, progress: &dyn Progress) -> Result<(Variant, Report), Error> {
+    if let Keep::Bits(bits) = keep
+        && !(1..=8).contains(&bits)
+    {
         return Err(Error::setting("bits", format!("{bits}: 1 to 8 bits a factor's entry")));
     }
+    adapter.warnings().iter().for_each(|warning| progress.say(warning));
+    if let Keep::Bytes(bytes) = keep {
+        // A size that holds more than coded levels say is used for more.
+        for finer in [Keep::Exactly, Keep::Bits(8)] {
+            let found = import_as(base, adapter, finer, progress)?;
+            if found.0.to_bytes()?.len() as u64 <= bytes {
+                return Ok(found);
+            }
+        }
+    }
+    import_as(base, adapter, keep, progress)
+}
+
+/// Each kind of [`Keep`] by itself.
+
+fn import_as(base: &Base, adapter: &Adapter, keep: Keep, progress: &dyn Progress) -> Result<(Variant, Report), Error> {
     let report = Report {
         method: adapter.method(),
         rank: adapter.rank(),
@@ -93,32 +137,33 @@ pub fn import(
         warnings: adapter.warnings().to_vec(),
     };
     progress.begin("importing", base.matrices().count() as u64, "matrices");
-    let mut import = Import { base, adapter, bits, total: Distance::default(), report, waiting: Vec::new() };
-    let mut matrices = import.matrices(progress)?;
-    import.code(&mut matrices)?;
-    let extras = import.vectors()?;
-    progress.end();
-    let Import { report, .. } = import;
-    report.warnings.iter().for_each(|warning| progress.say(warning));
-
     let template = base.tokenizer.template_id(&Template::Model);
     let mut info = Info::new(base.fingerprint(), &base.name, BitDeltaConfig::default(), &template);
     info.notes.insert("method".into(), json!("import"));
     info.notes.insert("adapter".into(), json!({ "method": report.method, "rank": report.rank }));
-    info.notes.insert("factor_bits".into(), bits.map_or(json!("as the adapter's"), |bits| json!(bits)));
+    match keep {
+        Keep::Exactly => info.notes.insert("factor_bits".into(), json!("as the adapter's")),
+        Keep::Bits(bits) => info.notes.insert("factor_bits".into(), json!(bits)),
+        Keep::Bytes(bytes) => info.notes.insert("budget".into(), json!(bytes)),
+    };
     if let Some(name) = adapter.trained_on() {
         info.notes.insert("adapter_base".into(), json!(name.chars().take(200).collect::<String>()));
     }
-    let mut variant = Variant::new(info, matrices);
-    variant.extras = extras;
-    Ok((variant, report))
+
+    let mut import = Import { base, adapter, keep, total: Distance::default(), report, waiting: Vec::new() };
+    let matrices = import.matrices(progress)?;
+    let extras = import.vectors()?;
+    let mut variant = Variant { extras, ..Variant::new(info, matrices) };
+    import.code(&mut variant)?;
+    progress.end();
+    Ok((variant, import.report))
 }
 
 /// The work in hand.
 struct Import<'a> {
     base: &'a Base,
     adapter: &'a Adapter,
-    bits: Option<u8>,
+    keep: Keep,
     total: Distance,
     report: Report,
     /// Factors that share one budget, and the matrix that each belongs to.
@@ -156,9 +201,9 @@ impl Import<'_> {
         Ok(deltas)
     }
 
-    /// The factors of a matrix that shares the budget of all: a plain low-rank one at few bits.
+    /// The factors of a plain low-rank matrix that shares the budget of all.
     fn waits(&self, matrix: &TensorRef) -> Result<Option<Balanced>, Error> {
-        if self.bits.is_none_or(|bits| bits > BITS_AS_BUDGET) {
+        if !self.keep.shares() {
             return Ok(None);
         }
         let Some(Factors { rank, a, mut b, scale, magnitude: None }) = self.adapter.factors(&matrix.name)? else {
@@ -172,26 +217,49 @@ impl Import<'_> {
         Ok(Some(Balanced { rows, cols, a, bt }))
     }
 
-    /// Puts the waiting factors into their matrices, all at one distortion, in so many bits an entry on average.
-    fn code(&mut self, matrices: &mut [LinearDelta]) -> Result<(), Error> {
+    /// Puts the waiting factors into their matrices, all at one distortion: in so many bits an entry on average, or so that
+    /// the file has its size.
+    fn code(&mut self, variant: &mut Variant) -> Result<(), Error> {
         let (places, factors): (Vec<usize>, Vec<Balanced>) = std::mem::take(&mut self.waiting).into_iter().unzip();
-        let entries: usize = factors.iter().map(|factors| factors.a.len() + factors.bt.len()).sum();
-        let bytes = entries as u64 * u64::from(self.bits.unwrap_or_default()) / 8;
         let sensitivities: Vec<Sensitivity> = factors.iter().map(Sensitivity::of_product).collect();
-        let size = |coded: &[Coded]| {
-            Ok::<_, Infallible>(coded_bytes(coded.iter().flat_map(|coded| [&coded.a, &coded.bt])) as u64)
-        };
-        let (_, coded) = fit_to(&factors, &sensitivities, bytes, size).unwrap_or_else(|never| match never {});
-        let names: Vec<String> = self.base.matrices().map(|matrix| matrix.name.clone()).collect();
-        for ((place, factors), coded) in places.into_iter().zip(&factors).zip(&coded) {
-            let (name, matrix) = (&names[place], &mut matrices[place]);
-            if coded.rank() > 0 {
-                matrix.parts.push(Part::LowRank { a: coded.a.pack(name)?, bt: coded.bt.pack(name)? });
+        let coded = match self.keep {
+            Keep::Bytes(bytes) => {
+                let size =
+                    |coded: &[Coded]| Ok::<_, Error>(self.with(variant, &places, coded)?.to_bytes()?.len() as u64);
+                fit_to(&factors, &sensitivities, bytes, size)?.1
             }
-            matrix.relative_error = Some(self.count(name, distance(&matrix.parts, &factors.product(), matrix.cols)));
+            Keep::Exactly | Keep::Bits(_) => {
+                let entries: usize = factors.iter().map(|factors| factors.a.len() + factors.bt.len()).sum();
+                let bytes = entries as u64 * u64::from(self.keep.dense_bits().unwrap_or_default()) / 8;
+                let stream = |coded: &[Coded]| coded_bytes(coded.iter().flat_map(|coded| [&coded.a, &coded.bt])) as u64;
+                let found = fit_to(&factors, &sensitivities, bytes, |coded| Ok::<_, Infallible>(stream(coded)));
+                found.unwrap_or_else(|never| match never {}).1
+            }
+        };
+        *variant = self.with(variant, &places, &coded)?;
+        for (place, factors) in places.into_iter().zip(&factors) {
+            let matrix = &variant.linears[place];
+            let name = self.base.matrices().nth(place).map_or_else(String::new, |matrix| matrix.name.clone());
+            let error = self.count(&name, distance(&matrix.parts, &factors.product(), matrix.cols));
+            variant.linears[place].relative_error = Some(error);
         }
         self.report.relative_error = self.total.relative();
-        Ok(())
+        let Keep::Bytes(bytes) = self.keep else { return Ok(()) };
+        match variant.to_bytes()?.len() as u64 {
+            least if least > bytes => Err(Error::Budget { bytes, least }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The variant with these factors in the matrices at `places`.
+    fn with(&self, variant: &Variant, places: &[usize], coded: &[Coded]) -> Result<Variant, Error> {
+        let names: Vec<&str> = self.base.matrices().map(|matrix| matrix.name.as_str()).collect();
+        let mut variant = variant.clone();
+        for (place, coded) in places.iter().zip(coded).filter(|(_, coded)| coded.rank() > 0) {
+            let part = Part::LowRank { a: coded.a.pack(names[*place])?, bt: coded.bt.pack(names[*place])? };
+            variant.linears[*place].parts.push(part);
+        }
+        Ok(variant)
     }
 
     /// Adds a matrix's distance to the report; its relative error.
@@ -235,7 +303,7 @@ impl Import<'_> {
         let Factors { rank, a, mut b, scale, magnitude } = factors;
         let shape = (rows, rank, cols);
         let Some(magnitude) = magnitude else {
-            let Some(bits) = self.bits else {
+            let Some(bits) = self.keep.dense_bits() else {
                 return Ok((vec![exact_factors(name, &a, &b, shape, scale)?], Vec::new()));
             };
             b.iter_mut().for_each(|b| *b *= scale);
@@ -258,7 +326,7 @@ impl Import<'_> {
         b.chunks_mut(rank).zip(&gains).for_each(|(b, gain)| b.iter_mut().for_each(|b| *b *= gain));
         let stretched: Vec<f32> =
             weights.par_iter().enumerate().map(|(at, weight)| (gains[at / cols] - 1.0) * weight).collect();
-        let (low_rank, bits) = match self.bits {
+        let (low_rank, bits) = match self.keep.dense_bits() {
             Some(bits) => (factor(name, &a, &b, shape, bits)?, bits.max(DORA_BITS_LEAST)),
             None => (exact_factors(name, &a, &b, shape, 1.0)?, DORA_BITS),
         };
@@ -273,7 +341,7 @@ impl Import<'_> {
 
     /// A difference that has no factors.
     fn dense(&self, name: &str, delta: &[f32], rows: usize, cols: usize) -> Result<Part, Error> {
-        match self.bits {
+        match self.keep.dense_bits() {
             Some(bits) => Ok(Part::Dense(pack(name, delta, rows, cols, codes(bits, cols))?)),
             None => Ok(quantize(name, delta, rows, cols, &exact_config())?),
         }

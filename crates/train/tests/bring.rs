@@ -14,7 +14,7 @@ use bitdelta_train::{
     compress::compress_pair,
     data::Conversation,
     evaluate::{Subject, evaluate},
-    import::import,
+    import::{Keep, import},
     merge::{export_adapter, export_gguf},
     progress::Silent,
     rebase::{Method, Report, Request, rebase},
@@ -87,18 +87,44 @@ fn an_adapter_is_held_exactly_or_within_its_bits() {
     let (keep, base) = (tempfile::tempdir().unwrap(), open(&golden("tiny-llama")));
     let adapter = Adapter::open(&adapter(&base, keep.path(), 6), &base).unwrap();
     let mut last = f32::INFINITY;
-    for (bits, error_max) in [(Some(2), 0.6), (Some(3), 0.3), (Some(4), 0.15), (Some(8), 0.02), (None, 1e-6)] {
-        let (variant, report) = import(&base, &adapter, bits, &Silent).unwrap();
+    let bits = [(2, 0.6), (3, 0.3), (4, 0.15), (8, 0.02)].map(|(bits, error_max)| (Keep::Bits(bits), error_max));
+    for (keep, error_max) in bits.into_iter().chain([(Keep::Exactly, 1e-6)]) {
+        let (variant, report) = import(&base, &adapter, keep, &Silent).unwrap();
         assert_eq!((report.method, report.rank, report.linears, report.tables), ("lora", 6, 14, 0));
-        assert!(report.relative_error <= error_max && report.relative_error < last, "{bits:?}: {report:?}");
+        assert!(report.relative_error <= error_max && report.relative_error < last, "{keep:?}: {report:?}");
         last = report.relative_error;
         for (linear, delta) in base.linears().iter().zip(&variant.linears) {
             let wanted = product(&adapter.factors(&linear.name).unwrap().unwrap());
             let found = part::dequantize(&delta.parts, delta.rows, delta.cols);
-            assert!(distance(&found, &wanted) <= 1.5 * error_max, "{bits:?} {}", linear.name);
+            assert!(distance(&found, &wanted) <= 1.5 * error_max, "{keep:?} {}", linear.name);
         }
     }
-    assert!(matches!(import(&base, &adapter, Some(9), &Silent), Err(Error::Setting { .. })));
+    assert!(matches!(import(&base, &adapter, Keep::Bits(9), &Silent), Err(Error::Setting { .. })));
+}
+
+#[test]
+fn an_adapter_is_cut_to_a_files_size_and_the_larger_one_is_nearer() {
+    let (folder, base) = (tempfile::tempdir().unwrap(), open(&golden("tiny-llama")));
+    let adapter = Adapter::open(&adapter(&base, folder.path(), 6), &base).unwrap();
+    let at = |keep| {
+        let (variant, report) = import(&base, &adapter, keep, &Silent).unwrap();
+        (variant.to_bytes().unwrap().len() as u64, report.relative_error)
+    };
+    let mut last = 1.0;
+    for bytes in [3_500, 4_000, 5_000] {
+        let (found, error) = at(Keep::Bytes(bytes));
+        assert!(found <= bytes && found > bytes * 9 / 10, "{found} of {bytes}");
+        assert!(error < last, "{error} at {bytes}");
+        last = error;
+    }
+    // Where eight bits an entry fit, or the entries as they are, so it is.
+    for finer in [Keep::Bits(8), Keep::Exactly] {
+        let (bytes, error) = at(finer);
+        assert_eq!(at(Keep::Bytes(bytes)), (bytes, error));
+        assert!(at(Keep::Bytes(bytes - 1)).1 > error);
+    }
+    let too_small = import(&base, &adapter, Keep::Bytes(100), &Silent);
+    assert!(matches!(too_small, Err(Error::Budget { bytes: 100, .. })), "{too_small:?}");
 }
 
 #[test]
@@ -117,8 +143,8 @@ fn dora_is_its_factors_and_the_stretch_of_the_bases_rows() {
         .collect();
     amend(&folder, &magnitudes, serde_json::json!({ "use_dora": true }));
     let adapter = Adapter::open(&folder, &base).unwrap();
-    for (bits, error_max) in [(None, 0.01), (Some(4), 0.2)] {
-        let (variant, report) = import(&base, &adapter, bits, &Silent).unwrap();
+    for (keep, error_max) in [(Keep::Exactly, 0.01), (Keep::Bits(4), 0.2)] {
+        let (variant, report) = import(&base, &adapter, keep, &Silent).unwrap();
         assert_eq!((report.method, report.linears), ("dora", 14));
         assert!(report.relative_error <= error_max, "{report:?}");
         for (linear, delta) in base.linears().iter().zip(&variant.linears) {
@@ -135,7 +161,7 @@ fn dora_is_its_factors_and_the_stretch_of_the_bases_rows() {
             assert!(distance(&found, &wanted) <= error_max * 1.5, "{}", linear.name);
         }
     }
-    let (variant, _) = import(&base, &adapter, None, &Silent).unwrap();
+    let (variant, _) = import(&base, &adapter, Keep::Exactly, &Silent).unwrap();
     let error = export_adapter(&base, &variant, Path::new("v"), &keep.path().join("back")).unwrap_err().to_string();
     assert!(error.contains("q_proj.weight holds a dense part"), "{error}");
 }
@@ -153,7 +179,7 @@ fn whole_norms_and_heads_become_differences() {
     ];
     amend(&folder, &tensors, serde_json::json!({ "modules_to_save": ["lm_head", "norm"], "bias": "lora_only" }));
     let adapter = Adapter::open(&folder, &base).unwrap();
-    let (variant, report) = import(&base, &adapter, None, &Silent).unwrap();
+    let (variant, report) = import(&base, &adapter, Keep::Exactly, &Silent).unwrap();
     assert_eq!((report.linears, report.tables, report.vectors), (14, 1, 2));
     let merged = keep.path().join("merged.gguf");
     export_gguf(&base, &variant, Path::new("v"), &merged, Dtype::F32, &Silent).unwrap();
@@ -170,14 +196,14 @@ fn whole_norms_and_heads_become_differences() {
 fn values_that_are_not_finite_are_named() {
     let (keep, base) = (tempfile::tempdir().unwrap(), open(&golden("tiny-llama")));
     let linear = &base.linears()[3];
-    for (value, bits) in [(f32::NAN, None), (f32::INFINITY, Some(4))] {
+    for (value, kept) in [(f32::NAN, Keep::Exactly), (f32::INFINITY, Keep::Bits(4))] {
         let mut b = noise(linear.rows * 2, 1, 0.1);
         b[5] = value;
         let factors = Factors { rank: 2, a: noise(2 * linear.cols, 2, 0.1), b, scale: 1.0, magnitude: None };
         let folder = keep.path().join(format!("{value}"));
         adapter::write(&base, vec![(linear.name.clone(), factors)], &folder).unwrap();
         let adapter = Adapter::open(&folder, &base).unwrap();
-        let message = import(&base, &adapter, bits, &Silent).unwrap_err().to_string();
+        let message = import(&base, &adapter, kept, &Silent).unwrap_err().to_string();
         assert!(message.contains("o_proj.weight (B)[2, 1]"), "{message}");
     }
 }
@@ -186,8 +212,8 @@ fn values_that_are_not_finite_are_named() {
 fn several_low_rank_parts_leave_as_one_adapter_and_come_back() {
     let (keep, base) = (tempfile::tempdir().unwrap(), open(&golden("tiny-llama")));
     let first = Adapter::open(&adapter(&base, keep.path(), 4), &base).unwrap();
-    let (mut variant, _) = import(&base, &first, None, &Silent).unwrap();
-    let (second, _) = import(&base, &first, Some(4), &Silent).unwrap();
+    let (mut variant, _) = import(&base, &first, Keep::Exactly, &Silent).unwrap();
+    let (second, _) = import(&base, &first, Keep::Bits(4), &Silent).unwrap();
     // One linear changed by two parts, one by none.
     variant.linears[2].parts.extend(second.linears[2].parts.clone());
     variant.linears[5].parts.clear();
@@ -195,7 +221,7 @@ fn several_low_rank_parts_leave_as_one_adapter_and_come_back() {
     export_adapter(&base, &variant, Path::new("v"), &folder).unwrap();
     let back = Adapter::open(&folder, &base).unwrap();
     assert_eq!((back.rank(), back.tensors().count()), (8, 13));
-    let (again, _) = import(&base, &back, None, &Silent).unwrap();
+    let (again, _) = import(&base, &back, Keep::Exactly, &Silent).unwrap();
     for (before, after) in variant.linears.iter().zip(&again.linears) {
         let [before, after] = [before, after].map(|delta| part::dequantize(&delta.parts, delta.rows, delta.cols));
         assert!(before.iter().zip(&after).all(|(x, y)| (x - y).abs() < 1e-6));

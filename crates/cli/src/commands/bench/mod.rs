@@ -8,6 +8,7 @@ mod precision;
 mod rate;
 mod serving;
 mod sweep;
+mod train;
 mod variants;
 
 use crate::{Context, Error, commands::progress::Bar, output};
@@ -51,6 +52,8 @@ enum BenchCommand {
     Load(load::LoadArgs),
     /// One matrix of a pair into packed codes
     Compress(compress::CompressArgs),
+    /// Training: forward and backward passes, of everything or of factors
+    Train(train::TrainArgs),
     /// How far rounding (--base-dtype, --kv-dtype) moves the predictions from those of exact f32, on conversations
     Precision(precision::PrecisionArgs),
     /// Decode or prefill at several batch sizes, for the base alone, one variant, and a variant each; with a plot
@@ -93,6 +96,7 @@ pub fn run(args: &BenchArgs) -> Result<(), Error> {
         BenchCommand::Prefill { common, prompt } => serve(common, What::Prefill, *prompt, 1, false),
         BenchCommand::Load(args) => load::run(args),
         BenchCommand::Compress(args) => compress::run(args),
+        BenchCommand::Train(args) => train::run(args),
         BenchCommand::Precision(args) => precision::run(args),
         BenchCommand::Sweep(args) => sweep::run(args),
     }
@@ -111,6 +115,8 @@ fn serve(common: &CommonArgs, what: What, prompt: usize, generate: usize, over_h
         bar.during("measuring", || serving::measure_server(&machine, folder.path(), count, setting))?
     } else {
         let users = bar.during("making variants", || source.residents(&machine.model, count))?;
+        // What they were made from; in a server the registry sees to it.
+        bitdelta_kernels::give_back_free_memory();
         bar.during("measuring", || serving::measure_engine(&machine, &users, setting))?
     };
     if common.json { print_json(&measured) } else { measured.print() }
