@@ -122,7 +122,6 @@ pub fn import(base: &Base, adapter: &Adapter, keep: Keep, progress: &dyn Progres
 }
 
 /// Each kind of [`Keep`] by itself.
-
 fn import_as(base: &Base, adapter: &Adapter, keep: Keep, progress: &dyn Progress) -> Result<(Variant, Report), Error> {
     let report = Report {
         method: adapter.method(),
