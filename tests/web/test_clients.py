@@ -123,7 +123,7 @@ def test_langchain_answers_and_streams(guarded, ann):
     assert "".join(chunk.content for chunk in chat.stream(QUESTION)) == ANSWER
 
 
-@pytest.mark.filterwarnings("ignore:Items .* using the `ReadOnly` qualifier:UserWarning")
+@pytest.mark.filterwarnings("ignore:Items? .* using the `ReadOnly` qualifier:UserWarning")
 def test_litellm_names_the_user_in_the_model_or_the_body(guarded, ann):
     common = {"api_base": f"{guarded.url}/v1", "api_key": ann, "messages": MESSAGES, "max_tokens": 12, "temperature": 0}
     # It drops `user` for a model that it does not know.
