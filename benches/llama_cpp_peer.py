@@ -20,11 +20,7 @@ from pathlib import Path
 import gguf_files
 import llama_cpp
 import numpy as np
-
-
-def prompt_tokens(request: int, length: int, vocab: int) -> list[int]:
-    """The prompt that `bitdelta bench` gives this request."""
-    return [(request * 7919 + i * 104_729 + 11) % vocab for i in range(length)]
+from peer import batch_options, prompt_tokens
 
 
 @llama_cpp.llama_log_callback
@@ -208,16 +204,7 @@ def measure(arguments: argparse.Namespace) -> list[dict]:
 
 def main() -> None:
     """Measures and prints one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, required=True, help="the base as a GGUF file of any type")
-    parser.add_argument("--folder", type=Path, required=True, help="where the base files and the adapters are kept")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--batch", type=int, nargs="*", default=[1, 8, 32])
-    parser.add_argument("--prompt", type=int, default=32)
-    parser.add_argument("--generate", type=int, default=64)
-    parser.add_argument("--prefill", type=int, default=512, help="tokens of the prefill measurement; 0 leaves it out")
-    parser.add_argument("--runs", type=int, default=3)
-    arguments = parser.parse_args()
+    arguments = batch_options(__doc__).parse_args()
     llama_cpp.llama_log_set(only_errors, ctypes.c_void_p())
     llama_cpp.llama_backend_init()
     figures = measure(arguments)

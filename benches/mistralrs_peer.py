@@ -15,6 +15,8 @@ import threading
 import time
 from pathlib import Path
 
+from peer import PROJECTIONS, batch_options
+
 WORDS = "ship parrot harbour tide captain biscuit lantern rope sail anchor chart north south wind salt deck".split()
 
 
@@ -51,8 +53,7 @@ def write_adapters(base: Path, folder: Path, count: int, rank: int) -> list[Path
     if all((target / "ready").exists() for target in targets):
         return targets
     model = transformers.AutoModelForCausalLM.from_pretrained(str(base))
-    projections = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    model = peft.get_peft_model(model, peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=projections))
+    model = peft.get_peft_model(model, peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=PROJECTIONS))
     for seed, target in enumerate(targets):
         torch.manual_seed(seed)
         for name, values in model.named_parameters():
@@ -138,15 +139,8 @@ def measure(arguments: argparse.Namespace) -> list[dict]:
 
 def main() -> None:
     """Measures and prints one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, required=True, help="the base as a GGUF file")
-    parser.add_argument("--folder", type=Path, required=True, help="where the base and the adapters are written")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--prompt", type=int, default=32)
-    parser.add_argument("--generate", type=int, default=64)
-    parser.add_argument("--prefill", type=int, help="unused: its runner does not say when a prompt is in")
-    parser.add_argument("--runs", type=int, default=2)
+    parser = batch_options(__doc__)  # no prefill: its runner does not say when a prompt is in
+    parser.set_defaults(runs=2)
     arguments = parser.parse_args()
     os.environ["RUST_LOG"] = "off"  # its log goes to stdout
     try:

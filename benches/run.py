@@ -43,6 +43,12 @@ def busy() -> str | None:
     return message if load > 0.5 else None
 
 
+def option(key: str, value: object) -> list[object]:
+    """A setting as words of the command line; what is true is a flag."""
+    name = f"--{key.replace('_', '-')}"
+    return [name] if value is True else [name, value]
+
+
 class Bench:
     """What is measured with, and what was measured so far."""
 
@@ -55,15 +61,9 @@ class Bench:
         base = [] if command == "compress" or "shape" in settings else ["--model", self.arguments.model]
         if command not in ("compress", "train") and "base_dtype" not in settings:
             base += ["--base-dtype", "int8"]
-        flags = [f"--{key.replace('_', '-')}" for key, value in settings.items() if value is True]
-        options = [
-            text
-            for key, value in settings.items()
-            if value is not True
-            for text in (f"--{key.replace('_', '-')}", value)
-        ]
+        options = [text for key, value in settings.items() for text in option(key, value)]
         threads = [] if command == "train" else ["--threads", self.arguments.threads]
-        words = [command, *base, *threads, *options, *flags, "--json"]
+        words = [command, *base, *threads, *options, "--json"]
         environment = os.environ | {"RAYON_NUM_THREADS": str(self.arguments.threads)}
         figure = printed_json([self.arguments.bitdelta, "bench", *map(str, words)], environment)
         self.ours.append(figure)
@@ -79,7 +79,9 @@ class Bench:
         many = [*folder, *batch]
         scripts = {"llama_cpp_peer.py": many, "mistralrs_peer.py": many, "transformers_peer.py": []}
         found = [printed_json([sys.executable, HERE / name, *common, *more]) for name, more in scripts.items()]
-        found += [self.candle(), self.torch_training(common[:4])]
+        found.append(self.candle())
+        if "skipped" not in found[-2]:  # transformers, and so PyTorch
+            found.append(self.torch_training(common[:4]))
         for peer in found:
             if "skipped" in peer:
                 print(f"{peer['peer']} is left out: {peer['skipped']}", file=sys.stderr)

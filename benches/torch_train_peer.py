@@ -6,11 +6,8 @@ import json
 import resource
 import sys
 import time
-from pathlib import Path
 
-from transformers_peer import prompt_tokens
-
-PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+from peer import PROJECTIONS, options, prompt_tokens
 
 
 def measure(arguments: argparse.Namespace) -> dict:
@@ -52,14 +49,11 @@ def measure(arguments: argparse.Namespace) -> dict:
 
 def main() -> None:
     """Measures and prints one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, required=True, help="the base as a GGUF file")
-    parser.add_argument("--threads", type=int, default=2)
+    parser = options(__doc__)
     parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
     parser.add_argument("--rank", type=int, default=0, help="0 trains the projections themselves")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=64)
-    parser.add_argument("--runs", type=int, default=3)
     print(json.dumps(measure(parser.parse_args())))
 
 

@@ -9,12 +9,8 @@ import argparse
 import json
 import sys
 import time
-from pathlib import Path
 
-
-def prompt_tokens(request: int, length: int, vocab: int) -> list[int]:
-    """The prompt that `bitdelta bench` gives this request."""
-    return [(request * 7919 + i * 104_729 + 11) % vocab for i in range(length)]
+from peer import prompt_tokens, serving_options
 
 
 def fastest(runs: int, run) -> float:
@@ -109,14 +105,7 @@ def compress_five_lines(arguments: argparse.Namespace) -> list[dict]:
 
 def main() -> None:
     """Measures and prints one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, required=True, help="the base as a GGUF file")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--prompt", type=int, default=32)
-    parser.add_argument("--generate", type=int, default=64)
-    parser.add_argument("--prefill", type=int, default=512)
-    parser.add_argument("--runs", type=int, default=3)
-    arguments = parser.parse_args()
+    arguments = serving_options(__doc__).parse_args()
     try:
         import torch  # noqa: F401
         import transformers  # noqa: F401

@@ -12,6 +12,7 @@
 //! ```
 
 use crate::quantize::stored;
+use bitdelta_kernels::Packed;
 use half::f16;
 
 /// A packed (rows, cols) matrix. Canonical layout: see the fields.
@@ -36,6 +37,20 @@ pub struct PackedMatrix {
 }
 
 impl PackedMatrix {
+    /// The matrix as the kernels take it.
+    pub fn packed(&self) -> Packed<'_> {
+        Packed {
+            bits: self.bits.into(),
+            rows: self.rows,
+            cols: self.cols,
+            group: self.group,
+            planes: &self.planes,
+            scales: &self.scales,
+            offsets: &self.offsets,
+            tensor_scale: self.tensor_scale,
+        }
+    }
+
     /// Words of one plane of one row: ceil(cols / 64).
     pub fn words_per_row(&self) -> usize {
         self.cols.div_ceil(64)

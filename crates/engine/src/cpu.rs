@@ -8,14 +8,13 @@ use crate::{
     backend::{Backend, BaseDtype, Halves, HostTensor, KvDtype, KvShape, Projection, RowPlace},
 };
 use bitdelta_delta::{
-    dense::PackedMatrix,
     file::LinearDelta,
     part::{self, Part},
 };
 use bitdelta_kernels as kernels;
 use bitdelta_kernels::{
-    Activations, Arena, Blocks, Elements, Int8Weights, Layout, LowRankTiles, Matrix, Packed, PlaneTiles, Product, Team,
-    Term, Weights, for_each_chunk,
+    Activations, Arena, Blocks, Elements, Int8Weights, Layout, LowRankTiles, Matrix, PlaneTiles, Product, Team, Term,
+    Weights, for_each_chunk,
 };
 use bitdelta_model::CodeBlocks;
 use factors::CpuFactors;
@@ -130,8 +129,8 @@ impl Tiles {
     /// `None` for what has no such layout.
     fn new(part: &Part, arena: &mut Arena) -> Option<Self> {
         match part {
-            Part::Dense(matrix) => PlaneTiles::new(&packed_view(matrix), arena).map(Self::Dense),
-            Part::LowRank { a, bt } => LowRankTiles::new(&packed_view(a), &packed_view(bt), arena).map(Self::LowRank),
+            Part::Dense(matrix) => PlaneTiles::new(&matrix.packed(), arena).map(Self::Dense),
+            Part::LowRank { a, bt } => LowRankTiles::new(&a.packed(), &bt.packed(), arena).map(Self::LowRank),
             Part::Sparse(_) | Part::Full { .. } => None,
         }
     }
@@ -162,27 +161,14 @@ impl CpuDelta {
     /// What it adds to the product, in the order in which it is added.
     fn matrices(&self) -> impl Iterator<Item = Matrix<'_>> {
         let rest = self.rest.parts.iter().map(|part| match part {
-            Part::Dense(matrix) => Matrix::Packed(packed_view(matrix)),
-            Part::LowRank { a, bt } => Matrix::LowRank(packed_view(a), packed_view(bt)),
+            Part::Dense(matrix) => Matrix::Packed(matrix.packed()),
+            Part::LowRank { a, bt } => Matrix::LowRank(a.packed(), bt.packed()),
             Part::Sparse(rows) => Matrix::Sparse(rows),
             Part::Full { rows, cols, values } => {
                 Matrix::Floats(Weights { elements: Elements::F16(values), rows: *rows, cols: *cols })
             }
         });
         self.tiles.iter().map(Tiles::matrix).chain(rest).chain(self.factors.iter().map(CpuFactors::matrix))
-    }
-}
-
-fn packed_view(m: &PackedMatrix) -> Packed<'_> {
-    Packed {
-        bits: m.bits.into(),
-        rows: m.rows,
-        cols: m.cols,
-        group: m.group,
-        planes: &m.planes,
-        scales: &m.scales,
-        offsets: &m.offsets,
-        tensor_scale: m.tensor_scale,
     }
 }
 

@@ -100,10 +100,8 @@ impl<B: Backend> BaseWeights<B> {
             linears: base.linears().iter().map(|linear| load(&linear.name)).collect::<Result<_, _>>()?,
             vectors,
         };
-        if dtype != BaseDtype::Stored {
-            // All of it was copied; the file's pages would lie in memory beside it.
-            base.forget();
-        }
+        // What was copied would lie in memory twice.
+        base.forget();
         Ok(weights)
     }
 }

@@ -20,9 +20,7 @@ impl MappedFile {
         // models, which the operator promises to leave in place while a process uses them (see the module docs).
         unsafe { memmap2::Mmap::map(&file) }.map(Self)
     }
-}
 
-impl MappedFile {
     /// Gives back the memory of what was read; it is read again where it is asked for again.
     pub fn forget(&self) {
         #[cfg(unix)]

@@ -192,9 +192,10 @@ impl Base {
         Ok(plain.then(|| MappedTensor { file: Arc::clone(file), range: stored.range.clone() }))
     }
 
-    /// Gives back the memory of what was read of the mapped files; reading it again works as before.
+    /// Gives back the memory of what was read of the mapped files, but for those that [`Self::mapped`]'s tensors are in;
+    /// reading it again works as before.
     pub fn forget(&self) {
-        self.files.iter().for_each(|file| file.forget());
+        self.files.iter().filter(|file| Arc::strong_count(file) == 1).for_each(|file| file.forget());
     }
 
     /// BLAKE3 over names, shapes, types and bytes of all tensors (hex); computed once and remembered.

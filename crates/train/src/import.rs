@@ -221,26 +221,36 @@ impl Import<'_> {
     fn code(&mut self, variant: &mut Variant) -> Result<(), Error> {
         let (places, factors): (Vec<usize>, Vec<Balanced>) = std::mem::take(&mut self.waiting).into_iter().unzip();
         let sensitivities: Vec<Sensitivity> = factors.iter().map(Sensitivity::of_product).collect();
-        let coded = match self.keep {
-            Keep::Bytes(bytes) => {
-                let size =
-                    |coded: &[Coded]| Ok::<_, Error>(self.with(variant, &places, coded)?.to_bytes()?.len() as u64);
-                fit_to(&factors, &sensitivities, bytes, size)?.1
+        let base = self.base;
+        let names: Vec<&str> = base.matrices().map(|matrix| matrix.name.as_str()).collect();
+        let with = |coded: &[Coded]| {
+            let mut variant = variant.clone();
+            for (place, coded) in places.iter().zip(coded).filter(|(_, coded)| coded.rank() > 0) {
+                let part = Part::LowRank { a: coded.a.pack(names[*place])?, bt: coded.bt.pack(names[*place])? };
+                variant.linears[*place].parts.push(part);
             }
-            Keep::Exactly | Keep::Bits(_) => {
+            Ok::<_, Error>(variant)
+        };
+        let coded = match self.keep {
+            Keep::Exactly => Vec::new(),
+            Keep::Bits(bits) => {
                 let entries: usize = factors.iter().map(|factors| factors.a.len() + factors.bt.len()).sum();
-                let bytes = entries as u64 * u64::from(self.keep.dense_bits().unwrap_or_default()) / 8;
                 let stream = |coded: &[Coded]| coded_bytes(coded.iter().flat_map(|coded| [&coded.a, &coded.bt])) as u64;
-                let found = fit_to(&factors, &sensitivities, bytes, |coded| Ok::<_, Infallible>(stream(coded)));
+                let found = fit_to(&factors, &sensitivities, entries as u64 * u64::from(bits) / 8, |coded| {
+                    Ok::<_, Infallible>(stream(coded))
+                });
                 found.unwrap_or_else(|never| match never {}).1
             }
+            Keep::Bytes(bytes) => {
+                let size = |coded: &[Coded]| Ok::<_, Error>(with(coded)?.to_bytes()?.len() as u64);
+                fit_to(&factors, &sensitivities, bytes, size)?.1
+            }
         };
-        *variant = self.with(variant, &places, &coded)?;
+        *variant = with(&coded)?;
         for (place, factors) in places.into_iter().zip(&factors) {
-            let matrix = &variant.linears[place];
-            let name = self.base.matrices().nth(place).map_or_else(String::new, |matrix| matrix.name.clone());
-            let error = self.count(&name, distance(&matrix.parts, &factors.product(), matrix.cols));
-            variant.linears[place].relative_error = Some(error);
+            let matrix = &mut variant.linears[place];
+            let here = distance(&matrix.parts, &factors.product(), matrix.cols);
+            matrix.relative_error = Some(self.count(names[place], here));
         }
         self.report.relative_error = self.total.relative();
         let Keep::Bytes(bytes) = self.keep else { return Ok(()) };
@@ -248,17 +258,6 @@ impl Import<'_> {
             least if least > bytes => Err(Error::Budget { bytes, least }),
             _ => Ok(()),
         }
-    }
-
-    /// The variant with these factors in the matrices at `places`.
-    fn with(&self, variant: &Variant, places: &[usize], coded: &[Coded]) -> Result<Variant, Error> {
-        let names: Vec<&str> = self.base.matrices().map(|matrix| matrix.name.as_str()).collect();
-        let mut variant = variant.clone();
-        for (place, coded) in places.iter().zip(coded).filter(|(_, coded)| coded.rank() > 0) {
-            let part = Part::LowRank { a: coded.a.pack(names[*place])?, bt: coded.bt.pack(names[*place])? };
-            variant.linears[*place].parts.push(part);
-        }
-        Ok(variant)
     }
 
     /// Adds a matrix's distance to the report; its relative error.

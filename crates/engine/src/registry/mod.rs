@@ -47,6 +47,7 @@ use stats::Counters;
 use std::{
     collections::{BTreeMap, HashMap},
     fs::File,
+    io::{Read, Seek},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Instant, SystemTime},
@@ -314,7 +315,7 @@ impl<B: Backend> Registry<B> {
             return Err(Error::Variant(file::Error::NotAVariant { path: path.to_owned(), reason }));
         }
         // From here on it is this file that counts, whatever takes its place while the load waits.
-        let file = File::open(path).map_err(io)?;
+        let mut file = File::open(path).map_err(io)?;
         let meta = file.metadata().map_err(io)?;
         let file_bytes = meta.len();
         let budget = self.cache.budget().limit();
@@ -327,7 +328,7 @@ impl<B: Backend> Registry<B> {
             let lease = self.cache.promise(planned);
             let started = Instant::now();
             let mut bytes = Arena::new(file_bytes as usize).take::<u8>(file_bytes as usize);
-            read_whole(&file, &mut bytes).map_err(io)?;
+            file.rewind().and_then(|()| file.read_exact(&mut bytes)).map_err(io)?;
             let mut body = Body::read(&self.model, user, path, &bytes)?;
             drop(bytes);
             let elapsed = started.elapsed();
@@ -344,26 +345,6 @@ impl<B: Backend> Registry<B> {
             planned = file_bytes.saturating_add(bytes);
         }
     }
-}
-
-/// Reads a file, both halves at a time: fresh memory costs as much to touch as the file to copy.
-#[cfg(unix)]
-fn read_whole(file: &File, bytes: &mut [u8]) -> std::io::Result<()> {
-    use std::os::unix::fs::FileExt;
-    let middle = bytes.len() / 2;
-    let (first, second) = bytes.split_at_mut(middle);
-    std::thread::scope(|scope| {
-        let reading = scope.spawn(|| file.read_exact_at(second, middle as u64));
-        file.read_exact_at(first, 0)?;
-        reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
-}
-
-#[cfg(not(unix))]
-fn read_whole(mut file: &File, bytes: &mut [u8]) -> std::io::Result<()> {
-    use std::io::{Read, Seek};
-    file.rewind()?;
-    file.read_exact(bytes)
 }
 
 fn residency<B: Backend>(seen: Seen<Body<B>>) -> Residency {

@@ -115,8 +115,6 @@ fn serve(common: &CommonArgs, what: What, prompt: usize, generate: usize, over_h
         bar.during("measuring", || serving::measure_server(&machine, folder.path(), count, setting))?
     } else {
         let users = bar.during("making variants", || source.residents(&machine.model, count))?;
-        // What they were made from; in a server the registry sees to it.
-        bitdelta_kernels::give_back_free_memory();
         bar.during("measuring", || serving::measure_engine(&machine, &users, setting))?
     };
     if common.json { print_json(&measured) } else { measured.print() }

@@ -1,6 +1,7 @@
 //! How fast the product with packed codes runs by itself: what the arithmetic alone allows.
 
-use bitdelta_kernels::{Activations, Arena, Matrix, Packed, PlaneTiles, Product, Term, project};
+use super::variants;
+use bitdelta_kernels::{Activations, Arena, Matrix, PlaneTiles, Product, Term, project};
 use std::{
     hint::black_box,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
@@ -10,26 +11,12 @@ use std::{
 /// A matrix like the largest of SmolLM2-135M, whose codes at 4 bits still fit a core's cache.
 const ROWS: usize = 1536;
 const COLS: usize = 576;
-const GROUP: usize = 64;
 const LONG_ENOUGH: Duration = Duration::from_millis(300);
 
 /// Multiply-adds a second of one row of activations by codes of `bits` bits from cache, on `threads` threads in all.
-pub fn dense(bits: usize, threads: usize) -> f64 {
-    let planes: Vec<u64> =
-        (0..ROWS * bits * COLS / 64).map(|i| (i as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15)).collect();
-    // f16 1.0 each.
-    let scales = vec![0x3C00_u16; ROWS * COLS / GROUP];
-    let packed = Packed {
-        bits,
-        rows: ROWS,
-        cols: COLS,
-        group: GROUP,
-        planes: &planes,
-        scales: &scales,
-        offsets: &[],
-        tensor_scale: 1e-4,
-    };
-    let tiles = PlaneTiles::new(&packed, &mut Arena::default()).expect("64 inputs to a group");
+pub fn dense(bits: u8, threads: usize) -> f64 {
+    let codes = variants::random_matrix(&mut 1, bits, ROWS, COLS);
+    let tiles = PlaneTiles::new(&codes.packed(), &mut Arena::default()).expect("64 inputs to a group");
     let x: Vec<f32> = (0..COLS).map(|i| (i % 7) as f32 - 3.0).collect();
     let (stop, calls) = (AtomicBool::new(false), AtomicU64::new(0));
     let begun = Instant::now();

@@ -69,11 +69,10 @@ impl Source<'_> {
     }
 
     /// Bits of a dense variant's codes.
-    pub fn bits(self) -> Option<usize> {
-        match self {
-            Self::Random(Kind::Dense1) => Some(1),
-            Self::Random(Kind::Dense2) => Some(2),
-            Self::Random(Kind::Dense4) => Some(4),
+    pub fn bits(self) -> Option<u8> {
+        let Self::Random(kind) = self else { return None };
+        match kind.matrices(1, 1)[..] {
+            [(bits, ..)] => Some(bits),
             _ => None,
         }
     }
@@ -86,7 +85,7 @@ impl Source<'_> {
         let ready = |user: usize, path: &Path, variant: Variant| {
             model.prepare(&user.to_string(), path, variant).context("making a variant")
         };
-        match self {
+        let residents = match self {
             Self::Random(kind) => {
                 check_memory(kind.bytes(model.base()), users, memory::available())?;
                 let path = Path::new("in memory");
@@ -98,7 +97,10 @@ impl Source<'_> {
                 check_memory(variant.payload_bytes(), users, memory::available())?;
                 (0..users).map(|user| ready(user, &path, variant.clone())).collect()
             }
-        }
+        };
+        // What they were made from; in a server the registry sees to it.
+        bitdelta_kernels::give_back_free_memory();
+        residents
     }
 
     /// The variants of `users` users as files in `folder`, named after their numbers.
@@ -151,7 +153,8 @@ pub fn random(base: &Base, kind: Kind, user: usize) -> Variant {
     Variant::new(Info::new(base.fingerprint(), &base.name, BitDeltaConfig::default(), "model"), linears)
 }
 
-fn random_matrix(state: &mut u64, bits: u8, rows: usize, cols: usize) -> PackedMatrix {
+/// A matrix whose codes are random.
+pub fn random_matrix(state: &mut u64, bits: u8, rows: usize, cols: usize) -> PackedMatrix {
     let words = cols.div_ceil(64);
     let last = if cols.is_multiple_of(64) { u64::MAX } else { (1 << (cols % 64)) - 1 };
     let mut next = || {
