@@ -27,7 +27,7 @@ use crate::{
     isa::{Isa, dispatch_int8},
     parallel::{Output, for_each_chunk},
     project::Job,
-    rounded::{BLOCK, FINE},
+    rounded::BLOCK,
     vector::{LANES, Vector, int8::Int8Vector, prefetch},
 };
 use half::f16;
@@ -282,7 +282,7 @@ impl<const BITS: usize, const PARTS: usize> Tiles for Laid<'_, BITS, PARTS> {
 }
 
 /// How many bytes ahead a matrix is fetched into the cache.
-pub(crate) const AHEAD: usize = 2048;
+pub(crate) const AHEAD: usize = 4096;
 
 /// # Safety
 /// The job's operands were checked, its outputs are a range of the matrix that starts at a tile, and its activations are
@@ -295,22 +295,26 @@ unsafe fn tiles<V: Int8Vector, W: Tiles>(job: Job, w: W) {
             let (mut row, end) = (job.rows.start, job.rows.end);
             // SAFETY: the tile lies in the range, and the rows of every call are the job's.
             unsafe {
+                while V::HELD >= 8 && row + 8 <= end {
+                    tile_rows::<V, W, 8, 2, false>(&job, w, tile, row);
+                    row += 8;
+                }
                 while V::HELD >= 8 && row + 4 <= end {
-                    tile_rows::<V, W, 4, 2, 1>(&job, w, tile, row);
+                    tile_rows::<V, W, 4, 2, true>(&job, w, tile, row);
                     row += 4;
                 }
                 while V::HELD >= 8 && row + 2 <= end {
-                    tile_rows::<V, W, 2, 2, 1>(&job, w, tile, row);
+                    tile_rows::<V, W, 2, 2, true>(&job, w, tile, row);
                     row += 2;
                 }
                 while V::HELD < 8 && row + 2 <= end {
-                    tile_rows::<V, W, 2, 1, 1>(&job, w, tile, row);
+                    tile_rows::<V, W, 2, 1, true>(&job, w, tile, row);
                     row += 2;
                 }
                 if V::HELD >= 8 && row < end {
-                    tile_rows::<V, W, 1, 2, 2>(&job, w, tile, row);
+                    tile_rows::<V, W, 1, 2, true>(&job, w, tile, row);
                 } else if row < end {
-                    tile_rows::<V, W, 1, 1, 1>(&job, w, tile, row);
+                    tile_rows::<V, W, 1, 1, true>(&job, w, tile, row);
                 }
             }
         }
@@ -323,7 +327,7 @@ unsafe fn tiles<V: Int8Vector, W: Tiles>(job: Job, w: W) {
 /// # Safety
 /// The tile lies in the matrix and rows `row..row + R` in x and y.
 #[inline(always)]
-unsafe fn tile_rows<V: Int8Vector, W: Tiles, const R: usize, const H: usize, const C: usize>(
+unsafe fn tile_rows<V: Int8Vector, W: Tiles, const R: usize, const H: usize, const TOGETHER: bool>(
     job: &Job,
     w: W,
     tile: usize,
@@ -337,28 +341,41 @@ unsafe fn tile_rows<V: Int8Vector, W: Tiles, const R: usize, const H: usize, con
         let mut totals = [[V::Floats::splat(0.0); R]; HALVES];
         for block in 0..blocks {
             let from = w.block(tile, block);
-            if first_pass {
-                for line in 0..W::BLOCK_BYTES / 64 {
-                    prefetch(from.wrapping_add(AHEAD + 64 * line));
-                }
-            }
             for part in 0..W::PARTS {
                 let pairs = BLOCK / 8 / W::PARTS;
                 let scales = w.scales(tile, block, part);
                 for first in (0..HALVES).step_by(H) {
-                    let mut sums = [[[V::wide_sums(); R]; H]; C];
-                    for pair in part * pairs..(part + 1) * pairs {
-                        for which in 0..2 {
-                            let mut codes = [W::quad::<V>(from, pair, which, first); H];
-                            for half in 1..H {
-                                codes[half] = W::quad::<V>(from, pair, which, first + half);
+                    let mut sums = [[[V::wide_sums(); R]; H]; 2];
+                    // Unknown to the compiler, which would keep a block's codes from one pass to the next, in memory.
+                    let passes = if TOGETHER { 1 } else { std::hint::black_box(V::DIGITS) };
+                    for pass in 0..passes {
+                        if pass > 0 {
+                            for half in 0..H {
+                                for r in 0..R {
+                                    sums[0][half][r] = V::next_digit(sums[0][half][r]);
+                                }
                             }
-                            for r in 0..R {
-                                let at = ((row + r) * blocks + block) * BLOCK + (2 * pair + which) * 4;
-                                let x = V::load_both(rounded, at);
-                                for half in 0..H {
-                                    let sums = &mut sums[which % C][half][r];
-                                    *sums = V::add_wide(*sums, codes[half], x);
+                        }
+                        for pair in part * pairs..(part + 1) * pairs {
+                            // A few lines at a time: many at once would hold up the loads behind them.
+                            if first_pass && pass == 0 && first == 0 {
+                                for line in 0..W::BLOCK_BYTES / 8 / 64 {
+                                    prefetch(from.wrapping_add(AHEAD + 64 * (W::BLOCK_BYTES / 8 / 64 * pair + line)));
+                                }
+                            }
+                            for which in 0..2 {
+                                let mut codes = [W::quad::<V>(from, pair, which, first); H];
+                                for half in 1..H {
+                                    codes[half] = W::quad::<V>(from, pair, which, first + half);
+                                }
+                                for r in 0..R {
+                                    let at = ((row + r) * blocks + block) * BLOCK + (2 * pair + which) * 4;
+                                    for own in 0..if TOGETHER { V::DIGITS } else { 1 } {
+                                        let x = V::load_digit(rounded, at, pass + own);
+                                        for half in 0..H {
+                                            sums[own][half][r] = V::add_wide(sums[own][half][r], codes[half], x);
+                                        }
+                                    }
                                 }
                             }
                         }
@@ -368,16 +385,16 @@ unsafe fn tile_rows<V: Int8Vector, W: Tiles, const R: usize, const H: usize, con
                         let (scale, minimum) = (V::Floats::load_f16(at), V::Floats::load_f16(at.add(TILE)));
                         for r in 0..R {
                             let at = (row + r) * blocks + block;
-                            let x_scale = *rounded.scales.as_ptr().add(at) / FINE;
-                            let x_sum = rounded.both_sums.as_ptr().add(2 * at);
-                            let x_sum = if W::PARTS == 1 { *x_sum + *x_sum.add(1) } else { *x_sum.add(part) };
+                            let step = V::Floats::splat(*rounded.steps.as_ptr().add(at));
+                            let x_totals = &*rounded.totals.as_ptr().add(at);
+                            let x_total = V::Floats::splat(x_totals[if W::PARTS == 1 { 2 } else { part }]);
                             let mut sum = sums[0][half][r];
-                            for c in 1..C {
-                                sum = V::add_sums(sum, sums[c][half][r]);
+                            if TOGETHER && V::DIGITS > 1 {
+                                sum = V::add_sums(V::next_digit(sum), sums[1][half][r]);
                             }
                             let total = &mut totals[first + half][r];
-                            *total = total.fma(V::wide_to_floats(sum), scale.mul(V::Floats::splat(x_scale)));
-                            *total = total.fma(minimum, V::Floats::splat(x_scale * x_sum as f32));
+                            *total = total.fma(V::wide_to_floats(sum), scale.mul(step));
+                            *total = total.fma(minimum, x_total);
                         }
                     }
                 }

@@ -46,8 +46,9 @@ struct Shared {
     open: AtomicUsize,
     inside: AtomicUsize,
     job: UnsafeCell<Job>,
-    /// The next task of the operation.
-    next: Line<AtomicUsize>,
+    /// The next task of each thread's part of the operation: neighbouring tasks read neighbouring memory, so a thread has
+    /// a range of them, and helps with the others' when it is through.
+    next: Vec<Line<AtomicUsize>>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     stop: AtomicBool,
     /// Whether anybody is in `sleepers`.
@@ -110,7 +111,7 @@ impl Team {
             open: AtomicUsize::new(0),
             inside: AtomicUsize::new(0),
             job: UnsafeCell::new(Job { data: null(), call: nothing, tasks: 0 }),
-            next: Line(AtomicUsize::new(0)),
+            next: (0..threads).map(|_| Line(AtomicUsize::new(0))).collect(),
             panic: Mutex::default(),
             stop: AtomicBool::new(false),
             asleep: AtomicBool::new(false),
@@ -119,7 +120,7 @@ impl Team {
         let mut team = Self { shared, workers: Vec::new(), turn: Mutex::default() };
         for i in 1..threads {
             let shared = team.shared.clone();
-            let worker = std::thread::Builder::new().name(format!("bitdelta-{i}")).spawn(move || shared.work());
+            let worker = std::thread::Builder::new().name(format!("bitdelta-{i}")).spawn(move || shared.work(i));
             team.workers.push(worker?);
         }
         Ok(team)
@@ -164,14 +165,16 @@ impl Shared {
         // SAFETY: the last operation is closed and all who took part are out of it (the end of this function), and only
         // the holder of the team's turn calls this.
         unsafe { *self.job.get() = job };
-        self.next.0.store(0, Relaxed);
+        for (thread, next) in self.next.iter().enumerate() {
+            next.0.store(self.part(tasks, thread), Relaxed);
+        }
         let epoch = self.epoch.0.load(Relaxed) + 1;
         self.open.store(epoch, SeqCst);
         self.epoch.0.store(epoch, SeqCst);
         if self.asleep.load(SeqCst) {
             self.wake();
         }
-        let mine = catch_unwind(AssertUnwindSafe(|| self.take_tasks(job)));
+        let mine = catch_unwind(AssertUnwindSafe(|| self.take_tasks(job, 0)));
         self.open.store(0, SeqCst);
         // Whoever saw the operation open had counted itself in before it closed, and so before this.
         let mut looks = 0usize;
@@ -191,19 +194,27 @@ impl Shared {
         }
     }
 
-    fn take_tasks(&self, job: Job) {
-        loop {
-            let i = self.next.0.fetch_add(1, Relaxed);
-            if i >= job.tasks {
-                return;
+    /// The first task of a thread's part.
+    fn part(&self, tasks: usize, thread: usize) -> usize {
+        tasks * thread / self.threads
+    }
+
+    fn take_tasks(&self, job: Job, me: usize) {
+        for thread in (me..self.threads).chain(0..me) {
+            let end = self.part(job.tasks, thread + 1);
+            loop {
+                let i = self.next[thread].0.fetch_add(1, Relaxed);
+                if i >= end {
+                    break;
+                }
+                // SAFETY: the operation is open, or this is its caller: `data` is alive.
+                unsafe { (job.call)(job.data, i) };
             }
-            // SAFETY: the operation is open, or this is its caller: `data` is alive.
-            unsafe { (job.call)(job.data, i) };
         }
     }
 
     /// A worker's life.
-    fn work(&self) {
+    fn work(&self, me: usize) {
         let mut seen = 0;
         while self.await_epoch(seen) {
             seen = self.epoch.0.load(SeqCst);
@@ -211,7 +222,7 @@ impl Shared {
             if self.open.load(SeqCst) == seen {
                 // SAFETY: it is open and this worker counted, so the caller waits until it is out.
                 let job = unsafe { *self.job.get() };
-                if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.take_tasks(job))) {
+                if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.take_tasks(job, me))) {
                     *lock(&self.panic) = Some(panic);
                 }
             }

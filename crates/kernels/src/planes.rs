@@ -17,7 +17,7 @@ use crate::{
     isa::{Isa, dispatch_int8, dispatch_lookup},
     packed::Packed,
     parallel::{Output, for_each},
-    project::Job,
+    project::{Job, Matrix, Term},
     rounded::{BLOCK, Rounded},
     vector::{
         LANES, Vector,
@@ -137,25 +137,22 @@ impl PlaneTiles {
         self.bits <= 2 && isa != Isa::Avx512Vnni && rows <= MOST_LOOKED_UP
     }
 
-    /// Asks for the codes and scales of the first tile of `outputs`, which nobody else reads.
-    pub(crate) fn prefetch(&self, outputs: Range<usize>) {
-        if !outputs.is_empty() {
-            (0..self.blocks()).for_each(|block| self.prefetch_block(outputs.start / TILE, block));
-        }
+    /// The blocks that share scales.
+    #[inline(always)]
+    fn blocks_of(&self, group: usize) -> Range<usize> {
+        let first = group * self.blocks_per_group;
+        first..self.blocks().min(first + self.blocks_per_group)
     }
 
-    /// Asks for a tile's block.
+    /// Where a tile lies, if there is one.
     #[inline(always)]
-    fn prefetch_block(&self, tile: usize, block: usize) {
-        if tile >= self.rows.div_ceil(TILE) || block >= self.blocks() {
-            return;
-        }
-        // SAFETY: there is such a block, and it has scales.
-        let (codes, scales) = unsafe { (self.block(tile, block), self.scales(tile, block).cast::<u8>()) };
-        for line in 0..self.block_bytes() / 64 {
-            prefetch_far(codes.wrapping_add(64 * line));
-        }
-        prefetch_far(scales);
+    fn tile(&self, tile: usize) -> Option<Tile> {
+        // Of everything a tile has as many as every other.
+        (tile < self.rows.div_ceil(TILE)).then(|| Tile {
+            codes: self.words[tile * (self.blocks() * self.block_bytes() / 8)..].as_ptr().cast(),
+            scales: self.scales[tile * self.groups() * TILE..].as_ptr(),
+            block_bytes: self.block_bytes(),
+        })
     }
 
     /// Bytes of a tile's block.
@@ -163,25 +160,39 @@ impl PlaneTiles {
     fn block_bytes(&self) -> usize {
         QUADS * self.bits * HALVES * 8
     }
+}
 
-    /// Where a tile's block starts.
-    ///
-    /// # Safety
-    /// There is such a block.
+/// A tile's codes and scales.
+#[derive(Clone, Copy)]
+struct Tile {
+    codes: *const u8,
+    scales: *const u16,
+    block_bytes: usize,
+}
+
+impl Tile {
+    /// Where a block's codes begin: inside the matrix for a block that there is.
     #[inline(always)]
-    unsafe fn block(&self, tile: usize, block: usize) -> *const u8 {
-        // SAFETY: the caller's promise; every tile holds whole blocks.
-        unsafe { self.words.as_ptr().cast::<u8>().add((tile * self.blocks() + block) * self.block_bytes()) }
+    fn block(self, block: usize) -> *const u8 {
+        self.codes.wrapping_add(block * self.block_bytes)
     }
 
-    /// A tile's f16 scales for a block.
-    ///
-    /// # Safety
-    /// There is such a block.
+    /// The f16 scales of a group: inside the matrix for a group that there is.
     #[inline(always)]
-    unsafe fn scales(&self, tile: usize, block: usize) -> *const u16 {
-        // SAFETY: the caller's promise; `new` made a tile's scales for every group, and a group for every block.
-        unsafe { self.scales.as_ptr().add((tile * self.groups() + block / self.blocks_per_group) * TILE) }
+    fn scales(self, group: usize) -> *const u16 {
+        self.scales.wrapping_add(group * TILE)
+    }
+
+    #[inline(always)]
+    fn prefetch_codes(self, block: usize) {
+        for line in 0..self.block_bytes / 64 {
+            prefetch_far(self.block(block).wrapping_add(64 * line));
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch_scales(self, group: usize) {
+        prefetch_far(self.scales(group).cast());
     }
 }
 
@@ -273,23 +284,59 @@ fn transpose(square: &mut [u64; LANES]) {
     }
 }
 
-/// A matrix whose turn it is, and the one of the same shape that the thread multiplies after it: its pieces come from the
-/// memory while this one is multiplied. (They are short, and from many places, so that no hardware foresees them.)
+/// A matrix whose turn it is, and the terms of its product that the thread multiplies after it: their pieces come from
+/// the memory meanwhile. (They are short, and from many places, so that no hardware foresees them.)
 #[derive(Clone, Copy)]
 pub(crate) struct Turn<'a> {
     pub d: &'a PlaneTiles,
-    pub next: Option<&'a PlaneTiles>,
+    pub after: &'a [Term<'a>],
 }
 
-impl Turn<'_> {
-    /// Asks for what comes a tile after this block.
-    #[inline(always)]
-    fn prefetch(self, job: &Job, tile: usize, block: usize) {
-        if (tile + 1) * TILE < job.last {
-            self.d.prefetch_block(tile + 1, block);
-        } else if let Some(next) = self.next {
-            next.prefetch_block(job.first / TILE, block);
+/// Blocks that are fetched before they are multiplied: for about as long as the memory takes.
+const BLOCKS_AHEAD: usize = 24;
+
+impl<'a> Turn<'a> {
+    /// The first turn among `terms`.
+    pub fn first(terms: &'a [Term<'a>]) -> Option<Self> {
+        let after = |i: usize| &terms[i + 1..];
+        terms.iter().enumerate().find_map(|(i, term)| Some(Self { d: planes(term)?, after: after(i) }))
+    }
+
+    /// Asks for what is multiplied before anything that [`Self::ahead`] asks for.
+    pub fn begin(self, outputs: Range<usize>) {
+        for place in 0..self.tiles_ahead() {
+            if let Some(tile) = self.at(outputs.clone(), place) {
+                (0..self.d.blocks()).for_each(|block| tile.prefetch_codes(block));
+                (0..self.d.groups()).for_each(|group| tile.prefetch_scales(group));
+            }
         }
+    }
+
+    /// The tile to ask for while `tile` is multiplied.
+    #[inline(always)]
+    fn ahead(self, job: &Job, tile: usize) -> Option<Tile> {
+        self.at(job.first..job.last, tile - job.first / TILE + self.tiles_ahead())
+    }
+
+    #[inline(always)]
+    fn tiles_ahead(self) -> usize {
+        BLOCKS_AHEAD.div_ceil(self.d.blocks().max(1))
+    }
+
+    /// The `place`th tile from the first of the range in this matrix on, through those that follow.
+    #[inline(always)]
+    fn at(self, outputs: Range<usize>, place: usize) -> Option<Tile> {
+        let (first, end) = (outputs.start / TILE, outputs.end.div_ceil(TILE));
+        let (matrix, tile) = (place / (end - first).max(1), first + place % (end - first).max(1));
+        let d = if matrix == 0 { Some(self.d) } else { self.after.iter().filter_map(planes).nth(matrix - 1) };
+        d?.tile(tile)
+    }
+}
+
+fn planes<'a>(term: &Term<'a>) -> Option<&'a PlaneTiles> {
+    match term.matrix {
+        Matrix::Planes(d) => Some(d),
+        _ => None,
     }
 }
 
@@ -347,32 +394,40 @@ unsafe fn look_up<L: Lookup, const BITS: usize>(job: Job, turn: Turn, tables: &T
                 let x_sums = rounded.sums.as_ptr().add(row * blocks);
                 let x_scales = rounded.scales.as_ptr().add(row * blocks);
                 let mut totals = [L::Floats::splat(0.0); HALVES];
-                let factor = L::Floats::splat(d.tensor_scale);
-                for block in 0..blocks {
-                    let (from, tables) = (d.block(tile, block), tables.add(block * PAIRS * TABLES));
-                    if row == job.rows.start {
-                        turn.prefetch(&job, tile, block);
+                let Some(from) = d.tile(tile) else { unreachable!("the job's outputs are the matrix's") };
+                let next = turn.ahead(&job, tile).filter(|_| row == job.rows.start);
+                for group in 0..d.groups() {
+                    let scales = from.scales(group);
+                    if let Some(next) = next {
+                        next.prefetch_scales(group);
                     }
-                    // What fits 16 bits in the end may go over on the way: additions wrap.
-                    let mut sums = L::begin((-d.zero * *x_sums.add(block)) as i16);
-                    for pair in 0..PAIRS {
-                        let mut tables = L::tables(tables.add(pair * TABLES));
-                        for plane in 0..BITS {
-                            sums = sums.add(tables, from.add((pair * BITS + plane) * 2 * HALVES * 8));
-                            if plane + 1 < BITS {
-                                tables = L::doubled(tables);
+                    for block in d.blocks_of(group) {
+                        let (from, tables) = (from.block(block), tables.add(block * PAIRS * TABLES));
+                        if let Some(next) = next {
+                            next.prefetch_codes(block);
+                        }
+                        // What fits 16 bits in the end may go over on the way: additions wrap.
+                        let mut sums = L::begin((-d.zero * *x_sums.add(block)) as i16);
+                        for pair in 0..PAIRS {
+                            let mut tables = L::tables(tables.add(pair * TABLES));
+                            for plane in 0..BITS {
+                                sums = sums.add(tables, from.add((pair * BITS + plane) * 2 * HALVES * 8));
+                                if plane + 1 < BITS {
+                                    tables = L::doubled(tables);
+                                }
                             }
                         }
-                    }
-                    let (scales, x_scale) = (d.scales(tile, block), L::Floats::splat(*x_scales.add(block)));
-                    let sums = sums.to_floats();
-                    for half in 0..HALVES {
-                        let scale = L::Floats::load_f16(scales.add(half * LANES)).mul(factor);
-                        totals[half] = totals[half].fma(sums[half], scale.mul(x_scale));
+                        let x_scale = L::Floats::splat(*x_scales.add(block));
+                        let sums = sums.to_floats();
+                        for half in 0..HALVES {
+                            let scale = L::Floats::load_f16(scales.add(half * LANES));
+                            totals[half] = totals[half].fma(sums[half], scale.mul(x_scale));
+                        }
                     }
                 }
+                let factor = L::Floats::splat(d.tensor_scale);
                 for half in 0..HALVES {
-                    store(&job, tile, half, row, &[totals[half]]);
+                    store(&job, tile, half, row, &[totals[half].mul(factor)]);
                 }
             }
         }
@@ -466,52 +521,65 @@ unsafe fn block_rows<V: Int8Vector, W: Tiles<V>, const R: usize, const C: usize>
         let x_scales = rounded.scales.as_ptr().add(row * blocks);
         let mut totals = [[V::Floats::splat(0.0); R]; HALVES];
         let (turn, d) = (w.turn(), w.turn().d);
-        let factor = V::Floats::splat(d.tensor_scale);
+        let Some(from) = d.tile(tile) else { unreachable!("the job's outputs are the matrix's") };
+        let next = turn.ahead(job, tile).filter(|_| row == job.rows.start);
         // Unknown to the compiler, which would unroll the loop whole, load all masks first and spill them.
         let narrow_quads = std::hint::black_box(W::NARROW);
-        for block in 0..blocks {
-            let from = d.block(tile, block);
-            if row == job.rows.start {
-                turn.prefetch(job, tile, block);
+        for group in 0..d.groups() {
+            let mut scales = [V::Floats::splat(0.0); HALVES];
+            for half in 0..HALVES {
+                scales[half] = V::Floats::load_f16(from.scales(group).add(half * LANES));
             }
-            let mut sums = [[V::begin_narrow(0); R]; HALVES];
-            for r in 0..R {
-                let offset = V::begin_narrow(-d.zero * *x_sums.add(r * blocks + block));
-                for half in 0..HALVES {
-                    sums[half][r] = offset;
+            if let Some(next) = next {
+                next.prefetch_scales(group);
+            }
+            for block in d.blocks_of(group) {
+                let from = from.block(block);
+                if let Some(next) = next {
+                    next.prefetch_codes(block);
                 }
-            }
-            let x = codes.add(block * BLOCK);
-            for first in (0..BLOCK / 4).step_by(W::NARROW) {
-                let mut narrow = [[[V::narrow(); R]; HALVES]; C];
-                for quad in (first..first + narrow_quads).step_by(C) {
+                let mut sums = [[V::begin_narrow(0); R]; HALVES];
+                for r in 0..R {
+                    let offset = V::begin_narrow(-d.zero * *x_sums.add(r * blocks + block));
+                    for half in 0..HALVES {
+                        sums[half][r] = offset;
+                    }
+                }
+                let x = codes.add(block * BLOCK);
+                for first in (0..BLOCK / 4).step_by(W::NARROW) {
+                    let mut narrow = [[[V::narrow(); R]; HALVES]; C];
+                    for quad in (first..first + narrow_quads).step_by(C) {
+                        for c in 0..C {
+                            for half in 0..HALVES {
+                                let codes = w.codes(from, quad + c, half);
+                                for r in 0..R {
+                                    let x = x.add(r * stride + (quad + c) * 4).cast::<i32>().read_unaligned();
+                                    narrow[c][half][r] = V::add_narrow(narrow[c][half][r], codes, x);
+                                }
+                            }
+                        }
+                    }
                     for c in 0..C {
                         for half in 0..HALVES {
-                            let codes = w.codes(from, quad + c, half);
                             for r in 0..R {
-                                let x = x.add(r * stride + (quad + c) * 4).cast::<i32>().read_unaligned();
-                                narrow[c][half][r] = V::add_narrow(narrow[c][half][r], codes, x);
+                                sums[half][r] = sums[half][r].widen(narrow[c][half][r]);
                             }
                         }
                     }
                 }
-                for c in 0..C {
+                for r in 0..R {
+                    let x_scale = V::Floats::splat(*x_scales.add(r * blocks + block));
                     for half in 0..HALVES {
-                        for r in 0..R {
-                            sums[half][r] = sums[half][r].widen(narrow[c][half][r]);
-                        }
+                        totals[half][r] = totals[half][r].fma(sums[half][r].to_floats(), scales[half].mul(x_scale));
                     }
                 }
             }
-            for half in 0..HALVES {
-                let scale = V::Floats::load_f16(d.scales(tile, block).add(half * LANES)).mul(factor);
-                for r in 0..R {
-                    let both = scale.mul(V::Floats::splat(*x_scales.add(r * blocks + block)));
-                    totals[half][r] = totals[half][r].fma(sums[half][r].to_floats(), both);
-                }
-            }
         }
+        let factor = V::Floats::splat(d.tensor_scale);
         for half in 0..HALVES {
+            for r in 0..R {
+                totals[half][r] = totals[half][r].mul(factor);
+            }
             store(job, tile, half, row, &totals[half]);
         }
     }

@@ -77,8 +77,10 @@ pub(crate) struct Rounded {
     pub sums: Vec<i32>,
     /// Like `codes`, a step of 1/128: −64..=64.
     pub fine: Vec<i8>,
-    /// row → half a block: Σ 128 · code + fine.
-    pub both_sums: Vec<i32>,
+    /// row → block: the value of a fine step.
+    pub steps: Vec<f32>,
+    /// row → block → first half, second half, both: Σ x.
+    pub totals: Vec<[f32; 3]>,
     /// 128 · code + fine, for instruction sets that multiply 16 bits better than 8; else empty.
     pub joined: Vec<i16>,
 }
@@ -93,11 +95,13 @@ impl Rounded {
         isa.check();
         let (rows, blocks) = (x.len() / width, width.div_ceil(BLOCK));
         let (mut codes, mut scales) = (vec![0i8; rows * blocks * BLOCK], vec![0f32; rows * blocks]);
-        let (mut sums, mut both_sums) = (vec![0i32; rows * blocks], vec![0i32; 2 * rows * blocks]);
+        let (mut sums, mut totals) = (vec![0i32; rows * blocks], vec![[0f32; 3]; rows * blocks]);
+        let mut steps = vec![0f32; rows * blocks];
         let mut fine = vec![0i8; rows * blocks * BLOCK];
         let (to_codes, to_fine) = (Output::new(&mut codes), Output::new(&mut fine));
         let to_scales = Output::new(&mut scales);
-        let (to_sums, to_both_sums) = (Output::new(&mut sums), Output::new(&mut both_sums));
+        let (to_sums, to_steps, to_totals) =
+            (Output::new(&mut sums), Output::new(&mut steps), Output::new(&mut totals));
         let together = WORTH_SPLITTING.div_ceil(width);
         for_each(rows.div_ceil(together), |i| {
             for row in i * together..rows.min((i + 1) * together) {
@@ -110,7 +114,8 @@ impl Rounded {
                         fine: to_fine.pointer().add(first * BLOCK),
                         scales: to_scales.pointer().add(first),
                         sums: to_sums.pointer().add(first),
-                        both_sums: to_both_sums.pointer().add(2 * first),
+                        steps: to_steps.pointer().add(first),
+                        totals: to_totals.pointer().add(first),
                     }
                 };
                 run(isa, x, to);
@@ -118,7 +123,7 @@ impl Rounded {
         });
         let join = |(code, fine): (&i8, &i8)| i16::from(*code) * FINE as i16 + i16::from(*fine);
         let joined = if joins(isa) { codes.iter().zip(&fine).map(join).collect() } else { Vec::new() };
-        Self { blocks, codes, scales, sums, fine, both_sums, joined }
+        Self { blocks, codes, scales, sums, fine, steps, totals, joined }
     }
 }
 
@@ -134,7 +139,8 @@ struct Row {
     fine: *mut i8,
     scales: *mut f32,
     sums: *mut i32,
-    both_sums: *mut i32,
+    steps: *mut f32,
+    totals: *mut [f32; 3],
 }
 
 fn run(isa: Isa, x: &[f32], to: Row) {
@@ -166,8 +172,10 @@ unsafe fn round_row<V: Vector>(x: &[f32], to: Row) {
             let half = BLOCK / 2;
             let [low, high] = [sum(codes), sum(codes.add(half))];
             to.sums.add(block).write(low + high);
-            to.both_sums.add(2 * block).write(low * FINE as i32 + sum(fine));
-            to.both_sums.add(2 * block + 1).write(high * FINE as i32 + sum(fine.add(half)));
+            let step = greatest / 127.0 / FINE;
+            to.steps.add(block).write(step);
+            let (low, high) = (low * FINE as i32 + sum(fine), high * FINE as i32 + sum(fine.add(half)));
+            to.totals.add(block).write([low, high, low + high].map(|sum| step * sum as f32));
         }
     }
 }

@@ -29,20 +29,25 @@ pub unsafe trait Int8Vector: Copy {
     /// As many inputs.
     type Inputs: Copy;
 
+    /// Passes over a block's codes, one for each digit of the inputs, the coarse one first: 2, or 1 where products take
+    /// both at once.
+    const DIGITS: usize;
     /// Sixteen times four of the base's codes, as its products take them.
     type Wide: Copy;
-    /// Four inputs of a row, both digits.
-    type Both: Copy;
+    /// What a pass takes of four inputs of a row.
+    type Digit: Copy;
     /// What their products are added in.
     type WideSums: Copy;
     /// 0.
     unsafe fn wide_sums() -> Self::WideSums;
     /// 64 codes of `BITS` bits, 8 or 4: bits `4 · field ..` of each of the 64 bytes at `from` where they are 4.
     unsafe fn load_wide<const BITS: usize>(from: *const u8, field: usize) -> Self::Wide;
-    /// The four inputs that begin at value `at`.
-    unsafe fn load_both(x: &Rounded, at: usize) -> Self::Both;
+    /// Digit `digit` of the four inputs that begin at value `at`.
+    unsafe fn load_digit(x: &Rounded, at: usize, digit: usize) -> Self::Digit;
     /// Adds the products of output o's four codes with x to sum o.
-    unsafe fn add_wide(sums: Self::WideSums, codes: Self::Wide, x: Self::Both) -> Self::WideSums;
+    unsafe fn add_wide(sums: Self::WideSums, codes: Self::Wide, x: Self::Digit) -> Self::WideSums;
+    /// 128 · sums, after the coarse digit.
+    unsafe fn next_digit(sums: Self::WideSums) -> Self::WideSums;
     /// Sum by sum.
     unsafe fn add_sums(a: Self::WideSums, b: Self::WideSums) -> Self::WideSums;
     /// Σ code · (128 · coarse + fine), as floats.
@@ -82,8 +87,9 @@ unsafe impl Int8Vector for Scalar {
     type Codes = [u8; 64];
     type Inputs = [i8; 64];
     type Narrow = Self;
+    const DIGITS: usize = 1;
     type Wide = [u8; 64];
-    type Both = [i32; 4];
+    type Digit = [i32; 4];
     type WideSums = Self;
 
     unsafe fn wide_sums() -> Self {
@@ -94,11 +100,14 @@ unsafe impl Int8Vector for Scalar {
         let bytes = unsafe { from.cast::<[u8; 64]>().read() };
         if BITS == 4 { bytes.map(|byte| byte >> (4 * field) & 15) } else { bytes }
     }
-    unsafe fn load_both(x: &Rounded, at: usize) -> [i32; 4] {
+    unsafe fn load_digit(x: &Rounded, at: usize, _: usize) -> [i32; 4] {
         std::array::from_fn(|i| (i32::from(x.codes[at + i]) << 7) + i32::from(x.fine[at + i]))
     }
     unsafe fn add_wide(sums: Self, codes: [u8; 64], x: [i32; 4]) -> Self {
         Self(std::array::from_fn(|o| sums.0[o] + (0..4).map(|i| i32::from(codes[4 * o + i]) * x[i]).sum::<i32>()))
+    }
+    unsafe fn next_digit(sums: Self) -> Self {
+        sums
     }
     unsafe fn add_sums(a: Self, b: Self) -> Self {
         Self(std::array::from_fn(|o| a.0[o] + b.0[o]))
@@ -192,10 +201,11 @@ mod x86 {
         type Codes = (__m256i, __m256i);
         type Inputs = (__m256i, __m256i);
         type Narrow = (__m256i, __m256i);
+        const DIGITS: usize = 1;
         /// Four outputs each, widened to 16 bits.
         type Wide = [__m256i; 4];
         /// 128 · coarse + fine, in 16 bits.
-        type Both = i64;
+        type Digit = i64;
         /// Four outputs each, the sums of two pairs of inputs side by side.
         type WideSums = [__m256i; 4];
 
@@ -221,7 +231,7 @@ mod x86 {
             }
         }
         #[inline(always)]
-        unsafe fn load_both(x: &Rounded, at: usize) -> i64 {
+        unsafe fn load_digit(x: &Rounded, at: usize, _: usize) -> i64 {
             // SAFETY: the caller stays inside the rows, and there are joined digits for this instruction set.
             unsafe { x.joined.as_ptr().add(at).cast::<i64>().read_unaligned() }
         }
@@ -235,6 +245,10 @@ mod x86 {
                 }
                 sums
             }
+        }
+        #[inline(always)]
+        unsafe fn next_digit(sums: [__m256i; 4]) -> [__m256i; 4] {
+            sums
         }
         #[inline(always)]
         unsafe fn add_sums(mut a: [__m256i; 4], b: [__m256i; 4]) -> [__m256i; 4] {
@@ -384,15 +398,15 @@ mod x86 {
         type Codes = __m512i;
         type Inputs = __m512i;
         type Narrow = __m512i;
+        const DIGITS: usize = 2;
         type Wide = __m512i;
-        type Both = (i32, i32);
-        /// Coarse and fine.
-        type WideSums = (__m512i, __m512i);
+        type Digit = i32;
+        type WideSums = __m512i;
 
         #[inline(always)]
-        unsafe fn wide_sums() -> (__m512i, __m512i) {
+        unsafe fn wide_sums() -> __m512i {
             // SAFETY: see the impl.
-            unsafe { (_mm512_setzero_si512(), _mm512_setzero_si512()) }
+            unsafe { _mm512_setzero_si512() }
         }
         #[inline(always)]
         unsafe fn load_wide<const BITS: usize>(from: *const u8, field: usize) -> __m512i {
@@ -400,32 +414,30 @@ mod x86 {
             unsafe { if BITS == 4 { Self::load_fields::<4>(from, field) } else { _mm512_loadu_si512(from.cast()) } }
         }
         #[inline(always)]
-        unsafe fn load_both(x: &Rounded, at: usize) -> (i32, i32) {
+        unsafe fn load_digit(x: &Rounded, at: usize, digit: usize) -> i32 {
+            let digits = if digit == 0 { &x.codes } else { &x.fine };
             // SAFETY: the caller stays inside the rows.
-            unsafe {
-                let four = |digits: &[i8]| digits.as_ptr().add(at).cast::<i32>().read_unaligned();
-                (four(&x.codes), four(&x.fine))
-            }
+            unsafe { digits.as_ptr().add(at).cast::<i32>().read_unaligned() }
         }
         #[inline(always)]
-        unsafe fn add_wide(sums: (__m512i, __m512i), codes: __m512i, x: (i32, i32)) -> (__m512i, __m512i) {
+        unsafe fn add_wide(sums: __m512i, codes: __m512i, x: i32) -> __m512i {
             // SAFETY: see the impl.
-            unsafe {
-                (
-                    Self::add_products(sums.0, codes, _mm512_set1_epi32(x.0)),
-                    Self::add_products(sums.1, codes, _mm512_set1_epi32(x.1)),
-                )
-            }
+            unsafe { Self::add_products(sums, codes, _mm512_set1_epi32(x)) }
         }
         #[inline(always)]
-        unsafe fn add_sums(a: (__m512i, __m512i), b: (__m512i, __m512i)) -> (__m512i, __m512i) {
-            // SAFETY: see the impl.
-            unsafe { (_mm512_add_epi32(a.0, b.0), _mm512_add_epi32(a.1, b.1)) }
+        unsafe fn next_digit(sums: __m512i) -> __m512i {
+            // SAFETY: see the impl. A block's sum is at most 64 · 255 · 127.
+            unsafe { _mm512_slli_epi32::<7>(sums) }
         }
         #[inline(always)]
-        unsafe fn wide_to_floats(sums: (__m512i, __m512i)) -> avx512::Avx512 {
+        unsafe fn add_sums(a: __m512i, b: __m512i) -> __m512i {
             // SAFETY: see the impl.
-            unsafe { Self(sums.0).join(Self(sums.1)).to_floats() }
+            unsafe { _mm512_add_epi32(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn wide_to_floats(sums: __m512i) -> avx512::Avx512 {
+            // SAFETY: see the impl.
+            unsafe { Self(sums).to_floats() }
         }
 
         #[inline(always)]
