@@ -273,7 +273,8 @@ impl Backend for Cpu {
         let x = &x[..rows * width];
         let x = match self.base_dtype {
             BaseDtype::Int8 => Activations::rounded(x, width),
-            _ => Activations::exact(x, width),
+            BaseDtype::Bf16 => Activations::narrow(x, width),
+            BaseDtype::Stored | BaseDtype::F32 => Activations::exact(x, width),
         };
         let product = |Projection { weights, deltas, y, add }| {
             let base = Term { matrix: CpuWeights::matrix(weights), rows: 0..rows };

@@ -64,6 +64,10 @@ fn main() {
                 let w = Weights { elements: Elements::Bf16(w), rows: n, cols: k };
                 multiply(Activations::exact(&x[..m * k], k), Matrix::Floats(w), &mut y);
             });
+            measure("bf16 by bf16", &narrow, 2 * (n * k) as u64, (n, k, m), |w| {
+                let w = Weights { elements: Elements::Bf16(w), rows: n, cols: k };
+                multiply(Activations::narrow(&x[..m * k], k), Matrix::Floats(w), &mut y);
+            });
             measure("f32", &values, 4 * (n * k) as u64, (n, k, m), |w| {
                 let w = Weights { elements: Elements::F32(w), rows: n, cols: k };
                 multiply(Activations::exact(&x[..m * k], k), Matrix::Floats(w), &mut y);

@@ -5,7 +5,8 @@ use std::sync::OnceLock;
 /// An instruction set that every kernel has a version for.
 ///
 /// All give the same bits: a kernel's lanes, its order of additions and its fused multiplications are fixed by
-/// [`crate::vector::Vector`], and the instruction set only decides how many machine operations that takes.
+/// [`crate::vector::Vector`], and the instruction set only decides how many machine operations that takes. The one
+/// exception is [`crate::Activations::narrow`], which only the last one rounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Isa {
@@ -17,12 +18,14 @@ pub enum Isa {
     Avx512,
     /// The same with VNNI: dot products of bytes.
     Avx512Vnni,
+    /// The same with BF16: dot products of bfloat16.
+    Avx512Bf16,
 }
 
 impl Isa {
     /// The instruction sets this machine can run, slowest first.
     pub fn available() -> Vec<Self> {
-        [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Vnni]
+        [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Vnni, Self::Avx512Bf16]
             .into_iter()
             .filter(|isa| isa.is_supported())
             .collect()
@@ -35,7 +38,7 @@ impl Isa {
         assert!(self.is_supported(), "{self:?} is not available here");
     }
 
-    /// The one the kernels use: the widest that the machine has, or what `BITDELTA_ISA` (`scalar`, `avx2`, `avx512`, `avx512vnni`)
+    /// The one the kernels use: the widest that the machine has, or what `BITDELTA_ISA` (`scalar`, `avx2`, `avx512`, `avx512vnni`, `avx512bf16`)
     /// asks for where the machine has it. Settled at the first call.
     pub fn selected() -> Self {
         static SELECTED: OnceLock<Isa> = OnceLock::new();
@@ -54,6 +57,7 @@ impl Isa {
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Avx512Vnni => "avx512vnni",
+            Self::Avx512Bf16 => "avx512bf16",
         }
     }
 
@@ -72,6 +76,7 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vl")
             }
             Self::Avx512Vnni => Self::Avx512.is_supported() && is_x86_feature_detected!("avx512vnni"),
+            Self::Avx512Bf16 => Self::Avx512Vnni.is_supported() && is_x86_feature_detected!("avx512bf16"),
         }
     }
 
@@ -108,7 +113,9 @@ macro_rules! dispatch {
             crate::isa::Isa::Avx2 => unsafe { avx2($($arg),*) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            crate::isa::Isa::Avx512 | crate::isa::Isa::Avx512Vnni => unsafe { avx512($($arg),*) },
+            crate::isa::Isa::Avx512 | crate::isa::Isa::Avx512Vnni | crate::isa::Isa::Avx512Bf16 => unsafe {
+                avx512($($arg),*)
+            },
             // SAFETY: the scalar vector needs no CPU feature.
             _ => unsafe { $generic::<crate::vector::scalar::Scalar>($($arg),*) },
         }
@@ -148,7 +155,7 @@ macro_rules! dispatch_int8 {
             crate::isa::Isa::Avx512 => unsafe { avx512($($arg),*) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            crate::isa::Isa::Avx512Vnni => unsafe { avx512vnni($($arg),*) },
+            crate::isa::Isa::Avx512Vnni | crate::isa::Isa::Avx512Bf16 => unsafe { avx512vnni($($arg),*) },
             // SAFETY: the scalar vector needs no CPU feature.
             _ => unsafe { $generic::<crate::vector::int8::Scalar, _>($($arg),*) },
         }

@@ -20,6 +20,7 @@ mod isa;
 mod lowrank;
 pub mod map;
 mod matmul;
+mod narrow;
 pub mod packed;
 mod parallel;
 mod planes;

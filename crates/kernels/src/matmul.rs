@@ -11,6 +11,7 @@
 
 use crate::{
     isa::{Isa, dispatch},
+    narrow::run_narrow,
     project::Job,
     vector::{LANES, Vector, prefetch_far},
 };
@@ -57,7 +58,10 @@ pub(crate) fn run_floats(isa: Isa, job: Job, w: &Weights) {
     match w.elements {
         Elements::F32(e) => on_f32(isa, job, e.as_ptr()),
         Elements::F16(e) => on_f16(isa, job, e.as_ptr()),
-        Elements::Bf16(e) => on_bf16(isa, job, e.as_ptr()),
+        Elements::Bf16(e) => match &job.x.narrow {
+            Some(x) => run_narrow(isa, job.clone(), x, e),
+            None => on_bf16(isa, job, e.as_ptr()),
+        },
     }
 }
 

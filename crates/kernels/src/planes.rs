@@ -134,7 +134,7 @@ impl PlaneTiles {
 
     /// Whether the product looks up what so many rows come to in [`Tables`].
     pub(crate) fn looks_up(&self, isa: Isa, rows: usize) -> bool {
-        self.bits <= 2 && isa != Isa::Avx512Vnni && rows <= MOST_LOOKED_UP
+        self.bits <= 2 && isa < Isa::Avx512Vnni && rows <= MOST_LOOKED_UP
     }
 
     /// The blocks that share scales.

@@ -5,9 +5,8 @@
 //! each group Σ|d| ÷ n and max |d|; a second reads again only the groups whose max lies beyond the bounds (at 3σ and 128
 //! inputs a group, under a third of them). Cost: 2 · (2 to 4) bytes an element read in the first pass, 1/8 of a byte written.
 //!
-//! A row's difference stays in the first-level cache while it is gone over three times, and the next row is asked for
-//! meanwhile, so that the memory does not wait for the arithmetic. Measured on one core with AVX-512: `sign_word` below
-//! and asking ahead were worth a quarter each.
+//! A difference lives in one register, from which all sums are taken at once, and what comes later is asked for meanwhile,
+//! a line at a time, so that the memory does not wait for the arithmetic.
 //!
 //! The order of additions is that of the plain quantizer: eight lanes for a group in f32, eight for a row in f64.
 
@@ -81,29 +80,91 @@ fn run_survey(isa: Isa, pair: &Pair, start: usize, group: usize, row: &mut [f32]
 /// # Safety
 /// The pair holds `row.len()` elements from `start`; the buffers of `out` have the lengths for them.
 #[inline(always)]
-unsafe fn survey_row<V: Signs>(pair: &Pair, start: usize, group: usize, row: &mut [f32], out: &mut Survey) {
+unsafe fn survey_row<V: Surveyor>(pair: &Pair, start: usize, group: usize, row: &mut [f32], out: &mut Survey) {
+    if !row.len().is_multiple_of(LANES) || !group.is_multiple_of(LANES) {
+        // SAFETY: the caller's promise.
+        return unsafe { survey_any::<V>(pair, start, group, row, out) };
+    }
+    let cols = row.len();
+    // SAFETY: sixteen elements at a time are inside both slices, of which the caller promises `cols` from `start`.
+    unsafe {
+        match (pair.base, pair.tuned) {
+            (Elements::Bf16(base), Elements::Bf16(tuned)) => {
+                let load = |from: &[u16], at: usize| {
+                    let from = from.as_ptr().add(start + at);
+                    if at.is_multiple_of(2 * LANES) {
+                        prefetch(from.cast::<u8>().wrapping_add(BYTES_AHEAD));
+                    }
+                    V::load_bf16(from)
+                };
+                survey_lanes(cols, group, out, |at| load(tuned, at).sub(load(base, at)));
+            }
+            (Elements::F32(base), Elements::F32(tuned)) => {
+                let load = |from: &[f32], at: usize| {
+                    let from = from.as_ptr().add(start + at);
+                    prefetch(from.cast::<u8>().wrapping_add(BYTES_AHEAD));
+                    V::load(from)
+                };
+                survey_lanes(cols, group, out, |at| load(tuned, at).sub(load(base, at)));
+            }
+            (base, tuned) => {
+                let load = |from: Elements, at: usize| match from {
+                    Elements::F32(values) => V::load(values.as_ptr().add(start + at)),
+                    Elements::F16(bits) => V::load_f16(bits.as_ptr().add(start + at)),
+                    Elements::Bf16(bits) => V::load_bf16(bits.as_ptr().add(start + at)),
+                };
+                survey_lanes(cols, group, out, |at| load(tuned, at).sub(load(base, at)));
+            }
+        }
+    }
+}
+
+/// How far ahead each matrix is fetched.
+const BYTES_AHEAD: usize = 2048;
+
+/// One pass over a row of whole vectors in groups of whole vectors; `difference(at)` is what lies from `at` on.
+///
+/// # Safety
+/// As [`Vector`]'s methods: the instruction set is there.
+#[inline(always)]
+unsafe fn survey_lanes<V: Surveyor>(cols: usize, group: usize, out: &mut Survey, difference: impl Fn(usize) -> V) {
+    let mut moments = V::no_moments();
+    let groups = out.magnitudes.iter_mut().zip(out.reaches.iter_mut());
+    for ((magnitude, reach), first) in groups.zip((0..cols).step_by(group)) {
+        let last = cols.min(first + group);
+        // SAFETY: the caller's promise.
+        let (sums, most) = unsafe {
+            let mut sums = V::no_sums();
+            for at in (first..last).step_by(LANES) {
+                let plus = V::survey(difference(at), &mut sums, &mut moments);
+                let word = &mut out.signs[at / 64];
+                *word = if at % 64 == 0 { 0 } else { *word } | u64::from(plus) << (at % 64);
+            }
+            V::sums(sums)
+        };
+        (*magnitude, *reach) = (sums.iter().sum::<f32>() / (last - first) as f32, most);
+    }
+    // SAFETY: as above.
+    (out.sum, out.squares) = unsafe { V::moments(moments) }.about_the_mean(cols);
+}
+
+/// The same for any row and group.
+///
+/// # Safety
+/// As [`survey_row`].
+unsafe fn survey_any<V: Vector>(pair: &Pair, start: usize, group: usize, row: &mut [f32], out: &mut Survey) {
     // SAFETY: the caller's promise.
-    unsafe { difference::<V, true>(pair, start, row) };
-    let (whole, rest) = row.as_chunks::<64>();
-    for (word, values) in out.signs.iter_mut().zip(whole) {
-        // SAFETY: the instruction set is the caller's promise.
-        *word = unsafe { V::sign_word(values) };
+    unsafe { difference::<V>(pair, start, row) };
+    for (word, values) in out.signs.iter_mut().zip(row.chunks(64)) {
+        *word = sign_word(values);
     }
-    if let (Some(word), false) = (out.signs.last_mut(), rest.is_empty()) {
-        *word = sign_word(rest);
-    }
-    let mut moments = Moments::default();
-    // Lanes of the row and lanes of the group are the same where a group is whole eights: one loop for both sums, whose
-    // additions do not wait for each other.
-    let together = group.is_multiple_of(SUM_LANES);
+    let mut none = Moments::default();
     let groups = out.magnitudes.iter_mut().zip(out.reaches.iter_mut());
     for ((magnitude, reach), values) in groups.zip(row.chunks(group)) {
-        let mut none = Moments::default();
-        (*magnitude, *reach) = magnitude_and_reach(values, if together { &mut moments } else { &mut none });
+        (*magnitude, *reach) = magnitude_and_reach(values, &mut none);
     }
-    if !together {
-        magnitude_and_reach(row, &mut moments);
-    }
+    let mut moments = Moments::default();
+    magnitude_and_reach(row, &mut moments);
     (out.sum, out.squares) = moments.about_the_mean(row.len());
 }
 
@@ -149,7 +210,7 @@ unsafe fn clip_group<V: Vector>(
     magnitude: &mut f32,
 ) {
     // SAFETY: the caller's promise.
-    unsafe { difference::<V, false>(pair, start, values) };
+    unsafe { difference::<V>(pair, start, values) };
     for value in values.iter_mut() {
         *value = value.max(low).min(high);
     }
@@ -167,44 +228,20 @@ impl Pair<'_> {
     }
 }
 
-/// tuned − base from element `start` on, into `out`; with `AHEAD`, asks for as many elements after them.
+/// tuned − base from element `start` on, into `out`.
 ///
 /// # Safety
 /// Both hold `out.len()` elements from there.
 #[inline(always)]
-unsafe fn difference<V: Vector, const AHEAD: bool>(pair: &Pair, start: usize, out: &mut [f32]) {
+unsafe fn difference<V: Vector>(pair: &Pair, start: usize, out: &mut [f32]) {
     // SAFETY: chunks stay inside the slices.
     unsafe {
-        match (pair.base, pair.tuned) {
-            (Elements::Bf16(base), Elements::Bf16(tuned)) => {
-                let next = start + out.len();
-                let load = |from: &[u16], at, lanes| {
-                    if AHEAD {
-                        prefetch(from.as_ptr().wrapping_add(next + at).cast());
-                    }
-                    wide(from, (start + at, lanes), |p| V::load_bf16(p))
-                };
-                subtract(out, |at, lanes| load(tuned, at, lanes).sub(load(base, at, lanes)));
-            }
-            (Elements::F32(base), Elements::F32(tuned)) => {
-                let next = start + out.len();
-                let load = |from: &[f32], at: usize, lanes| {
-                    if AHEAD {
-                        prefetch(from.as_ptr().wrapping_add(next + at).cast());
-                    }
-                    V::load_partial(from.as_ptr().add(start + at), lanes)
-                };
-                subtract(out, |at, lanes| load(tuned, at, lanes).sub(load(base, at, lanes)));
-            }
-            (base, tuned) => {
-                let load = |from: Elements, at: usize, lanes: usize| match from {
-                    Elements::F32(values) => V::load_partial(values.as_ptr().add(start + at), lanes),
-                    Elements::F16(bits) => wide(bits, (start + at, lanes), |p| V::load_f16(p)),
-                    Elements::Bf16(bits) => wide(bits, (start + at, lanes), |p| V::load_bf16(p)),
-                };
-                subtract(out, |at, lanes| load(tuned, at, lanes).sub(load(base, at, lanes)));
-            }
-        }
+        let load = |from: Elements, at: usize, lanes: usize| match from {
+            Elements::F32(values) => V::load_partial(values.as_ptr().add(start + at), lanes),
+            Elements::F16(bits) => wide(bits, (start + at, lanes), |p| V::load_f16(p)),
+            Elements::Bf16(bits) => wide(bits, (start + at, lanes), |p| V::load_bf16(p)),
+        };
+        subtract(out, |at, lanes| load(pair.tuned, at, lanes).sub(load(pair.base, at, lanes)));
     }
 }
 
@@ -248,57 +285,129 @@ fn sign_word(values: &[f32]) -> u64 {
     values.iter().enumerate().fold(0, |bits, (i, &x)| bits | u64::from(x >= 0.0) << i)
 }
 
-/// [`sign_word`] of 64 values: one comparison a register.
+/// What a pass makes of sixteen differences; the order of additions is that of [`magnitude_and_reach`].
 ///
 /// # Safety
 /// As [`Vector`].
-unsafe trait Signs: Vector {
-    /// Bit i is 1 where value i is not below 0.
-    unsafe fn sign_word(values: &[f32; 64]) -> u64;
+unsafe trait Surveyor: Vector {
+    /// Σ |d| in eight lanes, and the greatest |d|.
+    type Sums: Copy;
+    /// Σ d and Σ d², in eight lanes of f64 each.
+    type Moments: Copy;
+    /// None yet.
+    fn no_sums() -> Self::Sums;
+    /// None yet.
+    fn no_moments() -> Self::Moments;
+    /// Adds sixteen differences; bit i of the result is 1 where difference i is not below 0.
+    unsafe fn survey(d: Self, sums: &mut Self::Sums, moments: &mut Self::Moments) -> u16;
+    /// By lane, and the greatest.
+    unsafe fn sums(sums: Self::Sums) -> ([f32; SUM_LANES], f32);
+    /// By lane.
+    unsafe fn moments(moments: Self::Moments) -> Moments;
 }
 
-// SAFETY: needs nothing.
-unsafe impl Signs for Scalar {
-    #[inline(always)]
-    unsafe fn sign_word(values: &[f32; 64]) -> u64 {
-        sign_word(values)
-    }
+/// [`Surveyor`] in arrays, which the compiler makes registers of.
+macro_rules! survey_in_arrays {
+    ($vector:ty) => {
+        // SAFETY: needs what the vector needs.
+        unsafe impl Surveyor for $vector {
+            type Sums = ([f32; SUM_LANES], [f32; SUM_LANES]);
+            type Moments = Moments;
+
+            #[inline(always)]
+            fn no_sums() -> Self::Sums {
+                Default::default()
+            }
+            #[inline(always)]
+            fn no_moments() -> Moments {
+                Moments::default()
+            }
+            #[inline(always)]
+            unsafe fn survey(d: Self, (sums, most): &mut Self::Sums, moments: &mut Moments) -> u16 {
+                let mut lanes = [0f32; LANES];
+                // SAFETY: there is room for sixteen lanes.
+                unsafe { d.store(lanes.as_mut_ptr()) };
+                for eight in lanes.as_chunks::<SUM_LANES>().0 {
+                    for lane in 0..SUM_LANES {
+                        let x = eight[lane];
+                        sums[lane] += x.abs();
+                        most[lane] = if x.abs() > most[lane] { x.abs() } else { most[lane] };
+                        moments.add(lane, x);
+                    }
+                }
+                sign_word(&lanes) as u16
+            }
+            #[inline(always)]
+            unsafe fn sums((sums, most): Self::Sums) -> ([f32; SUM_LANES], f32) {
+                (sums, most.into_iter().fold(0.0, |a, b| if a > b { a } else { b }))
+            }
+            #[inline(always)]
+            unsafe fn moments(moments: Moments) -> Moments {
+                moments
+            }
+        }
+    };
 }
+
+survey_in_arrays!(Scalar);
+#[cfg(target_arch = "x86_64")]
+survey_in_arrays!(Avx2);
 
 #[cfg(target_arch = "x86_64")]
-// SAFETY: uses AVX alone, within the array.
-unsafe impl Signs for Avx2 {
-    #[inline(always)]
-    unsafe fn sign_word(values: &[f32; 64]) -> u64 {
-        let (eights, _) = values.as_chunks::<8>();
-        eights.iter().enumerate().fold(0, |word, (byte, eight)| {
-            // SAFETY: see the impl.
-            let plus = unsafe {
-                let at_least = _mm256_cmp_ps::<_CMP_GE_OQ>(_mm256_loadu_ps(eight.as_ptr()), _mm256_setzero_ps());
-                _mm256_movemask_ps(at_least)
-            };
-            word | u64::from(plus as u8) << (8 * byte)
-        })
-    }
-}
+// SAFETY: uses AVX-512 F and DQ alone.
+unsafe impl Surveyor for Avx512 {
+    type Sums = (__m256, __m512);
+    type Moments = (__m512d, __m512d);
 
-#[cfg(target_arch = "x86_64")]
-// SAFETY: uses AVX-512 F alone, within the array.
-unsafe impl Signs for Avx512 {
     #[inline(always)]
-    unsafe fn sign_word(values: &[f32; 64]) -> u64 {
-        let (parts, _) = values.as_chunks::<16>();
-        parts.iter().enumerate().fold(0, |word, (part, values)| {
-            // SAFETY: see the impl.
-            let plus =
-                unsafe { _mm512_cmp_ps_mask::<_CMP_GE_OQ>(_mm512_loadu_ps(values.as_ptr()), _mm512_setzero_ps()) };
-            word | u64::from(plus) << (16 * part)
-        })
+    fn no_sums() -> Self::Sums {
+        // SAFETY: see the impl.
+        unsafe { (_mm256_setzero_ps(), _mm512_setzero_ps()) }
+    }
+    #[inline(always)]
+    fn no_moments() -> Self::Moments {
+        // SAFETY: see the impl.
+        unsafe { (_mm512_setzero_pd(), _mm512_setzero_pd()) }
+    }
+    #[inline(always)]
+    unsafe fn survey(d: Self, (sums, most): &mut Self::Sums, (first, second): &mut Self::Moments) -> u16 {
+        // SAFETY: see the impl.
+        unsafe {
+            let (d, magnitudes) = (d.lanes(), d.abs().lanes());
+            for half in [_mm512_castps512_ps256(magnitudes), _mm512_extractf32x8_ps::<1>(magnitudes)] {
+                *sums = _mm256_add_ps(*sums, half);
+            }
+            *most = _mm512_max_ps(magnitudes, *most);
+            for half in [_mm512_castps512_ps256(d), _mm512_extractf32x8_ps::<1>(d)] {
+                let wide = _mm512_cvtps_pd(half);
+                *first = _mm512_add_pd(*first, wide);
+                *second = _mm512_add_pd(*second, _mm512_mul_pd(wide, wide));
+            }
+            _mm512_cmp_ps_mask::<_CMP_GE_OQ>(d, _mm512_setzero_ps())
+        }
+    }
+    #[inline(always)]
+    unsafe fn sums((sums, most): Self::Sums) -> ([f32; SUM_LANES], f32) {
+        let mut lanes = [0.0; SUM_LANES];
+        // SAFETY: see the impl; there is room for eight lanes.
+        unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), sums) };
+        // SAFETY: see the impl.
+        (lanes, unsafe { _mm512_reduce_max_ps(most) })
+    }
+    #[inline(always)]
+    unsafe fn moments((first, second): Self::Moments) -> Moments {
+        let mut moments = Moments::default();
+        // SAFETY: see the impl; there is room for eight lanes of each.
+        unsafe {
+            _mm512_storeu_pd(moments.sums.as_mut_ptr(), first);
+            _mm512_storeu_pd(moments.squares.as_mut_ptr(), second);
+        }
+        moments
     }
 }
 
 /// Sums of a row, by lane.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct Moments {
     sums: [f64; SUM_LANES],
     squares: [f64; SUM_LANES],

@@ -11,7 +11,8 @@
 
 use crate::{
     isa::{Isa, dispatch},
-    parallel::{Output, for_each},
+    narrow::{narrows, round},
+    parallel::{Output, for_each, for_each_chunk},
     vector::{LANES, Vector},
 };
 
@@ -20,7 +21,7 @@ pub const BLOCK: usize = 64;
 /// Fine steps in a step.
 pub(crate) const FINE: f32 = 128.0;
 /// Values below which one thread rounds all rows.
-const WORTH_SPLITTING: usize = 1 << 13;
+const WORTH_SPLITTING: usize = 1 << 11;
 
 /// Rows of activations that several products have in common.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub struct Activations<'a> {
     pub(crate) width: usize,
     pub(crate) rows: usize,
     pub(crate) rounded: Option<Rounded>,
+    /// `values` as bf16.
+    pub(crate) narrow: Option<Vec<u16>>,
 }
 
 impl<'a> Activations<'a> {
@@ -38,7 +41,7 @@ impl<'a> Activations<'a> {
     /// When they are not whole rows.
     pub fn exact(values: &'a [f32], width: usize) -> Self {
         assert!(width > 0 && values.len().is_multiple_of(width), "{} values in rows of {width}", values.len());
-        Self { values, width, rows: values.len() / width, rounded: None }
+        Self { values, width, rows: values.len() / width, rounded: None, narrow: None }
     }
 
     /// How many rows there are.
@@ -52,6 +55,32 @@ impl<'a> Activations<'a> {
     /// As [`Self::exact`].
     pub fn rounded(values: &'a [f32], width: usize) -> Self {
         Self::rounded_on(Isa::selected(), values, width)
+    }
+
+    /// The same, rounded to bf16 for products with bf16 matrices, where the instruction set has dot products of them;
+    /// elsewhere as [`Self::exact`].
+    ///
+    /// # Panics
+    /// As [`Self::exact`].
+    pub fn narrow(values: &'a [f32], width: usize) -> Self {
+        Self::narrow_on(Isa::selected(), values, width)
+    }
+
+    /// [`Self::narrow`] on a given instruction set, which must be one of [`Isa::available`].
+    ///
+    /// # Panics
+    /// As [`Self::exact`].
+    pub fn narrow_on(isa: Isa, values: &'a [f32], width: usize) -> Self {
+        isa.check();
+        let exact = Self::exact(values, width);
+        if !narrows(isa) {
+            return exact;
+        }
+        let mut narrow = vec![0u16; values.len()];
+        for_each_chunk(&mut narrow, WORTH_SPLITTING, |i, to| {
+            round(isa, &values[i * WORTH_SPLITTING..][..to.len()], to)
+        });
+        Self { narrow: Some(narrow), ..exact }
     }
 
     /// [`Self::rounded`] on a given instruction set, which must be one of [`Isa::available`].

@@ -112,6 +112,37 @@ fn the_base_product_is_right_for_every_type_and_shape() {
     }
 }
 
+/// Rounded by half a unit of bf16's last place at most; the order in which a pair is added is the CPU's.
+#[test]
+fn a_bf16_product_with_narrow_activations_is_that_of_the_rounded_ones() {
+    let mut values = Values(0x9a55);
+    for (m, n, k) in SHAPES {
+        let (x, y) = (values.vec(m * k), values.vec(m * n));
+        let bits: Vec<u16> = values.vec(n * k).into_iter().map(|v| bf16::from_f32(v).to_bits()).collect();
+        let narrow = |values: &[f32]| values.iter().map(|v| bf16::from_f32(*v).to_f32()).collect::<Vec<f32>>();
+        let weights: Vec<f32> = bits.iter().map(|b| bf16::from_bits(*b).to_f32()).collect();
+        let matrix = Matrix::Floats(Weights { elements: Elements::Bf16(&bits), rows: n, cols: k });
+        for isa in Isa::available() {
+            let run = |x: &[f32], y: &[f32], add| {
+                let mut y = y.to_vec();
+                let rows = 0..x.len() / k;
+                let product = Product { terms: vec![Term { matrix, rows }], y: &mut y, add };
+                project_on(isa, &Activations::narrow_on(isa, x, k), &mut [product]);
+                y
+            };
+            let rounds = isa == Isa::Avx512Bf16;
+            let x_then = if rounds { narrow(&x) } else { x.clone() };
+            let got = run(&x, &y, true);
+            assert_close(&got, &product(&x_then, &weights, &y, k), &format!("{m}x{n}x{k} on {isa:?}"));
+            for (row, (x, y)) in x.chunks(k).zip(y.chunks(n)).enumerate() {
+                assert_eq!(run(x, y, true), got[row * n..][..n], "row {row} alone and in company on {isa:?}");
+            }
+            let alone = run(&x, &vec![f32::NAN; m * n], false);
+            assert_close(&alone, &product(&x_then, &weights, &vec![0.0; m * n], k), "what y held does not matter");
+        }
+    }
+}
+
 /// Inputs as the products with rounded activations see them: with one digit or with two.
 fn rounded_inputs(x: &[f32], k: usize, digits: usize) -> Vec<f32> {
     let round = |block: &[f32]| -> Vec<f32> {

@@ -46,9 +46,11 @@ pub struct CompressArgs {
     /// Largest rank of the factors; by default what the size leaves about a bit for each of their entries
     #[arg(long, value_name = "R")]
     rank: Option<usize>,
-    /// Bits a weight: 1, 2 or 4
-    #[arg(long, value_name = "N", default_value_t = BitDeltaConfig::default().bits)]
-    bits: u8,
+    /// A code of so many bits for every weight (1, 2 or 4), 1 where another option of codes is given
+    ///
+    /// Without any of them and without a size: a quarter of a bit a weight by a budget, which keeps more than 1 bit does
+    #[arg(long, value_name = "N")]
+    bits: Option<u8>,
     /// Inputs that share a scale: 32 to 256, or row; by default 64 under 1B weights, 128 to 10B, 256 above
     #[arg(long, value_name = "N|row")]
     group_size: Option<GroupSize>,
@@ -59,8 +61,8 @@ pub struct CompressArgs {
     #[arg(long, conflicts_with = "outlier_threshold")]
     no_clip: bool,
     /// Clip each tensor's delta at this many standard deviations
-    #[arg(long, value_name = "K", default_value_t = BitDeltaConfig::default().outlier_threshold)]
-    outlier_threshold: f32,
+    #[arg(long, value_name = "K")]
+    outlier_threshold: Option<f32>,
     /// Keep f16 deltas, for comparison; the other options of codes have no effect then
     #[arg(long)]
     no_compression: bool,
@@ -81,7 +83,7 @@ pub fn run(args: &CompressArgs) -> Result<(), Error> {
     let base = Base::open(&args.base).context("opening the base model")?;
     let finetuned = Base::open_beside(&args.finetuned, &base).context("opening the fine-tuned model")?;
     let doing = format!("compressing {} against {}", args.finetuned, args.base);
-    if let Some(bytes) = args.bytes(&base) {
+    if let Some(bytes) = args.bytes(&base, &finetuned)? {
         return to_budget(args, bytes, (&base, &finetuned), &doing, cost);
     }
     let (mut variant, mut report) = compress_pair(&base, &finetuned, &config, &Bar::new()).context(doing.as_str())?;
@@ -174,21 +176,40 @@ impl CompressArgs {
         Schedule { epochs: self.epochs.unwrap_or(default.epochs), ..default }
     }
 
-    /// The budget in bytes, however it was given.
-    fn bytes(&self, base: &Base) -> Option<u64> {
+    /// The budget in bytes, however it was given, or the default; `None` for dense codes.
+    fn bytes(&self, base: &Base, finetuned: &Base) -> Result<Option<u64>, Error> {
         let weights: u64 = base.linears().iter().map(|linear| linear.rows as u64 * linear.cols as u64).sum();
-        self.budget.or_else(|| self.bits_per_weight.map(|bits| (bits * weights as f64 / 8.0) as u64))
+        let given = self.budget.or_else(|| self.bits_per_weight.map(|bits| (bits * weights as f64 / 8.0) as u64));
+        if given.is_some() || self.names_codes() {
+            return Ok(given);
+        }
+        let bytes = budget::default_bytes(base, finetuned).context("comparing the models")?;
+        Bar::new().say(&match bytes {
+            Some(bytes) => format!(
+                "no size was named: {}, what keeps most for its bytes (--budget, --bits-per-weight or --bits 1 name one)",
+                format_bytes(bytes)
+            ),
+            None => "no size was named: 1 bit a weight, since the embedding or the head moved too".to_owned(),
+        });
+        Ok(bytes)
+    }
+
+    fn names_codes(&self) -> bool {
+        let Self { bits, group_size, asymmetric, no_clip, outlier_threshold, no_compression, .. } = self;
+        let named = bits.is_some() || group_size.is_some() || outlier_threshold.is_some();
+        named || *asymmetric || *no_clip || *no_compression
     }
 
     fn config(&self) -> BitDeltaConfig {
+        let default = BitDeltaConfig::default();
         BitDeltaConfig {
-            bits: self.bits,
+            bits: self.bits.unwrap_or(default.bits),
             group_size: self.group_size,
             symmetric: !self.asymmetric,
             enable_compression: !self.no_compression,
             clip_outliers: !self.no_clip,
-            outlier_threshold: self.outlier_threshold,
-            ..BitDeltaConfig::default()
+            outlier_threshold: self.outlier_threshold.unwrap_or(default.outlier_threshold),
+            ..default
         }
     }
 }

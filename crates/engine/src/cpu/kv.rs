@@ -1,8 +1,9 @@
 //! Pages of keys and values in memory.
 
 use crate::backend::{KvDtype, KvShape, PAGE, RowPlace};
-use bitdelta_kernels::{self as kernels, KvElements, KvPages, for_each_chunk};
+use bitdelta_kernels::{self as kernels, KvElements, KvPages, for_each, for_each_chunk};
 use half::bf16;
+use std::sync::{Mutex, PoisonError};
 
 /// Pages: page → layer → head → keys (head_dim, position), then values (position, head_dim).
 pub struct CpuKv {
@@ -19,6 +20,34 @@ enum Page {
         /// layer → head → keys, then values.
         scales: Vec<[f32; PAGE]>,
     },
+}
+
+impl Page {
+    /// Writes row `row` of keys and values (rows, kv_heads, head_dim) of one layer at a position.
+    fn store(&mut self, shape: KvShape, layer: usize, (k, v): (&[f32], &[f32]), row: usize, position: usize) {
+        let KvShape { layers, kv_heads, head_dim } = shape;
+        let shape = (2 * layers * kv_heads, PAGE * head_dim);
+        for head in 0..kv_heads {
+            let from = (row * kv_heads + head) * head_dim..(row * kv_heads + head + 1) * head_dim;
+            let (k, v) = (&k[from.clone()], &v[from]);
+            let at = (2 * (layer * kv_heads + head), position);
+            match self {
+                Self::F32(e) => put(e, shape, at, (k, v), (|k| k, |v| v)),
+                Self::Bf16(e) => {
+                    let bits = |value| bf16::from_f32(value).to_bits();
+                    put(e, shape, at, (k, v), (bits, bits));
+                }
+                Self::Int8 { codes, scales } => {
+                    scales.resize(shape.0, [0.0; PAGE]);
+                    let ((k_scale, k_inverse), (v_scale, v_inverse)) = (scale(k), scale(v));
+                    scales[at.0][position] = k_scale;
+                    scales[at.0 + 1][position] = v_scale;
+                    let code = |inverse: f32| move |value: f32| (value * inverse).round_ties_even() as i8;
+                    put(codes, shape, at, (k, v), (code(k_inverse), code(v_inverse)));
+                }
+            }
+        }
+    }
 }
 
 /// One sequence's pages at one layer and head.
@@ -55,34 +84,29 @@ impl CpuKv {
         Self { shape, pages: (0..pages).map(|_| empty()).collect() }
     }
 
-    /// Writes keys and values (rows, kv_heads, head_dim) of one layer at their rows' places.
+    /// Writes keys and values (rows, kv_heads, head_dim) of one layer at their rows' places. Keys lie position by position
+    /// in different cache lines, which takes a while where many rows are written: threads have a page each.
     pub(super) fn store(&mut self, layer: usize, k: &[f32], v: &[f32], rows: &[RowPlace]) {
-        let KvShape { layers, kv_heads, head_dim } = self.shape;
-        let shape = (2 * layers * kv_heads, PAGE * head_dim);
-        for (row, place) in rows.iter().enumerate() {
-            let page = &mut self.pages[place.pages[place.position / PAGE] as usize];
-            let position = place.position % PAGE;
-            for head in 0..kv_heads {
-                let from = (row * kv_heads + head) * head_dim..(row * kv_heads + head + 1) * head_dim;
-                let (k, v) = (&k[from.clone()], &v[from]);
-                let at = (2 * (layer * kv_heads + head), position);
-                match page {
-                    Page::F32(e) => put(e, shape, at, (k, v), (|k| k, |v| v)),
-                    Page::Bf16(e) => {
-                        let bits = |value| bf16::from_f32(value).to_bits();
-                        put(e, shape, at, (k, v), (bits, bits));
-                    }
-                    Page::Int8 { codes, scales } => {
-                        scales.resize(shape.0, [0.0; PAGE]);
-                        let ((k_scale, k_inverse), (v_scale, v_inverse)) = (scale(k), scale(v));
-                        scales[at.0][position] = k_scale;
-                        scales[at.0 + 1][position] = v_scale;
-                        let code = |inverse: f32| move |value: f32| (value * inverse).round_ties_even() as i8;
-                        put(codes, shape, at, (k, v), (code(k_inverse), code(v_inverse)));
-                    }
-                }
-            }
+        let shape = self.shape;
+        let page_of = |row: usize| rows[row].pages[rows[row].position / PAGE] as usize;
+        let mut order: Vec<usize> = (0..rows.len()).collect();
+        order.sort_by_key(|row| page_of(*row));
+        let (mut rest, mut before) = (&mut self.pages[..], 0);
+        let mut tasks = Vec::new();
+        for rows_of_page in order.chunk_by(|a, b| page_of(*a) == page_of(*b)) {
+            let number = page_of(rows_of_page[0]);
+            let (page, after) =
+                rest[number - before..].split_first_mut().expect("the row's page is one of the cache's");
+            (rest, before) = (after, number + 1);
+            tasks.push(Mutex::new((page, rows_of_page)));
         }
+        for_each(tasks.len(), |i| {
+            let mut task = tasks[i].lock().unwrap_or_else(PoisonError::into_inner);
+            let (page, rows_of_page) = &mut *task;
+            for &row in *rows_of_page {
+                page.store(shape, layer, (k, v), row, rows[row].position % PAGE);
+            }
+        });
     }
 
     /// Each row attends to its own sequence up to its own position.

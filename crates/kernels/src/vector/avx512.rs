@@ -8,6 +8,12 @@ use std::arch::x86_64::*;
 pub struct Avx512(__m512);
 
 impl Avx512 {
+    /// The register.
+    #[inline(always)]
+    pub(crate) fn lanes(self) -> __m512 {
+        self.0
+    }
+
     /// The register's lanes.
     #[inline(always)]
     pub(super) fn of(lanes: __m512) -> Self {

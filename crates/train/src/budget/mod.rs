@@ -176,6 +176,23 @@ fn affordable(base: &Base, finetuned: &Base, bytes: u64, progress: &dyn Progress
     Ok(Vec::new())
 }
 
+/// What suits a pair whose user names no size: a quarter of a bit a weight, which keeps more of a fine-tune than one bit a
+/// weight does, at a fifth of the bytes and at more speed (the book, "Quality per byte"). `None` where an embedding or a head
+/// moved, which dense codes keep and a budget leaves out.
+///
+/// # Errors
+/// Models that are no pair, or an unreadable tensor.
+pub fn default_bytes(base: &Base, finetuned: &Base) -> Result<Option<u64>, Error> {
+    /// Of a linear in the manifest and its norms, and of the header: what counts in small models alone.
+    const LINEAR_BYTES: u64 = 256;
+    const HEADER_BYTES: u64 = 4096;
+    check_shapes(base, finetuned)?;
+    let (_, tables) = vectors_and_tables(base, finetuned)?;
+    let linears = base.linears();
+    let weights: u64 = linears.iter().map(|linear| linear.rows as u64 * linear.cols as u64).sum();
+    Ok((!tables).then(|| weights / 32 + LINEAR_BYTES * linears.len() as u64 + HEADER_BYTES))
+}
+
 /// Bytes of the file that these factors make.
 pub(crate) fn size_of(base: &Base, info: &Info, coded: &[Coded]) -> Result<u64, Error> {
     Ok(variant_of(base, info.clone(), coded)?.to_bytes()?.len() as u64)
