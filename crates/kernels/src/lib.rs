@@ -39,6 +39,7 @@ pub use int8::{Blocks, Int8Weights, Layout, SHORT_BLOCK};
 pub use isa::Isa;
 pub use lowrank::LowRankTiles;
 pub use matmul::{Elements, Weights};
+pub use narrow::{round_to_bf16, round_transposed_to_bf16};
 pub use packed::Packed;
 pub use parallel::{Team, for_each, for_each_chunk};
 pub use planes::PlaneTiles;

@@ -7,7 +7,7 @@
 use crate::{
     Error,
     budget::{RATE, Schedule, rank_for},
-    graph::Storage,
+    graph::{Keeping, Precision, Storage},
     template,
 };
 use bitdelta_delta::{BitDeltaConfig, GroupSize, file::MAX_EXPERIENCES, sizes::parse_bytes};
@@ -17,10 +17,8 @@ use serde_json::Value;
 use std::path::PathBuf;
 
 /// Settings of other trainers that are accepted and do nothing here.
-pub const WITHOUT_EFFECT: [&str; 21] = [
-    "bf16",
+pub const WITHOUT_EFFECT: [&str; 19] = [
     "fp16",
-    "pure_bf16",
     "do_train",
     "do_eval",
     "plot_loss",
@@ -225,6 +223,8 @@ pub struct TrainConfig {
     pub lora_alpha: Option<f32>,
     /// Bits a weight of the frozen base while factors learn: 16, 8 or 4 (QLoRA); `None` is f32.
     pub quantization_bit: Option<u8>,
+    /// Multiply in bfloat16, adding up in f32: half the time where the CPU has dot products of it, else without effect.
+    pub bf16: bool,
     /// Bits a weight of the quantised factors, 1 to 8; 16 keeps them in f16, as a LoRA file does.
     pub factor_bits: u8,
     /// Size that the variant's file may have ("340KB", "10MB", or bytes): low-rank factors of a rank that follows from it,
@@ -384,6 +384,7 @@ impl Default for TrainConfig {
             lora_rank: 4,
             lora_alpha: None,
             quantization_bit: None,
+            bf16: false,
             factor_bits: 4,
             budget: None,
             bits_per_weight: None,
@@ -441,10 +442,13 @@ impl TrainConfig {
         let mut config = Self::default();
         let mut notes = Vec::new();
         for (name, value) in pairs {
-            let name = name.replace('-', "_");
+            let mut name = name.replace('-', "_");
+            if name == "pure_bf16" {
+                name = "bf16".into();
+            }
             if WITHOUT_EFFECT.contains(&name.as_str()) {
                 notes.push(match name.as_str() {
-                    "bf16" | "fp16" | "pure_bf16" => format!("{name}: training on CPU computes in f32"),
+                    "fp16" => format!("{name}: training computes in f32, or with bf16 in bfloat16"),
                     _ => format!("{name} has no effect here"),
                 });
             } else if name == "quantization_method" && value != "bitdelta" {
@@ -658,14 +662,15 @@ impl TrainConfig {
         HEADING + self.max_experiences * (self.experience_tokens() + BULLET)
     }
 
-    /// How the frozen base is kept.
-    pub fn storage(&self) -> Storage {
-        match self.quantization_bit {
+    /// How matrices are kept and multiplied.
+    pub fn keeping(&self) -> Keeping {
+        let storage = match self.quantization_bit {
             Some(16) => Storage::Bf16,
             Some(8) => Storage::Int8,
             Some(4) => Storage::Nf4,
             _ => Storage::F32,
-        }
+        };
+        Keeping { storage, precision: if self.bf16 { Precision::Bf16 } else { Precision::F32 } }
     }
 
     /// The size that the file may have.

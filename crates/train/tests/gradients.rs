@@ -4,7 +4,9 @@
 mod common;
 
 use bitdelta_model::{Architecture, ModelConfig};
-use bitdelta_train::graph::{Adaptation, Graph, PackedBatch, Storage, distil_loss::kl, frozen::Frozen, matrix::Matrix};
+use bitdelta_train::graph::{
+    Adaptation, Graph, Keeping, PackedBatch, Storage, distil_loss::kl, frozen::Frozen, matrix::Matrix,
+};
 use candle_core::{D, Device, Tensor, Var};
 use common::{Tensors, config, tensors};
 
@@ -346,7 +348,8 @@ fn factors_beside_a_coded_base_learn_as_beside_the_weights_that_the_codes_stand_
     let exact = gradients(&Graph::new(&config, &tensors, adaptation, 64, false).expect("graph"));
     // Of the exact gradients: what rounding the weights may change. Each is measured, with room for twice as much.
     for (storage, most) in [(Storage::Bf16, 0.02), (Storage::Int8, 0.06), (Storage::Nf4, 0.7)] {
-        let coded = Graph::stored(&config, &tensors, adaptation, storage, 64, false).expect("graph");
+        let coded = Graph::kept(&config, &tensors, adaptation, Keeping { storage, ..Keeping::default() }, 64, false)
+            .expect("graph");
         let plain = Graph::new(&config, &tensors, adaptation, 64, false).expect("graph");
         assert!(coded.frozen_bytes() < plain.frozen_bytes(), "{storage:?}");
         let found = gradients(&coded);

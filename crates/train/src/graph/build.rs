@@ -6,7 +6,7 @@ use super::{
     frozen::{Frozen, Storage},
     layer::Layer,
     linear::{Adapter, LinearPart, Linears, Weight},
-    matrix::Matrix,
+    matrix::{Matrix, Precision},
     norm::RmsNorm,
     parameter::Parameter,
     rope::Rope,
@@ -56,6 +56,15 @@ pub enum Adaptation {
     },
 }
 
+/// How a graph keeps and multiplies its matrices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Keeping {
+    /// Linears that stay.
+    pub storage: Storage,
+    /// Products with all matrices.
+    pub precision: Precision,
+}
+
 impl Graph {
     /// Reads the model. `longest` is the longest sequence it will see; `checkpointing` trades a second forward pass
     /// for a fraction of the memory.
@@ -69,22 +78,22 @@ impl Graph {
         longest: usize,
         checkpointing: bool,
     ) -> Result<Self, Error> {
-        Self::stored(config, weights, adaptation, Storage::F32, longest, checkpointing)
+        Self::kept(config, weights, adaptation, Keeping::default(), longest, checkpointing)
     }
 
-    /// As [`Graph::new`], with linears that stay kept as `storage` says. Embedding and head stay in f32.
+    /// As [`Graph::new`], with matrices that are kept and multiplied as `keeping` says. Embedding and head stay in f32.
     ///
     /// # Errors
     /// As [`Graph::new`].
-    pub fn stored(
+    pub fn kept(
         config: &ModelConfig,
         weights: &dyn Weights,
         adaptation: Adaptation,
-        storage: Storage,
+        keeping: Keeping,
         longest: usize,
         checkpointing: bool,
     ) -> Result<Self, Error> {
-        let mut builder = Builder::new(config, weights, adaptation, storage);
+        let mut builder = Builder::new(config, weights, adaptation, keeping);
         let embedding = builder.matrix("model.embed_tokens.weight", config.vocab, config.hidden)?;
         let head = match config.tied {
             true => None,
@@ -100,18 +109,18 @@ struct Builder<'a> {
     config: &'a ModelConfig,
     weights: &'a dyn Weights,
     adaptation: Adaptation,
-    storage: Storage,
+    keeping: Keeping,
     rng: StdRng,
     next_linear: usize,
 }
 
 impl<'a> Builder<'a> {
-    fn new(config: &'a ModelConfig, weights: &'a dyn Weights, adaptation: Adaptation, storage: Storage) -> Self {
+    fn new(config: &'a ModelConfig, weights: &'a dyn Weights, adaptation: Adaptation, keeping: Keeping) -> Self {
         let seed = match adaptation {
             Adaptation::LowRank { seed, .. } => seed,
             Adaptation::Frozen | Adaptation::Full => 0,
         };
-        Self { config, weights, adaptation, storage, rng: StdRng::seed_from_u64(seed), next_linear: 0 }
+        Self { config, weights, adaptation, keeping, rng: StdRng::seed_from_u64(seed), next_linear: 0 }
     }
 
     fn layer(&mut self, layer: usize) -> Result<Layer, Error> {
@@ -164,12 +173,14 @@ impl<'a> Builder<'a> {
             bias.resize(outputs, 0.0);
             bias
         });
-        let weight = Matrix::new(outputs, inputs, values);
+        let weight = Matrix::new(outputs, inputs, values).at(self.keeping.precision);
         let first = named.first().map_or("", |(name, _)| name.as_str());
         Ok(Linears {
             weight: match self.adaptation {
                 Adaptation::Full => Weight::Trained(Arc::new(Parameter::new(format!("{first}.stack"), weight))),
-                Adaptation::Frozen | Adaptation::LowRank { .. } => Weight::Frozen(Frozen::new(weight, self.storage)),
+                Adaptation::Frozen | Adaptation::LowRank { .. } => {
+                    Weight::Frozen(Frozen::new(weight, self.keeping.storage))
+                }
             },
             bias,
             adapter: match self.adaptation {
@@ -200,7 +211,7 @@ impl<'a> Builder<'a> {
     }
 
     fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix, Error> {
-        Ok(Matrix::new(rows, cols, self.values(name, rows * cols)?))
+        Ok(Matrix::new(rows, cols, self.values(name, rows * cols)?).at(self.keeping.precision))
     }
 
     fn values(&self, name: &str, expected: usize) -> Result<Vec<f32>, Error> {

@@ -7,7 +7,7 @@
 //! Codes are those of QLoRA (Dettmers et al. 2023): groups of 64 along a row share an f32 scale, their largest magnitude;
 //! at 8 bits a code is a whole number of 127ths of it, at 4 bits one of the sixteen quantiles of a normal distribution (NF4).
 
-use super::matrix::{Matrix, View, product};
+use super::matrix::{Matrix, Precision, View, product};
 use half::bf16;
 use rayon::prelude::*;
 
@@ -66,6 +66,7 @@ pub struct Coded {
     rows: usize,
     cols: usize,
     storage: Storage,
+    precision: Precision,
     /// Row after row, each of a whole number of bytes; two codes a byte have the first in the low half.
     codes: Vec<u8>,
     /// Row after row, one a group; none for bf16.
@@ -186,7 +187,7 @@ impl Coded {
                 .zip(scales.par_chunks_mut(row_scales))
                 .for_each(|((values, codes), scales)| encode(values, codes, scales, storage));
         }
-        Self { rows, cols, storage, codes, scales }
+        Self { rows, cols, storage, precision: matrix.precision(), codes, scales }
     }
 
     /// Calls `each` with the first row of every block of rows, and the block in f32.
@@ -201,7 +202,7 @@ impl Coded {
     /// Rows `from..to` in f32.
     fn widen(&self, from: usize, to: usize) -> Matrix {
         let (row_bytes, row_scales) = (self.storage.row_bytes(self.cols), self.storage.row_scales(self.cols));
-        let mut out = Matrix::zeros(to - from, self.cols);
+        let mut out = Matrix::zeros(to - from, self.cols).at(self.precision);
         out.values_mut().par_chunks_mut(self.cols).enumerate().for_each(|(at, out)| {
             let row = from + at;
             let codes = &self.codes[row * row_bytes..(row + 1) * row_bytes];

@@ -118,8 +118,9 @@ impl Linears {
         let mut dx = match &self.weight {
             Weight::Frozen(weight) => weight.backward(dy.view())?,
             Weight::Trained(weight) => {
-                weight.accumulate(product(dy.t(), x.view())?);
-                product(dy.view(), weight.value().view())?
+                let weight_now = weight.value();
+                weight.accumulate(product(dy.t(), x.view().at(weight_now.precision()))?);
+                product(dy.view(), weight_now.view())?
             }
         };
         if let Some(adapter) = &self.adapter {

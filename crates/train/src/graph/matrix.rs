@@ -3,6 +3,10 @@
 //! The backward pass needs gradients added in place and products of column ranges, which candle's immutable tensors
 //! do not offer; its CPU storage and matrix product do, so a [`Matrix`] is candle's storage with a shape.
 
+use bitdelta_kernels::{
+    Activations, Elements, Isa, Matrix as Factor, Product, Term, Weights, project, round_to_bf16,
+    round_transposed_to_bf16,
+};
 use candle_core::{CpuStorage, Layout, Shape, backend::BackendStorage};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -10,12 +14,35 @@ use std::ops::Range;
 /// Elements that one task handles in element-wise loops: large enough to hide the cost of a task.
 const ELEMENTS_PER_TASK: usize = 1 << 14;
 
+/// Rows of a product in bf16 that one task computes.
+const ROWS_PER_TASK: usize = 64;
+/// Sizes below which a product in bf16 is not worth the rounding.
+const WORTH_ROUNDING: usize = 32;
+
+/// How a product with a matrix is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Precision {
+    /// In f32.
+    #[default]
+    F32,
+    /// Of factors rounded to bf16, added up in f32: twice as fast where the CPU has dot products of bf16.
+    Bf16,
+}
+
+impl Precision {
+    /// Whether this CPU has what makes [`Self::Bf16`] faster.
+    pub fn bf16_pays() -> bool {
+        Isa::selected() >= Isa::Avx512Bf16
+    }
+}
+
 /// A (rows, cols) matrix of f32, row-major.
 #[derive(Debug, Clone)]
 pub struct Matrix {
     rows: usize,
     cols: usize,
     storage: CpuStorage,
+    precision: Precision,
 }
 
 /// A matrix, its transpose, or a range of its columns, as an operand of [`product`].
@@ -27,13 +54,24 @@ pub struct View<'a> {
     row_stride: usize,
     col_stride: usize,
     offset: usize,
+    precision: Precision,
 }
 
 impl Matrix {
     /// Wraps `values`, whose length must be `rows * cols`.
     pub fn new(rows: usize, cols: usize, values: Vec<f32>) -> Self {
         assert_eq!(values.len(), rows * cols, "a ({rows}, {cols}) matrix");
-        Self { rows, cols, storage: CpuStorage::F32(values) }
+        Self { rows, cols, storage: CpuStorage::F32(values), precision: Precision::F32 }
+    }
+
+    /// The same, whose products are computed so.
+    pub fn at(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
+    /// How products with it are computed.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// All zeros.
@@ -74,7 +112,8 @@ impl Matrix {
 
     /// The matrix itself as an operand.
     pub fn view(&self) -> View<'_> {
-        View { matrix: self, rows: self.rows, cols: self.cols, row_stride: self.cols, col_stride: 1, offset: 0 }
+        let Self { rows, cols, precision, .. } = *self;
+        View { matrix: self, rows, cols, row_stride: cols, col_stride: 1, offset: 0, precision }
     }
 
     /// The transpose as an operand.
@@ -152,20 +191,60 @@ impl<'a> View<'a> {
         self.t().columns(rows).t()
     }
 
+    /// The same in a product that is computed so.
+    pub fn at(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
+    /// All values rounded to bf16, row after row.
+    fn narrow(&self) -> Vec<u16> {
+        let values = &self.matrix.values()[self.offset..];
+        let mut out = vec![0; self.rows * self.cols];
+        out.par_chunks_mut(ROWS_PER_TASK * self.cols).enumerate().for_each(|(i, out)| {
+            let values = &values[i * ROWS_PER_TASK * self.row_stride..];
+            if self.row_stride == 1 {
+                round_transposed_to_bf16(values, self.col_stride, (self.cols, out.len() / self.cols), out);
+            } else {
+                for (row, out) in out.chunks_exact_mut(self.cols).enumerate() {
+                    round_to_bf16(&values[row * self.row_stride..][..self.cols], out);
+                }
+            }
+        });
+        out
+    }
+
     fn layout(&self) -> Layout {
         Layout::new(Shape::from((self.rows, self.cols)), vec![self.row_stride, self.col_stride], self.offset)
     }
 }
 
-/// `a (m, k) · b (k, n) -> (m, n)`, on all threads.
+/// `a (m, k) · b (k, n) -> (m, n)`, on all threads, as the more thrifty [`Precision`] of the two says.
 ///
 /// # Errors
 /// What candle reports; with equal inner sizes there is nothing to report.
 pub fn product(a: View<'_>, b: View<'_>) -> candle_core::Result<Matrix> {
     assert_eq!(a.cols, b.rows, "inner sizes of a product");
+    let least = a.rows.min(a.cols).min(b.cols);
+    if a.precision.max(b.precision) == Precision::Bf16 && least >= WORTH_ROUNDING && Precision::bf16_pays() {
+        return Ok(product_of_bf16(a, b));
+    }
     let sizes = (1, a.rows, b.cols, a.cols);
     let storage = a.matrix.storage.matmul(&b.matrix.storage, sizes, &a.layout(), &b.layout())?;
-    Ok(Matrix { rows: a.rows, cols: b.cols, storage })
+    Ok(Matrix { rows: a.rows, cols: b.cols, storage, precision: Precision::F32 })
+}
+
+/// [`product`] of rounded factors.
+fn product_of_bf16(a: View<'_>, b: View<'_>) -> Matrix {
+    let (rows, inner, cols) = (a.rows, a.cols, b.cols);
+    let (a, b) = (a.narrow(), b.t().narrow());
+    let weights = Weights { elements: Elements::Bf16(&b), rows: cols, cols: inner };
+    let mut y = vec![0.0; rows * cols];
+    y.par_chunks_mut(ROWS_PER_TASK * cols).zip(a.par_chunks(ROWS_PER_TASK * inner)).for_each(|(y, a)| {
+        let x = Activations::of_bf16(a, inner);
+        let terms = vec![Term { matrix: Factor::Floats(weights), rows: 0..x.rows() }];
+        project(&x, &mut [Product { terms, y, add: false }]);
+    });
+    Matrix::new(rows, cols, y)
 }
 
 /// Σ aᵢ·bᵢ with sixteen running sums, so that the compiler can use vector registers. Equal lengths.
@@ -237,6 +316,34 @@ mod tests {
         assert_eq!(columns.values(), [6., 5., 12., 11.]);
         let rows = product(a.view().rows(1..2), b.t()).expect("product");
         assert_eq!(rows.values(), [16., 11.]);
+    }
+
+    #[test]
+    fn products_in_bf16_are_near_those_in_f32_for_every_view() {
+        let ramp = |rows: usize, cols: usize, by: usize| {
+            let values = (0..rows * cols).map(|i| (i * by % 1009) as f32 / 504.5 - 1.0).collect();
+            Matrix::new(rows, cols, values)
+        };
+        let (x, w, dy) = (ramp(70, 65, 7919), ramp(99, 65, 104_729), ramp(70, 99, 15_485));
+        let views = [
+            (x.view(), w.t()),
+            (dy.view(), w.view()),
+            (dy.t(), x.view()),
+            (dy.view().columns(33..97), w.view().rows(33..97)),
+            (x.view().rows(3..50), w.view().rows(1..60).t()),
+        ];
+        for (a, b) in views {
+            let exact = product(a, b).expect("a product");
+            for (a, b) in [(a.at(Precision::Bf16), b), (a, b.at(Precision::Bf16))] {
+                let found = product(a, b).expect("a product");
+                assert_eq!((found.rows(), found.cols()), (exact.rows(), exact.cols()));
+                // Each factor is off by 1 in 512 at most, and the signs of errors differ.
+                let bound = 2.0 / 512.0 * (a.cols as f32).sqrt();
+                for (found, exact) in found.values().iter().zip(exact.values()) {
+                    assert!((found - exact).abs() < bound, "{found} for {exact}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub mod parameter;
 pub mod rope;
 pub mod swiglu;
 
-pub use build::{Adaptation, Weights};
+pub use build::{Adaptation, Keeping, Weights};
 pub use frozen::Storage;
+pub use matrix::Precision;
 pub use model::{Graph, PackedBatch};

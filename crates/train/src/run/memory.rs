@@ -43,7 +43,7 @@ impl Need {
         let factors = config.lora_rank * c.layers * (sizes.iter().sum::<usize>() + 3 * (c.hidden + c.intermediate));
         // A code's share of its group's scale, as for a long row; rows are thousands of weights.
         const ROW: usize = 1 << 12;
-        let frozen = linears as u64 * config.storage().bytes(1, ROW) as u64 / ROW as u64;
+        let frozen = linears as u64 * config.keeping().storage.bytes(1, ROW) as u64 / ROW as u64;
         let (frozen, learning) = match config.method {
             Method::Full => (0, linears * copies),
             Method::LowRank => (frozen, factors * copies),

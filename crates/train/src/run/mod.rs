@@ -137,7 +137,7 @@ pub fn run_on(base: &Base, config: &TrainConfig, progress: &dyn Progress, stop: 
         Stage::Grpo => Some(Explorer::new(base, &template, config, data.longest())?),
         Stage::Sft | Stage::Dpo | Stage::Kto => None,
     };
-    let graph = Graph::stored(&base.config, base, adaptation, config.storage(), data.longest(), checkpointing)?;
+    let graph = Graph::kept(&base.config, base, adaptation, config.keeping(), data.longest(), checkpointing)?;
     objective::prepare(&graph, &mut data.train, config.per_device_eval_batch_size, progress)?;
     objective::prepare(&graph, &mut data.held_out, config.per_device_eval_batch_size, progress)?;
     let parameters = graph.parameters();

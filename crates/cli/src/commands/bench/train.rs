@@ -5,7 +5,7 @@ use crate::{Context, Error, output, sizes::format_bytes};
 use bitdelta_model::{Base, memory};
 use bitdelta_train::{
     batch::{Example, pack},
-    graph::{Adaptation, Graph},
+    graph::{Adaptation, Graph, Keeping, Precision},
 };
 use serde::Serialize;
 use std::time::Instant;
@@ -19,6 +19,9 @@ pub struct TrainArgs {
     /// Rank of the factors that learn beside each linear; 0 trains the linears themselves
     #[arg(long, value_name = "R", default_value_t = 0)]
     rank: usize,
+    /// Multiply in bfloat16, where the CPU does
+    #[arg(long)]
+    bf16: bool,
     /// Sequences in a pass
     #[arg(long, value_name = "N", default_value_t = 8)]
     batch: usize,
@@ -39,6 +42,8 @@ struct Measured {
     model: String,
     threads: usize,
     rank: usize,
+    /// Whether products were of bfloat16.
+    bf16: bool,
     batch: usize,
     length: usize,
     tokens_per_second: f64,
@@ -61,7 +66,11 @@ pub fn run(args: &TrainArgs) -> Result<(), Error> {
         0 => Adaptation::Full,
         rank => Adaptation::LowRank { rank, scale: 1.0, seed: 42 },
     };
-    let graph = Graph::new(&base.config, &base, adaptation, length, false).context("loading the base model")?;
+    let bf16 = args.bf16 && Precision::bf16_pays();
+    let precision = if bf16 { Precision::Bf16 } else { Precision::F32 };
+    let keeping = Keeping { precision, ..Keeping::default() };
+    let graph = Graph::kept(&base.config, &base, adaptation, keeping, length, false);
+    let graph = graph.context("loading the base model")?;
     let prompts = (0..batch).map(|index| prompt_tokens(index, length, base.config.vocab));
     let examples: Vec<Example> = prompts.map(|tokens| Example { counts: vec![true; tokens.len()], tokens }).collect();
     let packed = pack(&examples);
@@ -82,6 +91,7 @@ pub fn run(args: &TrainArgs) -> Result<(), Error> {
         model: base.name.clone(),
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         rank,
+        bf16,
         batch,
         length,
         tokens_per_second: packed.tokens.len() as f64 / seconds,
@@ -95,7 +105,12 @@ fn print(m: &Measured) -> Result<(), Error> {
     let learns = if m.rank == 0 { "all linears".to_owned() } else { format!("factors of rank {}", m.rank) };
     let memory = m.peak_memory.map_or_else(String::new, |peak| format!(", at most {} of memory", format_bytes(peak)));
     output::line(&format!(
-        "train: {:.1} tokens/s forward and back ({learns}; {} sequences of {} tokens, {:.2} s; {} threads{memory})",
-        m.tokens_per_second, m.batch, m.length, m.seconds, m.threads
+        "train: {:.1} tokens/s forward and back in {} ({learns}; {} sequences of {} tokens, {:.2} s; {} threads{memory})",
+        m.tokens_per_second,
+        if m.bf16 { "bf16" } else { "f32" },
+        m.batch,
+        m.length,
+        m.seconds,
+        m.threads
     ))
 }
