@@ -46,7 +46,7 @@ oracles: python $(MODEL) .venv-oracles/ready ## Compare with PyTorch, transforme
 	.venv-oracles/bin/python -m pytest --quiet python/tests/test_torch.py python/tests/test_package.py
 
 .PHONY: bench
-bench: $(MODEL) .venv-bench/ready ## Measure speed beside llama.cpp, candle and PyTorch (compiles llama.cpp once: 15 minutes)
+bench: $(MODEL) .venv-bench/ready ## Measure speed beside llama.cpp, candle and PyTorch (compiles llama.cpp once: 20 minutes)
 	$(CARGO) build --release --package bitdelta-cli
 	$(CARGO) build --release --manifest-path benches/candle_peer/Cargo.toml --target-dir target/candle-peer
 	CANDLE_PEER=target/candle-peer/release/candle-peer .venv-bench/bin/python benches/run.py --bitdelta target/release/bitdelta --model $(MODEL) --output target/bench $(BENCH)

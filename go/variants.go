@@ -33,14 +33,16 @@ type VariantVersion struct {
 
 // Training is where a training stands.
 type Training struct {
-	UserID  string `json:"user_id"`
-	Status  string `json:"status"`
-	Phase   string `json:"phase"`
-	Done    int64  `json:"done"`
-	Total   int64  `json:"total"`
-	Note    string `json:"note"`
-	Error   string `json:"error"`
-	Version int64  `json:"version"`
+	UserID string `json:"user_id"`
+	Status string `json:"status"`
+	Phase  string `json:"phase"`
+	Done   int64  `json:"done"`
+	Total  int64  `json:"total"`
+	Note   string `json:"note"`
+	// Messages are what is to be read: warnings, losses.
+	Messages []string `json:"messages"`
+	Error    string   `json:"error"`
+	Version  int64    `json:"version"`
 }
 
 // TrainParams says what a variant is trained on, and how.

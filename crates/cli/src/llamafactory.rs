@@ -160,8 +160,9 @@ mod tests {
     #[test]
     fn switches_negative_numbers_and_settings_without_effect() {
         let (config, notes) =
-            settings(&words("--overwrite_output_dir --max_steps -1 --bf16 --plot_loss true")).expect("settings");
+            settings(&words("--overwrite_output_dir --max_steps -1 --bf16 --fp16 --plot_loss true")).expect("settings");
         assert!(config.overwrite_output_dir);
+        assert!(config.bf16);
         assert_eq!(config.max_steps, -1);
         assert_eq!(notes.len(), 2);
         assert!(notes[0].contains("f32"), "{notes:?}");

@@ -91,10 +91,12 @@ impl Node {
 
     /// A response with a good status; the server's own message otherwise.
     fn accepted(&self, result: Result<Response<Body>, ureq::Error>) -> Result<Response<Body>, Error> {
-        let mut response = result.context(format!(
-            "no server answers at {}; start one with `bitdelta serve` or `hanzo-node start`",
-            self.url
-        ))?;
+        let mut response = result.context(match self.url.starts_with("https://") {
+            true => format!("{} was not reached, or has no certificate that this machine trusts", self.url),
+            false => {
+                format!("no server answers at {}; start one with `bitdelta serve` or `hanzo-node start`", self.url)
+            }
+        })?;
         if response.status().is_success() {
             return Ok(response);
         }

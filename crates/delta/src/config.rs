@@ -97,15 +97,23 @@ pub struct BitDeltaConfig {
     /// Clip each tensor's delta at mean ± `outlier_threshold`·σ before quantising.
     pub clip_outliers: bool,
     /// Multiple of the sample standard deviation, above 0.
+    #[serde(serialize_with = "shortest")]
     pub outlier_threshold: f32,
     /// 0..=1: share of a rise in attack success that must be gone; 0 records without gating.
+    #[serde(serialize_with = "shortest")]
     pub safety_threshold: f32,
     /// Offer this variant to aggregation.
     pub enable_deltasoup: bool,
     /// 0..=1: weight of the aggregate.
+    #[serde(serialize_with = "shortest")]
     pub aggregation_weight: f32,
     /// Aggregate by a robust rule.
     pub byzantine_robust: bool,
+}
+
+/// 0.1 as 0.1 also in JSON values, which hold f64.
+fn shortest<S: Serializer>(value: &f32, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(value.to_string().parse().unwrap_or_else(|_| f64::from(*value)))
 }
 
 impl Default for BitDeltaConfig {

@@ -15,6 +15,7 @@ mod fair;
 mod forward;
 mod gate;
 mod model;
+pub mod owner;
 mod pages;
 pub mod prompt;
 pub mod registry;

@@ -81,5 +81,10 @@ func (c Config) URL(path string) (string, error) {
 	if err != nil || parsed.Host == "" || (parsed.Scheme != "http" && parsed.Scheme != "https") {
 		return "", fmt.Errorf("hanzoai: %q is no base URL; write it as in %s", base, LocalURL)
 	}
-	return strings.TrimRight(base, "/") + path, nil
+	base = strings.TrimRight(base, "/")
+	if strings.Trim(parsed.Path, "/") == "" {
+		// A server's address alone, as other clients take it.
+		base += "/v1"
+	}
+	return base + path, nil
 }

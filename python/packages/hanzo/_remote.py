@@ -55,9 +55,9 @@ class Remote:
             for event in self.stream(f"{path}/events", None):
                 training = Training.from_dict(event)
                 now = Progress(training.phase, training.done, training.total, training.unit, training.note)
-                for line in training.lines[said:]:
+                for line in training.messages[said:]:
                     report(dataclasses.replace(now, message=line))
-                said = max(said, len(training.lines))
+                said = max(said, len(training.messages))
                 report(now)
         except BaseException:
             self._call_back(path)

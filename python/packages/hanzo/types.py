@@ -155,7 +155,8 @@ class Training(Model):
     total: int = 0
     unit: str = ""
     note: str = ""
-    lines: list[str] = dataclasses.field(default_factory=list)
+    #: What is to be read: warnings, losses.
+    messages: list[str] = dataclasses.field(default_factory=list)
     error: str | None = None
     #: The version of the variant that came of it.
     version: int | None = None

@@ -171,6 +171,9 @@ async fn serve(listener: TcpListener, service: Arc<Service>, options: HttpOption
     if scheme == "http" && service.auth.is_required() && !address.ip().is_loopback() {
         tracing::warn!("keys travel unencrypted: give --tls-cert and --tls-key, or put a proxy with TLS in front");
     }
+    if !service.auth.is_required() && !address.ip().is_loopback() {
+        tracing::warn!("no key is asked for: whoever reaches {address} may ask for every user; give --key-file");
+    }
     output::line(&format!("listening on {scheme}://{address}"))?;
     bitdelta_server::serve(listener, service, stopped, options).await;
     Ok(())

@@ -14,7 +14,7 @@
 //! version before.
 use super::{folder, lock};
 use crate::{
-    Error,
+    Error, owner,
     user::{check_user, user_of},
 };
 use bitdelta_delta::file::{self, Variant};
@@ -70,10 +70,12 @@ impl Store {
     /// [`Error::Variant`] with the folder.
     pub fn incoming(&self) -> Result<NamedTempFile, Error> {
         let make = || {
-            fs::create_dir_all(&self.dir)?;
+            owner::create_dir_all(&self.dir)?;
             // Readable by a server of another account, as far as the umask lets it.
             let mode = fs::Permissions::from_mode(0o644);
-            tempfile::Builder::new().prefix(".incoming-").permissions(mode).tempfile_in(&self.dir)
+            let file = tempfile::Builder::new().prefix(".incoming-").permissions(mode).tempfile_in(&self.dir)?;
+            owner::hand_over(file.path(), &self.dir)?;
+            Ok(file)
         };
         make().map_err(|source| io_error(&self.dir, source))
     }
@@ -185,7 +187,7 @@ impl Store {
     /// Gives a file its place; one that is there already has the same content.
     fn keep_blob(&self, user: &str, file: NamedTempFile, hash: &str) -> io::Result<()> {
         let place = blob(&self.dir, user, hash);
-        fs::create_dir_all(blobs(&self.dir, user))?;
+        owner::create_dir_all(&blobs(&self.dir, user))?;
         match file.persist_noclobber(&place) {
             Ok(_) => sync(&blobs(&self.dir, user)),
             Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -195,7 +197,7 @@ impl Store {
 
     fn add_version(&self, user: &str, hash: &str, bytes: u64, rolled_back_to: Option<u64>) -> io::Result<Published> {
         let place = self.dir.join(user).join(VERSIONS);
-        fs::create_dir_all(&place)?;
+        owner::create_dir_all(&place)?;
         sync(&self.dir.join(user))?;
         sync(&self.dir)?;
         let mut number = versions(&self.dir, user).last().map_or(1, |newest| newest.number + 1);
@@ -206,6 +208,7 @@ impl Store {
                 .prefix(".version-")
                 .permissions(fs::Permissions::from_mode(0o644))
                 .tempfile_in(&place)?;
+            owner::hand_over(file.path(), &place)?;
             file.write_all(&serde_json::to_vec(&version)?)?;
             file.as_file().sync_all()?;
             match file.persist_noclobber(place.join(format!("{number:010}.json"))) {

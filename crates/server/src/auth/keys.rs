@@ -6,6 +6,7 @@
 //! One that cannot be read leaves the last good one in force and says so in the log: an editor's slip must not
 //! shut everybody out.
 use super::{Grant, Limits, Right, Users};
+use bitdelta_engine::owner;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeSet, HashMap},
@@ -157,10 +158,11 @@ fn read(path: &Path) -> Result<Contents, KeysError> {
 fn change(path: &Path, edit: impl FnOnce(&mut Contents)) -> Result<(), KeysError> {
     let io = |source| KeysError::Io { doing: "writing", path: path.to_owned(), source };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::create_dir_all(folder).map_err(io)?;
+    owner::create_dir_all(folder).map_err(io)?;
     let mut beside = path.as_os_str().to_owned();
     beside.push(".lock");
-    let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(beside).map_err(io)?;
+    let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&beside).map_err(io)?;
+    owner::hand_over(Path::new(&beside), folder).map_err(io)?;
     lock.lock().map_err(io)?;
     let mut contents = match read(path) {
         Err(KeysError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Contents::default(),
@@ -168,8 +170,9 @@ fn change(path: &Path, edit: impl FnOnce(&mut Contents)) -> Result<(), KeysError
     };
     edit(&mut contents);
     let text = serde_json::to_string_pretty(&contents).map_err(|error| io(error.into()))?;
-    // Readable by its owner alone, as temporary files are made.
+    // Readable by its owner alone, as temporary files are made: the server's account, where root changes its keys.
     let mut file = tempfile::Builder::new().prefix(".keys-").tempfile_in(folder).map_err(io)?;
+    owner::hand_over(file.path(), if path.exists() { path } else { folder }).map_err(io)?;
     file.write_all(text.as_bytes()).and_then(|()| file.as_file().sync_all()).map_err(io)?;
     file.persist(path).map_err(|error| io(error.error))?;
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)
