@@ -109,7 +109,7 @@ impl Graph {
     ) -> Result<T, Error> {
         /// What is kept of a layer.
         enum Kept {
-            All(Saved),
+            All(Box<Saved>),
             Input(Matrix),
         }
         let mut x = self.embed(batch)?;
@@ -117,7 +117,7 @@ impl Graph {
         for layer in &self.layers {
             let input = self.checkpointing.then(|| x.clone());
             let (y, saved) = layer.forward(x, &batch.starts, &self.rope)?;
-            kept.push(input.map_or_else(|| Kept::All(saved), Kept::Input));
+            kept.push(input.map_or_else(|| Kept::All(Box::new(saved)), Kept::Input));
             x = y;
         }
         let selected = x.select_rows(&batch.rows);
@@ -129,7 +129,7 @@ impl Graph {
         let mut gradient = d_selected.scatter_rows(&batch.rows, batch.tokens.len());
         for layer in self.layers.iter().rev() {
             let saved = match kept.pop() {
-                Some(Kept::All(saved)) => saved,
+                Some(Kept::All(saved)) => *saved,
                 Some(Kept::Input(x)) => layer.forward(x, &batch.starts, &self.rope)?.1,
                 None => unreachable!("every layer kept something on the way forward"),
             };
