@@ -211,17 +211,19 @@ def measure(bench: Bench, theirs: list[dict], own: Own) -> Table:
     table.add(name, ours, {**prefill, "peer": "transformers"}, "int8 against f32")
     table.add(name, ours, {**prefill, "peer": "peft"}, "int8 base alone against f32 with one LoRA")
     ours = bench.our("prefill", base_dtype="bf16", prompt=arguments.prefill, runs=arguments.runs)
-    table.add(f"{name}, base in bf16", ours, {**prefill, "base_dtype": "bf16"}, "ours: f32 activations")
+    table.add(f"{name}, base in bf16", ours, {**prefill, "base_dtype": "bf16"}, "both in bf16 where the CPU has it")
     for dtype in ("bf16", "f32"):
         ours = bench.our("compress", dtype=dtype)
         wanted = {"what": "compress", "dtype": dtype}
         table.add(f"compress 9728 x 2560, {dtype}", ours, wanted, "ours: outliers clipped, too", "bytes_per_second")
     for rank in TRAINED_RANKS:
-        ours = bench.our("train", rank=rank)
-        peaks = [figure["peak_memory"] for figure in theirs if figure["what"] == "train" and figure["rank"] == rank]
-        memory = f"ours held {ours['peak_memory'] / min(peaks):.2f} of their least memory" if peaks else ""
+        wanted = {"what": "train", "rank": rank}
         what = "training, rank 16" if rank else "training, all projections"
-        table.add(f"{what}, forward and back", ours, {"what": "train", "rank": rank}, memory)
+        peaks = [figure["peak_memory"] for figure in theirs if wanted.items() <= figure.items()]
+        for dtype, flags in (("f32", {}), ("bf16", {"bf16": True})):
+            ours = bench.our("train", rank=rank, **flags)
+            memory = f"ours held {ours['peak_memory'] / min(peaks):.2f} of their least memory" if peaks else ""
+            table.add(f"{what} in {dtype}, forward and back", ours, {**wanted, "dtype": dtype}, memory)
     bench.our("load")
     return table
 

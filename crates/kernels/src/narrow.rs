@@ -6,8 +6,9 @@
 //! added up does not depend on its tile. Unlike all other products, this one is not bit for bit that of other instruction
 //! sets: how the instruction rounds a pair's sum is the CPU's affair.
 //!
-//! A bf16 value is within 1 in 512 of what it stands for: measured on SmolLM2 as `--base-dtype bf16` by
-//! `bitdelta eval`, see the book on speed.
+//! A bf16 value is within 1 in 512 of what it stands for: `bitdelta bench precision --base-dtype bf16` says what that
+//! changes (SmolLM2: the loss by 0.1 %, the likeliest token at 1 position in 1000). Multiply-adds a nanosecond on one core:
+//! 92 where f32 comes to 50, and 56 for 8 rows from memory, 21 before.
 
 // As in `int8`: loops over an index keep the sums in registers.
 #![allow(clippy::needless_range_loop)]
