@@ -44,7 +44,8 @@ pub fn default_model() -> Result<Option<String>, Error> {
     }
 }
 
-fn same(alias: &str, name: &str) -> bool {
+/// Whether a name means what an alias stands for: in any case, and with an owner (`Qwen/Qwen3-4B`) or without.
+pub fn same(alias: &str, name: &str) -> bool {
     let last = |text: &str| text.rsplit('/').next().unwrap_or_default().to_ascii_lowercase();
     let both_owned = alias.contains('/') && name.contains('/');
     alias.eq_ignore_ascii_case(name) || (!both_owned && last(alias) == last(name))

@@ -1,6 +1,7 @@
 //! Who is asked for: from the model's name and the body's user fields to the base or one user's variant.
 use crate::{ApiError, fields::Fields};
 use axum::http::StatusCode;
+use bitdelta_model::alias;
 
 /// The names that this server answers to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,11 +34,14 @@ impl Names {
     /// # Errors
     /// 404 when this server holds no such model; 400 when a user is named and variants are not served.
     pub fn resolve(&self, model: &str, user: Option<&str>) -> Result<Option<String>, ApiError> {
-        let in_model = if self.bases().any(|base| base == model) {
+        let is_base = |name: &str| self.bases().any(|base| alias::same(base, name));
+        let in_model = if is_base(model) {
             None
         } else {
-            let after = |base: &str| model.strip_prefix(base)?.strip_prefix(':').filter(|user| !user.is_empty());
-            Some(self.bases().find_map(after).ok_or_else(|| self.unknown(model))?)
+            let after = |base: &str| model.strip_prefix(base)?.strip_prefix(':');
+            let loosely = || model.split_once(':').filter(|(name, _)| is_base(name)).map(|(_, user)| user);
+            let user = self.bases().find_map(after).or_else(loosely).filter(|user| !user.is_empty());
+            Some(user.ok_or_else(|| self.unknown(model))?)
         };
         match user.or(in_model) {
             Some(_) if !self.variants => Err(disabled()),
@@ -85,6 +89,15 @@ mod tests {
     fn user(body: &str) -> Option<String> {
         let fields = Fields::parse(body.as_bytes()).expect("an object");
         user_in(&fields).expect("strings").map(str::to_owned)
+    }
+
+    #[test]
+    fn a_name_counts_in_any_case_and_with_its_owner_or_without() {
+        for model in ["smol", "Smol", "Qwen/Qwen3-4B", "qwen3-4b"] {
+            assert_eq!(names().resolve(model, None).expect("the base"), None, "{model}");
+        }
+        assert_eq!(names().resolve("Qwen/Qwen3-4B:Maya", None).expect("a user").as_deref(), Some("Maya"));
+        assert!(names().resolve("Qwen/Qwen3-8B", None).is_err() && names().resolve("qwen3-4b:", None).is_err());
     }
 
     #[test]

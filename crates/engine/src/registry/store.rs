@@ -243,8 +243,9 @@ impl Store {
         let guard = lock(&self.changes);
         let path = self.dir.join(".lock");
         let open = || {
-            fs::create_dir_all(&self.dir)?;
+            owner::create_dir_all(&self.dir)?;
             let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
+            owner::hand_over(&path, &self.dir)?;
             file.lock()?;
             Ok(file)
         };
