@@ -151,7 +151,14 @@ class Teacher(BaseHTTPRequestHandler):
         if self.path == "/v1/models":
             self.answer(200, json.dumps({"object": "list", "data": [{"id": "tiny"}]}))
             return
-        running = {"status": "running", "phase": "training", "done": 1, "total": 2, "unit": "steps", "messages": ["begun"]}
+        running = {
+            "status": "running",
+            "phase": "training",
+            "done": 1,
+            "total": 2,
+            "unit": "steps",
+            "messages": ["begun"],
+        }
         events = [running, {**running, "done": 2, "messages": ["begun", "ended"], **self.outcome}]
         self.answer(200, "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n")
 
