@@ -170,7 +170,7 @@ mod x86 {
         unsafe {
             let (x, w) = (x.add(row * k), w.add(output * k));
             // In their first pass the weights come from the memory: what comes two tiles later is asked for.
-            let first = R <= 2 || row == job.rows.start;
+            let first = row == job.rows.start;
             let mut sums = [[_mm512_setzero_ps(); TILE]; R];
             let mut at = 0;
             while at < k {

@@ -17,7 +17,7 @@ use crate::{
     isa::{Isa, dispatch_int8, dispatch_lookup},
     packed::Packed,
     parallel::{Output, for_each},
-    project::{Job, Matrix, Term},
+    project::Job,
     rounded::{BLOCK, Rounded},
     vector::{
         LANES, Vector,
@@ -135,6 +135,14 @@ impl PlaneTiles {
     /// Whether the product looks up what so many rows come to in [`Tables`].
     pub(crate) fn looks_up(&self, isa: Isa, rows: usize) -> bool {
         self.bits <= 2 && isa < Isa::Avx512Vnni && rows <= MOST_LOOKED_UP
+    }
+
+    /// Asks for the first tile of `outputs`, which nobody else reads.
+    pub(crate) fn prefetch(&self, outputs: Range<usize>) {
+        if let Some(tile) = self.tile(outputs.start / TILE).filter(|_| !outputs.is_empty()) {
+            (0..self.blocks()).for_each(|block| tile.prefetch_codes(block));
+            (0..self.groups()).for_each(|group| tile.prefetch_scales(group));
+        }
     }
 
     /// The blocks that share scales.
@@ -284,59 +292,20 @@ fn transpose(square: &mut [u64; LANES]) {
     }
 }
 
-/// A matrix whose turn it is, and the terms of its product that the thread multiplies after it: their pieces come from
-/// the memory meanwhile. (They are short, and from many places, so that no hardware foresees them.)
+/// A matrix whose turn it is, and the one of the same shape that the thread multiplies after it: its pieces come from the
+/// memory while this one is multiplied. (They are short, and from many places, so that no hardware foresees them. Asking
+/// further ahead than the next tile was no faster.)
 #[derive(Clone, Copy)]
 pub(crate) struct Turn<'a> {
     pub d: &'a PlaneTiles,
-    pub after: &'a [Term<'a>],
+    pub next: Option<&'a PlaneTiles>,
 }
 
-/// Blocks that are fetched before they are multiplied: for about as long as the memory takes.
-const BLOCKS_AHEAD: usize = 24;
-
-impl<'a> Turn<'a> {
-    /// The first turn among `terms`.
-    pub fn first(terms: &'a [Term<'a>]) -> Option<Self> {
-        let after = |i: usize| &terms[i + 1..];
-        terms.iter().enumerate().find_map(|(i, term)| Some(Self { d: planes(term)?, after: after(i) }))
-    }
-
-    /// Asks for what is multiplied before anything that [`Self::ahead`] asks for.
-    pub fn begin(self, outputs: Range<usize>) {
-        for place in 0..self.tiles_ahead() {
-            if let Some(tile) = self.at(outputs.clone(), place) {
-                (0..self.d.blocks()).for_each(|block| tile.prefetch_codes(block));
-                (0..self.d.groups()).for_each(|group| tile.prefetch_scales(group));
-            }
-        }
-    }
-
-    /// The tile to ask for while `tile` is multiplied.
+impl Turn<'_> {
+    /// The tile to ask for while `tile` is multiplied: the next of this matrix, or the next one's first.
     #[inline(always)]
-    fn ahead(self, job: &Job, tile: usize) -> Option<Tile> {
-        self.at(job.first..job.last, tile - job.first / TILE + self.tiles_ahead())
-    }
-
-    #[inline(always)]
-    fn tiles_ahead(self) -> usize {
-        BLOCKS_AHEAD.div_ceil(self.d.blocks().max(1))
-    }
-
-    /// The `place`th tile from the first of the range in this matrix on, through those that follow.
-    #[inline(always)]
-    fn at(self, outputs: Range<usize>, place: usize) -> Option<Tile> {
-        let (first, end) = (outputs.start / TILE, outputs.end.div_ceil(TILE));
-        let (matrix, tile) = (place / (end - first).max(1), first + place % (end - first).max(1));
-        let d = if matrix == 0 { Some(self.d) } else { self.after.iter().filter_map(planes).nth(matrix - 1) };
-        d?.tile(tile)
-    }
-}
-
-fn planes<'a>(term: &Term<'a>) -> Option<&'a PlaneTiles> {
-    match term.matrix {
-        Matrix::Planes(d) => Some(d),
-        _ => None,
+    fn tile_after(self, job: &Job, tile: usize) -> Option<Tile> {
+        if (tile + 1) * TILE < job.last { self.d.tile(tile + 1) } else { self.next?.tile(job.first / TILE) }
     }
 }
 
@@ -395,7 +364,7 @@ unsafe fn look_up<L: Lookup, const BITS: usize>(job: Job, turn: Turn, tables: &T
                 let x_scales = rounded.scales.as_ptr().add(row * blocks);
                 let mut totals = [L::Floats::splat(0.0); HALVES];
                 let Some(from) = d.tile(tile) else { unreachable!("the job's outputs are the matrix's") };
-                let next = turn.ahead(&job, tile).filter(|_| row == job.rows.start);
+                let next = turn.tile_after(&job, tile).filter(|_| row == job.rows.start);
                 for group in 0..d.groups() {
                     let scales = from.scales(group);
                     if let Some(next) = next {
@@ -522,7 +491,7 @@ unsafe fn block_rows<V: Int8Vector, W: Tiles<V>, const R: usize, const C: usize>
         let mut totals = [[V::Floats::splat(0.0); R]; HALVES];
         let (turn, d) = (w.turn(), w.turn().d);
         let Some(from) = d.tile(tile) else { unreachable!("the job's outputs are the matrix's") };
-        let next = turn.ahead(job, tile).filter(|_| row == job.rows.start);
+        let next = turn.tile_after(job, tile).filter(|_| row == job.rows.start);
         // Unknown to the compiler, which would unroll the loop whole, load all masks first and spill them.
         let narrow_quads = std::hint::black_box(W::NARROW);
         for group in 0..d.groups() {

@@ -293,8 +293,14 @@ fn run_terms<'f>(
             d.prefetch_second(range.clone());
         }
     }
-    if let Some(turn) = Turn::first(&product.terms) {
-        turn.begin(range.clone());
+    let next_planes = |after: usize| {
+        product.terms[after..].iter().find_map(|term| match term.matrix {
+            Matrix::Planes(d) => Some(d),
+            _ => None,
+        })
+    };
+    if let Some(first) = next_planes(0) {
+        first.prefetch(range.clone());
     }
     for (index, (term, t)) in product.terms.iter().zip(small.factors).enumerate() {
         let rows = term.rows.clone();
@@ -302,7 +308,7 @@ fn run_terms<'f>(
         match &term.matrix {
             Matrix::Floats(w) => run_floats(isa, job, w),
             Matrix::Int8(w) => run_int8(isa, job, w),
-            Matrix::Planes(d) => run_planes(isa, job, Turn { d, after: &product.terms[index + 1..] }, small.tables),
+            Matrix::Planes(d) => run_planes(isa, job, Turn { d, next: next_planes(index + 1) }, small.tables),
             Matrix::Packed(d) => packed::run_product(isa, job, d),
             Matrix::Sparse(d) => run_sparse(isa, job, d),
             Matrix::LowRank(_, b) => packed::run_transposed(isa, job, t, b),

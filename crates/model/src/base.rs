@@ -92,6 +92,11 @@ impl Base {
         &self.linears
     }
 
+    /// Weights in all linears: what bits a weight are counted by.
+    pub fn linear_weights(&self) -> u64 {
+        self.linears.iter().map(|linear| linear.rows as u64 * linear.cols as u64).sum()
+    }
+
     /// The matrices with a row for each token: the embedding, then the head where it is not tied.
     pub fn tables(&self) -> impl Iterator<Item = &TensorRef> {
         layout::TABLES.into_iter().filter_map(|name| self.tensor(name).ok())

@@ -31,8 +31,7 @@ pub async fn card(
     let variant = loads::variant(&service, &user).await?;
     let card = blocking(&service, move |service| {
         let bytes = std::fs::metadata(variant.path()).map_err(|error| internal(&error.to_string()))?.len();
-        let linears = service.engine.model().base().linears();
-        let weights: u64 = linears.iter().map(|linear| linear.rows as u64 * linear.cols as u64).sum();
+        let weights = service.engine.model().base().linear_weights();
         let info = variant.info();
         Ok(json!({
             "object": "variant.card",

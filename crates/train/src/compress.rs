@@ -24,16 +24,21 @@ use std::collections::{HashMap, HashSet};
 /// Rows of a tensor that are read at once to be compared.
 const BLOCK_ROWS: usize = 1024;
 
-/// The vectors of a pair (norms, biases) that moved, as f16 deltas, and whether a table did too.
-pub(crate) fn vectors_and_tables(base: &Base, finetuned: &Base) -> Result<(Vec<Extra>, bool), Error> {
+/// The vectors of a pair (norms, biases) that moved, as f16 deltas.
+pub(crate) fn moved_vectors(base: &Base, finetuned: &Base) -> Result<Vec<Extra>, Error> {
+    Pair::silent(base, finetuned, &BitDeltaConfig::default()).vectors()
+}
+
+/// Whether a table of a pair moved: the embedding or the head.
+pub(crate) fn tables_moved(base: &Base, finetuned: &Base) -> Result<bool, Error> {
     let config = BitDeltaConfig::default();
-    let report = Report::empty(&config);
-    let mut pair = Pair { base, finetuned, config: &config, progress: &Silent, report };
-    let mut tables = false;
+    let pair = Pair::silent(base, finetuned, &config);
     for table in base.tables() {
-        tables = tables || pair.moved(table)?;
+        if pair.moved(table)? {
+            return Ok(true);
+        }
     }
-    Ok((pair.vectors()?, tables))
+    Ok(false)
 }
 
 /// What became of a pair.
@@ -114,7 +119,12 @@ struct Pair<'a> {
     report: Report,
 }
 
-impl Pair<'_> {
+impl<'a> Pair<'a> {
+    /// A pair that is looked at without a report.
+    fn silent(base: &'a Base, finetuned: &'a Base, config: &'a BitDeltaConfig) -> Self {
+        Self { base, finetuned, config, progress: &Silent, report: Report::empty(config) }
+    }
+
     /// finetuned − base of one vector.
     fn difference(&self, vector: &TensorRef) -> Result<Vec<f32>, Error> {
         let mut difference = self.finetuned.tensor_f32(&vector.name)?;

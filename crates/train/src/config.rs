@@ -6,7 +6,7 @@
 
 use crate::{
     Error,
-    budget::{RATE, Schedule, rank_for},
+    budget::{RATE, Schedule, bytes_at, rank_for},
     graph::{Keeping, Precision, Storage},
     template,
 };
@@ -223,7 +223,7 @@ pub struct TrainConfig {
     pub lora_alpha: Option<f32>,
     /// Bits a weight of the frozen base while factors learn: 16, 8 or 4 (QLoRA); `None` is f32.
     pub quantization_bit: Option<u8>,
-    /// Multiply in bfloat16, adding up in f32: half the time where the CPU has dot products of it, else without effect.
+    /// Multiply in bfloat16, adding up in f32: faster where the CPU has dot products of it, else without effect.
     pub bf16: bool,
     /// Bits a weight of the quantised factors, 1 to 8; 16 keeps them in f16, as a LoRA file does.
     pub factor_bits: u8,
@@ -687,8 +687,7 @@ impl TrainConfig {
     /// # Errors
     /// As [`TrainConfig::budget_bytes`].
     pub fn for_base(&self, base: &Base) -> Result<Self, Error> {
-        let weights: u64 = base.linears().iter().map(|linear| linear.rows as u64 * linear.cols as u64).sum();
-        let by_bits = self.bits_per_weight.map(|bits| (bits * weights as f64 / 8.0) as u64);
+        let by_bits = self.bits_per_weight.map(|bits| bytes_at(base, bits));
         Ok(match self.budget_bytes()?.or(by_bits) {
             None => self.clone(),
             Some(bytes) => Self { budget: Some(Size::Bytes(bytes)), lora_rank: rank_for(base, bytes), ..self.clone() },

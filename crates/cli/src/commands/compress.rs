@@ -178,8 +178,7 @@ impl CompressArgs {
 
     /// The budget in bytes, however it was given, or the default; `None` for dense codes.
     fn bytes(&self, base: &Base, finetuned: &Base) -> Result<Option<u64>, Error> {
-        let weights: u64 = base.linears().iter().map(|linear| linear.rows as u64 * linear.cols as u64).sum();
-        let given = self.budget.or_else(|| self.bits_per_weight.map(|bits| (bits * weights as f64 / 8.0) as u64));
+        let given = self.budget.or_else(|| self.bits_per_weight.map(|bits| budget::bytes_at(base, bits)));
         if given.is_some() || self.names_codes() {
             return Ok(given);
         }

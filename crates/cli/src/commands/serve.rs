@@ -168,11 +168,14 @@ async fn serve(listener: TcpListener, service: Arc<Service>, options: HttpOption
     tracing::info!(model = models.join(", "), variants = known, "ready");
     let stopped = stop_signal()?;
     let scheme = if options.tls.is_some() { "https" } else { "http" };
-    if scheme == "http" && service.auth.is_required() && !address.ip().is_loopback() {
-        tracing::warn!("keys travel unencrypted: give --tls-cert and --tls-key, or put a proxy with TLS in front");
-    }
-    if !service.auth.is_required() && !address.ip().is_loopback() {
-        tracing::warn!("no key is asked for: whoever reaches {address} may ask for every user; give --key-file");
+    match (address.ip().is_loopback(), service.auth.is_required(), scheme) {
+        (false, true, "http") => {
+            tracing::warn!("keys travel unencrypted: give --tls-cert and --tls-key, or put a proxy with TLS in front");
+        }
+        (false, false, _) => {
+            tracing::warn!("no key is asked for: whoever reaches {address} may ask for every user; give --key-file");
+        }
+        _ => {}
     }
     output::line(&format!("listening on {scheme}://{address}"))?;
     bitdelta_server::serve(listener, service, stopped, options).await;

@@ -71,11 +71,7 @@ impl Store {
     pub fn incoming(&self) -> Result<NamedTempFile, Error> {
         let make = || {
             owner::create_dir_all(&self.dir)?;
-            // Readable by a server of another account, as far as the umask lets it.
-            let mode = fs::Permissions::from_mode(0o644);
-            let file = tempfile::Builder::new().prefix(".incoming-").permissions(mode).tempfile_in(&self.dir)?;
-            owner::hand_over(file.path(), &self.dir)?;
-            Ok(file)
+            temporary(&self.dir, ".incoming-")
         };
         make().map_err(|source| io_error(&self.dir, source))
     }
@@ -204,11 +200,7 @@ impl Store {
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let version = Published { number, hash: hash.to_owned(), bytes, created, rolled_back_to };
         loop {
-            let mut file = tempfile::Builder::new()
-                .prefix(".version-")
-                .permissions(fs::Permissions::from_mode(0o644))
-                .tempfile_in(&place)?;
-            owner::hand_over(file.path(), &place)?;
+            let mut file = temporary(&place, ".version-")?;
             file.write_all(&serde_json::to_vec(&version)?)?;
             file.as_file().sync_all()?;
             match file.persist_noclobber(place.join(format!("{number:010}.json"))) {
@@ -251,6 +243,15 @@ impl Store {
         };
         open().map(|file| (guard, file)).map_err(|source| io_error(&path, source))
     }
+}
+
+/// A file to be renamed into its place: its folder's owner's, and readable by a server of another account, as far as the
+/// umask lets it.
+fn temporary(folder: &Path, prefix: &str) -> io::Result<NamedTempFile> {
+    let mode = fs::Permissions::from_mode(0o644);
+    let file = tempfile::Builder::new().prefix(prefix).permissions(mode).tempfile_in(folder)?;
+    owner::hand_over(file.path(), folder)?;
+    Ok(file)
 }
 
 const VERSIONS: &str = "versions";

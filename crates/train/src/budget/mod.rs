@@ -35,7 +35,7 @@ pub use svd::truncated;
 use crate::{
     Error, TrainConfig,
     batch::Example,
-    compress::{check_shapes, vectors_and_tables},
+    compress::{check_shapes, moved_vectors, tables_moved},
     data::Conversation,
     graph::{Adaptation, Graph},
     progress::Progress,
@@ -163,8 +163,8 @@ pub fn compress_to(
 
 /// The norms and biases that moved, where they are a small part of the budget. What is left out is said.
 fn affordable(base: &Base, finetuned: &Base, bytes: u64, progress: &dyn Progress) -> Result<Vec<Extra>, Error> {
-    let (extras, tables) = vectors_and_tables(base, finetuned)?;
-    if tables {
+    let extras = moved_vectors(base, finetuned)?;
+    if tables_moved(base, finetuned)? {
         progress.say("warning: the embedding or head moved too; a budget keeps the linears' change alone");
     }
     let needed: u64 = extras.iter().map(|extra| 2 * extra.values.len() as u64).sum();
@@ -187,10 +187,13 @@ pub fn default_bytes(base: &Base, finetuned: &Base) -> Result<Option<u64>, Error
     const LINEAR_BYTES: u64 = 256;
     const HEADER_BYTES: u64 = 4096;
     check_shapes(base, finetuned)?;
-    let (_, tables) = vectors_and_tables(base, finetuned)?;
-    let linears = base.linears();
-    let weights: u64 = linears.iter().map(|linear| linear.rows as u64 * linear.cols as u64).sum();
-    Ok((!tables).then(|| weights / 32 + LINEAR_BYTES * linears.len() as u64 + HEADER_BYTES))
+    let tables = tables_moved(base, finetuned)?;
+    Ok((!tables).then(|| bytes_at(base, 0.25) + LINEAR_BYTES * base.linears().len() as u64 + HEADER_BYTES))
+}
+
+/// Bytes that so many bits for each weight of the linears come to.
+pub fn bytes_at(base: &Base, bits: f64) -> u64 {
+    (bits * base.linear_weights() as f64 / 8.0) as u64
 }
 
 /// Bytes of the file that these factors make.

@@ -79,8 +79,7 @@ pub struct Pair<'a> {
 
 /// Whether so many bytes are enough for anything beside factors.
 pub fn are_affordable(base: &Base, bytes: u64) -> bool {
-    let weights: u64 = base.linears().iter().map(|linear| linear.rows as u64 * linear.cols as u64).sum();
-    weights <= bytes * MOST_WEIGHTS_PER_BYTE
+    base.linear_weights() <= bytes * MOST_WEIGHTS_PER_BYTE
 }
 
 /// The root of the mean squared gradient of the loss by the weights of each row of each linear.

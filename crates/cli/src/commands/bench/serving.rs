@@ -221,7 +221,7 @@ fn measure(machine: &Machine, asked: &Asked<'_>, variant_bytes: u64, setting: Se
         tokens_per_second,
         seconds,
         base_bytes: model.bytes(),
-        weights: model.base().linears().iter().map(|linear| (linear.rows * linear.cols) as u64).sum(),
+        weights: model.base().linear_weights(),
         variant_bytes,
         kv_bytes,
         memory_bytes,

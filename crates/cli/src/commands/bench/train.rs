@@ -5,7 +5,8 @@ use crate::{Context, Error, output, sizes::format_bytes};
 use bitdelta_model::{Base, memory};
 use bitdelta_train::{
     batch::{Example, pack},
-    graph::{Adaptation, Graph, Keeping, Precision},
+    config::TrainConfig,
+    graph::{Adaptation, Graph, Precision},
 };
 use serde::Serialize;
 use std::time::Instant;
@@ -66,9 +67,7 @@ pub fn run(args: &TrainArgs) -> Result<(), Error> {
         0 => Adaptation::Full,
         rank => Adaptation::LowRank { rank, scale: 1.0, seed: 42 },
     };
-    let bf16 = args.bf16 && Precision::bf16_pays();
-    let precision = if bf16 { Precision::Bf16 } else { Precision::F32 };
-    let keeping = Keeping { precision, ..Keeping::default() };
+    let keeping = TrainConfig { bf16: args.bf16, ..TrainConfig::default() }.keeping();
     let graph = Graph::kept(&base.config, &base, adaptation, keeping, length, false);
     let graph = graph.context("loading the base model")?;
     let prompts = (0..batch).map(|index| prompt_tokens(index, length, base.config.vocab));
@@ -91,7 +90,7 @@ pub fn run(args: &TrainArgs) -> Result<(), Error> {
         model: base.name.clone(),
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         rank,
-        bf16,
+        bf16: args.bf16 && Precision::bf16_pays(),
         batch,
         length,
         tokens_per_second: packed.tokens.len() as f64 / seconds,
