@@ -41,7 +41,7 @@ fn main() {
         }
         for bits in [1, 2, 4] {
             let tiles = planes(n, k, bits);
-            for m in [1, 8] {
+            for m in [1, 8, 32, 256] {
                 let mut y = vec![0.0; m * n];
                 measure(&format!("delta {bits} bit"), &tiles, tiles.bytes(), (n, k, m), |d| {
                     multiply(Activations::rounded(&x[..m * k], k), Matrix::Planes(d), &mut y);

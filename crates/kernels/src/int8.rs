@@ -26,6 +26,7 @@
 #![allow(clippy::needless_range_loop)]
 
 use crate::{
+    ahead::Ahead,
     arena::{Arena, Slab},
     isa::{Isa, dispatch_int8},
     parallel::{Output, for_each_chunk},
@@ -34,6 +35,7 @@ use crate::{
     vector::{LANES, Vector, int8::Int8Vector, prefetch},
 };
 use half::f16;
+use std::ops::Range;
 
 /// Halves of a tile.
 pub(crate) const HALVES: usize = 2;
@@ -180,6 +182,11 @@ impl Int8Weights {
         (self.codes.len() + 2 * self.scales.len()) as u64
     }
 
+    /// About how often the product of some rows, for these outputs, asks for what comes after it.
+    pub(crate) fn steps(&self, rows: usize, outputs: Range<usize>) -> usize {
+        rows.div_ceil(8) * outputs.len().div_ceil(TILE) * self.cols.div_ceil(BLOCK) * BLOCK / 8
+    }
+
     /// Bytes that a (rows, cols) matrix takes.
     pub fn bytes_of(layout: Layout, rows: usize, cols: usize) -> u64 {
         let blocks = rows.div_ceil(TILE) * cols.div_ceil(BLOCK);
@@ -224,24 +231,25 @@ fn nearest(value: f32) -> i32 {
     (value + SHIFT).to_bits() as i32 - SHIFT.to_bits() as i32
 }
 
-pub(crate) fn run_int8(isa: Isa, job: Job, w: &Int8Weights) {
+/// The product, and meanwhile what comes after it.
+pub(crate) fn run_int8(isa: Isa, job: Job, w: &Int8Weights, ahead: &Ahead) {
     match w.layout {
-        Layout::Rounded => run_rounded(isa, job, Laid(w)),
-        Layout::Bytes => run_bytes(isa, job, Laid(w)),
-        Layout::Nibbles => run_nibbles(isa, job, Laid(w)),
+        Layout::Rounded => run_rounded(isa, job, Laid(w), ahead),
+        Layout::Bytes => run_bytes(isa, job, Laid(w), ahead),
+        Layout::Nibbles => run_nibbles(isa, job, Laid(w), ahead),
     }
 }
 
-fn run_rounded(isa: Isa, job: Job, w: Laid<8, 1>) {
-    dispatch_int8!(isa, tiles(job: Job, w: Laid<8, 1>));
+fn run_rounded(isa: Isa, job: Job, w: Laid<8, 1>, ahead: &Ahead) {
+    dispatch_int8!(isa, tiles(job: Job, w: Laid<8, 1>, ahead: &Ahead));
 }
 
-fn run_bytes(isa: Isa, job: Job, w: Laid<8, 2>) {
-    dispatch_int8!(isa, tiles(job: Job, w: Laid<8, 2>));
+fn run_bytes(isa: Isa, job: Job, w: Laid<8, 2>, ahead: &Ahead) {
+    dispatch_int8!(isa, tiles(job: Job, w: Laid<8, 2>, ahead: &Ahead));
 }
 
-fn run_nibbles(isa: Isa, job: Job, w: Laid<4, 2>) {
-    dispatch_int8!(isa, tiles(job: Job, w: Laid<4, 2>));
+fn run_nibbles(isa: Isa, job: Job, w: Laid<4, 2>, ahead: &Ahead) {
+    dispatch_int8!(isa, tiles(job: Job, w: Laid<4, 2>, ahead: &Ahead));
 }
 
 /// Weights whose layout has `BITS` bits and `PARTS` scales for 64 inputs.
@@ -291,7 +299,7 @@ pub(crate) const AHEAD: usize = 4096;
 /// The job's operands were checked, its outputs are a range of the matrix that starts at a tile, and its activations are
 /// rounded.
 #[inline(always)]
-unsafe fn tiles<V: Int8Vector, W: Tiles>(job: Job, w: W) {
+unsafe fn tiles<V: Int8Vector, W: Tiles>(job: Job, w: W, ahead: &Ahead) {
     for rows in job.row_blocks(1) {
         let job = Job { rows, ..job.clone() };
         for tile in job.first / TILE..job.last.div_ceil(TILE) {
@@ -299,25 +307,25 @@ unsafe fn tiles<V: Int8Vector, W: Tiles>(job: Job, w: W) {
             // SAFETY: the tile lies in the range, and the rows of every call are the job's.
             unsafe {
                 while V::HELD >= 8 && row + 8 <= end {
-                    tile_rows::<V, W, 8, 2, false>(&job, w, tile, row);
+                    tile_rows::<V, W, 8, 2, false>(&job, w, tile, row, ahead);
                     row += 8;
                 }
                 while V::HELD >= 8 && row + 4 <= end {
-                    tile_rows::<V, W, 4, 2, true>(&job, w, tile, row);
+                    tile_rows::<V, W, 4, 2, true>(&job, w, tile, row, ahead);
                     row += 4;
                 }
                 while V::HELD >= 8 && row + 2 <= end {
-                    tile_rows::<V, W, 2, 2, true>(&job, w, tile, row);
+                    tile_rows::<V, W, 2, 2, true>(&job, w, tile, row, ahead);
                     row += 2;
                 }
                 while V::HELD < 8 && row + 2 <= end {
-                    tile_rows::<V, W, 2, 1, true>(&job, w, tile, row);
+                    tile_rows::<V, W, 2, 1, true>(&job, w, tile, row, ahead);
                     row += 2;
                 }
                 if V::HELD >= 8 && row < end {
-                    tile_rows::<V, W, 1, 2, true>(&job, w, tile, row);
+                    tile_rows::<V, W, 1, 2, true>(&job, w, tile, row, ahead);
                 } else if row < end {
-                    tile_rows::<V, W, 1, 1, true>(&job, w, tile, row);
+                    tile_rows::<V, W, 1, 1, true>(&job, w, tile, row, ahead);
                 }
             }
         }
@@ -335,6 +343,7 @@ unsafe fn tile_rows<V: Int8Vector, W: Tiles, const R: usize, const H: usize, con
     w: W,
     tile: usize,
     row: usize,
+    ahead: &Ahead,
 ) {
     // SAFETY: as promised, and every array holds whole blocks. (A prefetch may name any address.)
     unsafe {
@@ -365,6 +374,9 @@ unsafe fn tile_rows<V: Int8Vector, W: Tiles, const R: usize, const H: usize, con
                                 for line in 0..W::BLOCK_BYTES / 8 / 64 {
                                     prefetch(from.wrapping_add(AHEAD + 64 * (W::BLOCK_BYTES / 8 / 64 * pair + line)));
                                 }
+                            }
+                            if pass == 0 && first == 0 {
+                                ahead.step();
                             }
                             for which in 0..2 {
                                 let mut codes = [W::quad::<V>(from, pair, which, first); H];

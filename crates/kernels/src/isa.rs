@@ -173,15 +173,24 @@ macro_rules! dispatch_lookup {
             // what the look-ups need.
             unsafe { $generic::<crate::vector::lookup::Avx2 $(, $number)?>($($arg),*) }
         }
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+        unsafe fn avx512($($arg: $ty),*) {
+            // SAFETY: as above.
+            unsafe { $generic::<crate::vector::lookup::Avx512 $(, $number)?>($($arg),*) }
+        }
         match $isa {
-            // SAFETY: the scalar look-ups need no CPU feature; the operands are the enclosing function's, whose contract
-            // covers the kernel's.
-            crate::isa::Isa::Scalar => unsafe { $generic::<crate::vector::lookup::Scalar $(, $number)?>($($arg),*) },
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: any other `Isa` comes from `Isa::available`, which asked the CPU for AVX2.
-            _ => unsafe { avx2($($arg),*) },
-            #[cfg(not(target_arch = "x86_64"))]
-            _ => unreachable!("no other instruction set is available"),
+            // SAFETY: an `Isa` other than `Scalar` comes from `Isa::available`, which asked the CPU; the operands are
+            // the enclosing function's, whose contract covers the kernel's.
+            crate::isa::Isa::Avx2 => unsafe { avx2($($arg),*) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            crate::isa::Isa::Avx512 | crate::isa::Isa::Avx512Vnni | crate::isa::Isa::Avx512Bf16 => unsafe {
+                avx512($($arg),*)
+            },
+            // SAFETY: the scalar look-ups need no CPU feature.
+            _ => unsafe { $generic::<crate::vector::lookup::Scalar $(, $number)?>($($arg),*) },
         }
     }};
 }

@@ -11,6 +11,7 @@
 //!
 //! Work is split over the [`Team`] of threads that the caller has installed.
 
+mod ahead;
 mod arena;
 mod attention;
 mod bandwidth;

@@ -24,6 +24,7 @@
 #![allow(clippy::needless_range_loop)]
 
 use crate::{
+    ahead::Ahead,
     arena::{Arena, Slab},
     isa::{Isa, dispatch_int8},
     packed::Packed,
@@ -133,13 +134,13 @@ impl LowRankTiles {
         prefetch_all(&self.a.scales);
     }
 
-    /// Asks for what `run_second` reads for these outputs.
-    pub(crate) fn prefetch_second(&self, outputs: Range<usize>) {
+    /// What the second products for these outputs read.
+    pub(crate) fn push_second_to(&self, ahead: &mut Ahead, outputs: Range<usize>) {
         let block = self.b.bits * PACK / 2 * self.rank.div_ceil(QUAD);
         let end = (outputs.end.div_ceil(BLOCK) * block).min(self.b.units.len());
-        prefetch_all(&self.b.units[outputs.start / BLOCK * block..end]);
+        ahead.push(&self.b.units[outputs.start / BLOCK * block..end]);
         let group = |block: usize| block / self.b.blocks_per_group * self.rank.next_multiple_of(QUAD);
-        prefetch_all(&self.b.scales[group(outputs.start / BLOCK)..=group((outputs.end - 1) / BLOCK)]);
+        ahead.push(&self.b.scales[group(outputs.start / BLOCK)..=group((outputs.end - 1) / BLOCK)]);
     }
 }
 

@@ -1,45 +1,42 @@
 //! A dense delta's product with rounded activations: `Y (m, n) += X (m, k) · Dᵀ`, in the way of [`crate::int8`].
 //!
-//! The planes of the variant file are laid out again for it once, when the variant is loaded: bit 4o + i of a 64-bit word
-//! is input i (of four) of output o (of sixteen, half a tile), and the words of a tile follow each other. The bytes stay
-//! the same.
+//! The planes of the variant file are laid out again for it once, when the variant is loaded: 16 inputs of the 32 outputs of a
+//! tile make 64 bytes, see [`Layout`], those of a block follow each other, and so do a tile's blocks. The bytes stay the same.
 //!
-//! Two ways to multiply, which give the same integers: with the bits made bytes, once for all rows, or, where the
-//! instruction set has no dot product of bytes, by looking up what four inputs come to for the four bits of an output, see
-//! [`crate::vector::lookup`].
+//! Nothing is multiplied: for every four inputs of a row a table has what they come to for the four bits of an output, and
+//! the products look it up, see [`crate::vector::lookup`]. Two planes are looked up in sums of their own, of which the second
+//! counts twice; four planes are two times two, of which the second counts four times.
 
 // As in `int8`: loops over an index keep the sums in registers.
 #![allow(clippy::needless_range_loop)]
 
 use crate::{
+    ahead::Ahead,
     arena::{Arena, Slab},
     int8::{HALVES, TILE, store},
-    isa::{Isa, dispatch_int8, dispatch_lookup},
+    isa::{Isa, dispatch_lookup},
     packed::Packed,
     parallel::{Output, for_each},
     project::Job,
     rounded::{BLOCK, Rounded},
     vector::{
         LANES, Vector,
-        int8::Int8Vector,
-        lookup::{Lookup, PAIR, TABLES},
-        prefetch_far,
+        lookup::{Layout, Lookup, TABLES, UNIT},
     },
 };
-use std::ops::Range;
+use std::{mem::MaybeUninit, ops::Range};
 
-/// Quads of inputs that share a scale.
-const QUADS: usize = BLOCK / 4;
-/// Pairs of quads.
-const PAIRS: usize = BLOCK / PAIR;
+/// Units of inputs that share a scale.
+const UNITS: usize = BLOCK / UNIT;
+/// Bytes of a unit's codes for the outputs of a tile.
+const UNIT_BYTES: usize = UNIT * TILE / 8;
 /// Tables that one thread makes sooner by itself.
-const WORTH_SPLITTING: usize = 1 << 12;
-/// Rows for which tables are made: they take eight times the memory of the inputs' codes.
-const MOST_LOOKED_UP: usize = 32;
+const WORTH_SPLITTING: usize = 1 << 11;
 
 /// A packed matrix in tiles of 32 outputs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlaneTiles {
+    layout: Layout,
     /// Planes in memory: 1, 2 or 4.
     bits: usize,
     /// An element is `scale · (2 · code − zero)`: 2^bits − 1 of the bits that it was quantised to, or one less with a level
@@ -49,7 +46,7 @@ pub struct PlaneTiles {
     cols: usize,
     /// Blocks of 64 inputs that share a scale.
     blocks_per_group: usize,
-    /// tile → pair of quads of inputs → plane → quad → half.
+    /// tile → block → plane → unit of inputs.
     words: Slab<u64>,
     /// tile → group → output: f16 bits.
     scales: Slab<u16>,
@@ -60,29 +57,33 @@ impl PlaneTiles {
     /// Lays `d` out in tiles that lie in `arena`. `None` for what this product cannot do: more than four bits, offsets other than the
     /// scales, and groups that are neither a multiple of 64 inputs nor the whole row.
     pub fn new(d: &Packed, arena: &mut Arena) -> Option<Self> {
+        Self::new_on(Isa::selected(), d, arena)
+    }
+
+    /// [`Self::new`] for products on a given instruction set.
+    pub fn new_on(isa: Isa, d: &Packed, arena: &mut Arena) -> Option<Self> {
         if d.bits > 4 || !(d.offsets.is_empty() || d.has_level_at_zero()) || !d.has_whole_blocks() {
             return None;
         }
         d.check();
         let (tiles, blocks, groups) = (d.rows.div_ceil(TILE), d.cols.div_ceil(BLOCK), d.cols.div_ceil(d.group));
-        let quads = blocks * QUADS;
+        let layout = Layout::of(isa);
         // Three planes and one of zeros.
         let bits = if d.bits == 3 { 4 } else { d.bits };
-        let mut words = arena.take::<u64>(tiles * quads * bits * HALVES);
+        let mut words = arena.take::<u64>(tiles * blocks * bits * UNITS * UNIT_BYTES / 8);
         let mut scales = arena.take::<u16>(tiles * groups * TILE);
         for half in 0..d.rows.div_ceil(LANES) {
             let (tile, first) = (half / HALVES, half * LANES);
             let lanes = LANES.min(d.rows - first);
-            for plane in 0..d.bits {
-                for block in 0..blocks {
+            for block in 0..blocks {
+                for plane in 0..d.bits {
                     let mut square = [0u64; LANES];
                     for (lane, row) in square[..lanes].iter_mut().enumerate() {
                         *row = d.planes[((first + lane) * d.bits + plane) * blocks + block];
                     }
-                    transpose(&mut square);
-                    for (quad, word) in square.into_iter().enumerate() {
-                        words[place(tile * quads + block * QUADS + quad, plane, bits) + half % HALVES] = word;
-                    }
+                    let at = ((tile * blocks + block) * bits + plane) * UNITS * UNIT_BYTES / 8;
+                    let to = &mut words[at..][..UNITS * UNIT_BYTES / 8];
+                    layout.put(square, half % HALVES, to);
                 }
             }
             for lane in 0..lanes {
@@ -94,7 +95,7 @@ impl PlaneTiles {
         }
         let blocks_per_group = d.group.div_ceil(BLOCK).min(blocks.max(1));
         let Packed { rows, cols, tensor_scale, .. } = *d;
-        Some(Self { bits, zero: d.zero(), rows, cols, blocks_per_group, words, scales, tensor_scale })
+        Some(Self { layout, bits, zero: d.zero(), rows, cols, blocks_per_group, words, scales, tensor_scale })
     }
 
     /// Adds row `row` to `out`.
@@ -103,11 +104,13 @@ impl PlaneTiles {
     /// When `row` is outside the matrix or `out` is not `cols` long.
     pub fn add_row(&self, row: usize, out: &mut [f32]) {
         assert!(row < self.rows && out.len() == self.cols, "row {row} of ({}, {})", self.rows, self.cols);
-        let (tile, half, lane) = (row / TILE, row % TILE / LANES, row % LANES);
-        let (quads, groups) = (self.blocks() * QUADS, self.groups());
+        let (tile, blocks, groups) = (row / TILE, self.blocks(), self.groups());
         for (i, out) in out.iter_mut().enumerate() {
-            let word = |plane| self.words[place(tile * quads + i / 4, plane, self.bits) + half];
-            let code: i32 = (0..self.bits).map(|plane| ((word(plane) >> (4 * lane + i % 4) & 1) as i32) << plane).sum();
+            let bit = |plane| {
+                let at = ((tile * blocks + i / BLOCK) * self.bits + plane) * UNITS * UNIT_BYTES / 8;
+                self.layout.bit(&self.words[at..], row % TILE, i % BLOCK)
+            };
+            let code: i32 = (0..self.bits).map(|plane| i32::from(bit(plane)) << plane).sum();
             let group = tile * groups + i / BLOCK / self.blocks_per_group;
             let scale = half::f16::from_bits(self.scales[group * TILE + row % TILE]).to_f32() * self.tensor_scale;
             *out += scale * (2 * code - self.zero) as f32;
@@ -132,17 +135,17 @@ impl PlaneTiles {
         self.blocks().div_ceil(self.blocks_per_group)
     }
 
-    /// Whether the product looks up what so many rows come to in [`Tables`].
-    pub(crate) fn looks_up(&self, isa: Isa, rows: usize) -> bool {
-        self.bits <= 2 && isa < Isa::Avx512Vnni && rows <= MOST_LOOKED_UP
+    /// Whether the products of an instruction set find the codes as they read them.
+    pub(crate) fn suits(&self, isa: Isa) -> bool {
+        self.layout == Layout::of(isa)
     }
 
-    /// Asks for the first tile of `outputs`, which nobody else reads.
-    pub(crate) fn prefetch(&self, outputs: Range<usize>) {
-        if let Some(tile) = self.tile(outputs.start / TILE).filter(|_| !outputs.is_empty()) {
-            (0..self.blocks()).for_each(|block| tile.prefetch_codes(block));
-            (0..self.groups()).for_each(|group| tile.prefetch_scales(group));
-        }
+    /// What the products for these outputs read.
+    pub(crate) fn push_to(&self, ahead: &mut Ahead, outputs: Range<usize>) {
+        let (words, scales) = (self.blocks() * self.block_bytes() / 8, self.groups() * TILE);
+        let tiles = outputs.start / TILE..outputs.end.div_ceil(TILE);
+        ahead.push(&self.words[tiles.start * words..tiles.end * words]);
+        ahead.push(&self.scales[tiles.start * scales..tiles.end * scales]);
     }
 
     /// The blocks that share scales.
@@ -166,7 +169,7 @@ impl PlaneTiles {
     /// Bytes of a tile's block.
     #[inline(always)]
     fn block_bytes(&self) -> usize {
-        QUADS * self.bits * HALVES * 8
+        self.bits * UNITS * UNIT_BYTES
     }
 }
 
@@ -190,38 +193,56 @@ impl Tile {
     fn scales(self, group: usize) -> *const u16 {
         self.scales.wrapping_add(group * TILE)
     }
+}
 
-    #[inline(always)]
-    fn prefetch_codes(self, block: usize) {
-        for line in 0..self.block_bytes / 64 {
-            prefetch_far(self.block(block).wrapping_add(64 * line));
+impl Layout {
+    /// What an instruction set's look-ups read.
+    fn of(isa: Isa) -> Self {
+        if isa == Isa::Avx2 { Self::Nibbles } else { Self::Words }
+    }
+
+    /// Writes a block's bits of 16 outputs, a word of 64 inputs each, into those of a tile.
+    fn put(self, mut square: [u64; LANES], half: usize, to: &mut [u64]) {
+        match self {
+            Self::Words => {
+                for (four, rows) in square.as_chunks_mut().0.iter_mut().enumerate() {
+                    transpose_16(rows);
+                    for (unit, word) in rows.iter().enumerate() {
+                        to[unit * UNIT_BYTES / 8 + half * LANES / 4 + four] = *word;
+                    }
+                }
+            }
+            Self::Nibbles => {
+                transpose_4(&mut square);
+                for (quad, word) in square.into_iter().enumerate() {
+                    to[quad * HALVES + half] = word;
+                }
+            }
         }
     }
 
-    #[inline(always)]
-    fn prefetch_scales(self, group: usize) {
-        prefetch_far(self.scales(group).cast());
+    /// The bit of input `i` of a block and output `lane` of a tile.
+    fn bit(self, words: &[u64], lane: usize, i: usize) -> bool {
+        let (at, shift) = match self {
+            Self::Words => (i / UNIT * UNIT_BYTES / 8 + lane / 4, lane % 4 * 16 + i % UNIT),
+            Self::Nibbles => (i / 4 * HALVES + lane / LANES, lane % LANES * 4 + i % 4),
+        };
+        words[at] >> shift & 1 == 1
     }
-}
-
-/// Where the two halves' words of a quad's plane lie.
-#[inline(always)]
-fn place(quad: usize, plane: usize, bits: usize) -> usize {
-    ((quad / 2 * bits + plane) * 2 + quad % 2) * HALVES
 }
 
 /// The sums of inputs that products look up, of some rows of activations.
 pub(crate) struct Tables {
     /// Place of each row in `tables`, in rows.
     places: Vec<Option<usize>>,
-    /// row → block → pair of quads.
-    tables: Vec<PairTables>,
+    /// row → block → unit.
+    tables: Vec<MaybeUninit<UnitTables>>,
     blocks: usize,
 }
 
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct PairTables([u8; TABLES]);
+struct UnitTables([u8; TABLES]);
 
 impl Tables {
     /// Of the rows that are looked up, of `rows` in all.
@@ -233,8 +254,10 @@ impl Tables {
                 wanted.push(row);
             }
         }
-        let each = x.blocks * PAIRS;
-        let mut tables = vec![PairTables([0; TABLES]); wanted.len() * each];
+        let each = x.blocks * UNITS;
+        let mut tables: Vec<MaybeUninit<UnitTables>> = Vec::with_capacity(wanted.len() * each);
+        // SAFETY: there is room, and whoever may be anything need not be written.
+        unsafe { tables.set_len(wanted.len() * each) };
         let to = Output::new(&mut tables);
         let write = |i: usize| {
             let codes = &x.codes[wanted[i] * x.blocks * BLOCK..][..x.blocks * BLOCK];
@@ -251,10 +274,11 @@ impl Tables {
     }
 
     /// The tables of a row.
-    fn of(&self, row: usize) -> &[PairTables] {
-        let each = self.blocks * PAIRS;
+    #[inline(always)]
+    fn of(&self, row: usize) -> *const u8 {
+        let each = self.blocks * UNITS;
         match self.places[row] {
-            Some(place) => &self.tables[place * each..][..each],
+            Some(place) => self.tables[place * each..][..each].as_ptr().cast(),
             None => unreachable!("tables were made of every row that is looked up"),
         }
     }
@@ -265,17 +289,29 @@ fn run_tables(isa: Isa, codes: &[i8], to: *mut u8) {
 }
 
 /// # Safety
-/// `to` has room for the tables of every pair of quads.
+/// `to` has room for the tables of every unit.
 #[inline(always)]
 unsafe fn write_tables<L: Lookup>(codes: &[i8], to: *mut u8) {
-    for (pair, inputs) in codes.as_chunks().0.iter().enumerate() {
+    for (unit, inputs) in codes.as_chunks::<UNIT>().0.iter().enumerate() {
         // SAFETY: the caller's promise.
-        unsafe { L::write_tables(*inputs, to.add(pair * TABLES)) };
+        unsafe { L::write_tables(inputs.as_ptr(), to.add(unit * TABLES)) };
     }
 }
 
+/// Swaps 16 bits i of word j with 16 bits j of word i.
+#[inline(always)]
+fn transpose_16(square: &mut [u64; 4]) {
+    let [a, b, c, d] = *square;
+    const LOW: u64 = 0x0000_ffff_0000_ffff;
+    let halves = |a: u64, c: u64| (a & 0xffff_ffff | c << 32, a >> 32 | c & !0xffff_ffff);
+    let ((a, c), (b, d)) = (halves(a, c), halves(b, d));
+    let quarters = |a: u64, b: u64| (a & LOW | (b & LOW) << 16, a >> 16 & LOW | b & !LOW);
+    let ((a, b), (c, d)) = (quarters(a, b), quarters(c, d));
+    *square = [a, b, c, d];
+}
+
 /// Swaps nibble i of word j with nibble j of word i: halves of the square, then quarters, and so on.
-fn transpose(square: &mut [u64; LANES]) {
+fn transpose_4(square: &mut [u64; LANES]) {
     for (distance, keep) in [
         (8, 0x0000_0000_ffff_ffff),
         (4, 0x0000_ffff_0000_ffff),
@@ -292,264 +328,152 @@ fn transpose(square: &mut [u64; LANES]) {
     }
 }
 
-/// A matrix whose turn it is, and the one of the same shape that the thread multiplies after it: its pieces come from the
-/// memory while this one is multiplied. (They are short, and from many places, so that no hardware foresees them. Asking
-/// further ahead than the next tile was no faster.)
-#[derive(Clone, Copy)]
-pub(crate) struct Turn<'a> {
-    pub d: &'a PlaneTiles,
-    pub next: Option<&'a PlaneTiles>,
-}
-
-impl Turn<'_> {
-    /// The tile to ask for while `tile` is multiplied: the next of this matrix, or the next one's first.
-    #[inline(always)]
-    fn tile_after(self, job: &Job, tile: usize) -> Option<Tile> {
-        if (tile + 1) * TILE < job.last { self.d.tile(tile + 1) } else { self.next?.tile(job.first / TILE) }
+pub(crate) fn run_planes(isa: Isa, job: Job, d: &PlaneTiles, tables: &Tables) {
+    match d.bits {
+        1 => look_up_1(isa, job, d, tables),
+        2 => look_up_2(isa, job, d, tables),
+        _ => look_up_4(isa, job, d, tables),
     }
 }
 
-pub(crate) fn run_planes(isa: Isa, job: Job, turn: Turn, tables: Option<&Tables>) {
-    if let Some(tables) = tables.filter(|_| turn.d.looks_up(isa, job.rows.len())) {
-        return match turn.d.bits {
-            1 => look_up_1(isa, job, turn, tables),
-            _ => look_up_2(isa, job, turn, tables),
-        };
-    }
-    match turn.d.bits {
-        1 => run_1(isa, job, Planes(turn)),
-        2 => run_2(isa, job, Planes(turn)),
-        _ => run_4(isa, job, Planes(turn)),
-    }
+fn look_up_1(isa: Isa, job: Job, d: &PlaneTiles, tables: &Tables) {
+    dispatch_lookup!(isa, look_up::<1>(job: Job, d: &PlaneTiles, tables: &Tables));
 }
 
-/// The tiles of a matrix of `BITS` planes.
-#[derive(Clone, Copy)]
-struct Planes<'a, const BITS: usize>(Turn<'a>);
-
-fn run_1(isa: Isa, job: Job, d: Planes<1>) {
-    dispatch_int8!(isa, tiles(job: Job, d: Planes<1>));
+fn look_up_2(isa: Isa, job: Job, d: &PlaneTiles, tables: &Tables) {
+    dispatch_lookup!(isa, look_up::<2>(job: Job, d: &PlaneTiles, tables: &Tables));
 }
 
-fn run_2(isa: Isa, job: Job, d: Planes<2>) {
-    dispatch_int8!(isa, tiles(job: Job, d: Planes<2>));
-}
-
-fn run_4(isa: Isa, job: Job, d: Planes<4>) {
-    dispatch_int8!(isa, tiles(job: Job, d: Planes<4>));
-}
-
-fn look_up_1(isa: Isa, job: Job, turn: Turn, tables: &Tables) {
-    dispatch_lookup!(isa, look_up::<1>(job: Job, turn: Turn, tables: &Tables));
-}
-
-fn look_up_2(isa: Isa, job: Job, turn: Turn, tables: &Tables) {
-    dispatch_lookup!(isa, look_up::<2>(job: Job, turn: Turn, tables: &Tables));
+fn look_up_4(isa: Isa, job: Job, d: &PlaneTiles, tables: &Tables) {
+    dispatch_lookup!(isa, look_up::<4>(job: Job, d: &PlaneTiles, tables: &Tables));
 }
 
 /// # Safety
 /// The job's operands were checked, its outputs are a range of the matrix that starts at a tile, its rows have tables, and
-/// the matrix has `BITS` planes.
+/// the matrix has `BITS` planes, which lie as the instruction set reads them.
 #[inline(always)]
-unsafe fn look_up<L: Lookup, const BITS: usize>(job: Job, turn: Turn, tables: &Tables) {
-    let (rounded, d) = (job.rounded(), turn.d);
-    let blocks = rounded.blocks;
-    for tile in job.first / TILE..job.last.div_ceil(TILE) {
-        for row in job.rows.clone() {
-            let tables = tables.of(row).as_ptr().cast::<u8>();
-            // SAFETY: the tile and its blocks lie in the matrix, those of each of their pairs in `tables`, and the row in x
-            // and y.
-            unsafe {
-                let x_sums = rounded.sums.as_ptr().add(row * blocks);
-                let x_scales = rounded.scales.as_ptr().add(row * blocks);
-                let mut totals = [L::Floats::splat(0.0); HALVES];
-                let Some(from) = d.tile(tile) else { unreachable!("the job's outputs are the matrix's") };
-                let next = turn.tile_after(&job, tile).filter(|_| row == job.rows.start);
-                for group in 0..d.groups() {
-                    let scales = from.scales(group);
-                    if let Some(next) = next {
-                        next.prefetch_scales(group);
-                    }
-                    for block in d.blocks_of(group) {
-                        let (from, tables) = (from.block(block), tables.add(block * PAIRS * TABLES));
-                        if let Some(next) = next {
-                            next.prefetch_codes(block);
-                        }
-                        // What fits 16 bits in the end may go over on the way: additions wrap.
-                        let mut sums = L::begin((-d.zero * *x_sums.add(block)) as i16);
-                        for pair in 0..PAIRS {
-                            let mut tables = L::tables(tables.add(pair * TABLES));
-                            for plane in 0..BITS {
-                                sums = sums.add(tables, from.add((pair * BITS + plane) * 2 * HALVES * 8));
-                                if plane + 1 < BITS {
-                                    tables = L::doubled(tables);
-                                }
-                            }
-                        }
-                        let x_scale = L::Floats::splat(*x_scales.add(block));
-                        let sums = sums.to_floats();
-                        for half in 0..HALVES {
-                            let scale = L::Floats::load_f16(scales.add(half * LANES));
-                            totals[half] = totals[half].fma(sums[half], scale.mul(x_scale));
-                        }
-                    }
-                }
-                let factor = L::Floats::splat(d.tensor_scale);
-                for half in 0..HALVES {
-                    store(&job, tile, half, row, &[totals[half].mul(factor)]);
-                }
-            }
-        }
-    }
-}
-
-/// What the kernel asks of [`Planes`], whatever their number.
-///
-/// # Safety
-/// Codes are read from the block alone.
-unsafe trait Tiles<V: Int8Vector>: Copy {
-    /// How many quads of products a narrow sum holds.
-    const NARROW: usize;
-    /// The matrix, and the next.
-    fn turn(&self) -> Turn<'_>;
-    /// 4 inputs of 16 outputs of the block that starts there.
-    unsafe fn codes(self, block: *const u8, quad: usize, half: usize) -> V::Codes;
-}
-
-// SAFETY: reads a tile's words only.
-unsafe impl<V: Int8Vector, const BITS: usize> Tiles<V> for Planes<'_, BITS> {
-    const NARROW: usize = if BITS <= 2 { QUADS } else { 4 };
-
-    #[inline(always)]
-    fn turn(&self) -> Turn<'_> {
-        self.0
-    }
-    #[inline(always)]
-    unsafe fn codes(self, block: *const u8, quad: usize, half: usize) -> V::Codes {
-        // SAFETY: the caller stays inside the block; every quad has a word of each plane for each half, aligned as words.
-        unsafe {
-            let words = block.cast::<u64>().add(half);
-            let mut planes = [0; BITS];
-            for plane in 0..BITS {
-                planes[plane] = words.add(place(quad, plane, BITS)).read();
-            }
-            V::load_planes(planes)
-        }
-    }
-}
-
-/// # Safety
-/// The job's operands were checked, its outputs are a range of the matrix that starts at a tile, and its activations are
-/// rounded.
-#[inline(always)]
-unsafe fn tiles<V: Int8Vector, W: Tiles<V>>(job: Job, w: W) {
-    for rows in job.row_blocks(1) {
+unsafe fn look_up<L: Lookup, const BITS: usize>(job: Job, d: &PlaneTiles, tables: &Tables) {
+    for rows in job.row_blocks(TABLES / UNIT) {
         let job = Job { rows, ..job.clone() };
-        for tile in job.first / TILE..job.last.div_ceil(TILE) {
+        let (mut tile, last) = (job.first / TILE, job.last.div_ceil(TILE));
+        while tile < last {
+            let two = L::TOGETHER >= 2 && tile + 2 <= last;
             let (mut row, end) = (job.rows.start, job.rows.end);
-            // SAFETY: the tile lies in the range, and the rows of every call are the job's.
+            // SAFETY: the tiles lie in the range, and the rows of every call are the job's.
             unsafe {
-                while V::HELD >= 8 && row + 8 <= end {
-                    block_rows::<V, W, 8, 1>(&job, w, tile, row);
-                    row += 8;
-                }
-                while V::HELD >= 4 && row + 4 <= end {
-                    block_rows::<V, W, 4, 1>(&job, w, tile, row);
-                    row += 4;
-                }
-                while row + 2 <= end {
-                    block_rows::<V, W, 2, 2>(&job, w, tile, row);
+                while L::TOGETHER >= 4 && row + 2 <= end && two {
+                    look_up_rows::<L, BITS, 2, 2>(&job, d, tables, tile, row);
                     row += 2;
                 }
-                if row < end {
-                    block_rows::<V, W, 1, 2>(&job, w, tile, row);
+                while row < end {
+                    if two {
+                        look_up_rows::<L, BITS, 1, 2>(&job, d, tables, tile, row);
+                    } else {
+                        look_up_rows::<L, BITS, 1, 1>(&job, d, tables, tile, row);
+                    }
+                    row += 1;
                 }
             }
+            tile += if two { 2 } else { 1 };
         }
     }
 }
 
-/// R rows against one tile, in C sums each: several where rows are few, so that one addition does not wait for the last
-/// (integers add up to the same in any order).
+/// R rows against T tiles.
 ///
 /// # Safety
-/// The tile lies in the matrix and rows `row..row + R` in x and y.
+/// As [`look_up`]; the tiles lie in the matrix and rows `row..row + R` in x and y.
 #[inline(always)]
-unsafe fn block_rows<V: Int8Vector, W: Tiles<V>, const R: usize, const C: usize>(
+unsafe fn look_up_rows<L: Lookup, const BITS: usize, const R: usize, const T: usize>(
     job: &Job,
-    w: W,
+    d: &PlaneTiles,
+    tables: &Tables,
     tile: usize,
     row: usize,
 ) {
-    // SAFETY: as promised, and every array holds whole blocks. (A prefetch may name any address.)
+    let rounded = job.rounded();
+    let blocks = rounded.blocks;
+    let mut of_rows = [tables.of(row); R];
+    for r in 1..R {
+        of_rows[r] = tables.of(row + r);
+    }
+    let (Some(from), Some(_)) = (d.tile(tile), d.tile(tile + T - 1)) else {
+        unreachable!("the job's outputs are the matrix's")
+    };
+    // SAFETY: as promised, and every array holds whole blocks.
     unsafe {
-        let rounded = job.rounded();
-        let (blocks, stride) = (rounded.blocks, rounded.blocks * BLOCK);
-        let codes = rounded.codes.as_ptr().add(row * stride);
         let x_sums = rounded.sums.as_ptr().add(row * blocks);
         let x_scales = rounded.scales.as_ptr().add(row * blocks);
-        let mut totals = [[V::Floats::splat(0.0); R]; HALVES];
-        let (turn, d) = (w.turn(), w.turn().d);
-        let Some(from) = d.tile(tile) else { unreachable!("the job's outputs are the matrix's") };
-        let next = turn.tile_after(job, tile).filter(|_| row == job.rows.start);
-        // Unknown to the compiler, which would unroll the loop whole, load all masks first and spill them.
-        let narrow_quads = std::hint::black_box(W::NARROW);
+        let mut totals = [[[L::Floats::splat(0.0); R]; HALVES]; T];
+        // Unknown to the compiler, which would unroll the loop whole and do a row after the other, with what they share in
+        // memory.
+        let units = std::hint::black_box(UNITS);
         for group in 0..d.groups() {
-            let mut scales = [V::Floats::splat(0.0); HALVES];
-            for half in 0..HALVES {
-                scales[half] = V::Floats::load_f16(from.scales(group).add(half * LANES));
-            }
-            if let Some(next) = next {
-                next.prefetch_scales(group);
+            let mut scales = [[L::Floats::splat(0.0); HALVES]; T];
+            for t in 0..T {
+                for half in 0..HALVES {
+                    let at = from.scales(t * d.groups() + group).add(half * LANES);
+                    scales[t][half] = L::Floats::load_f16(at).mul(L::Floats::splat(d.tensor_scale));
+                }
             }
             for block in d.blocks_of(group) {
-                let from = from.block(block);
-                if let Some(next) = next {
-                    next.prefetch_codes(block);
-                }
-                let mut sums = [[V::begin_narrow(0); R]; HALVES];
-                for r in 0..R {
-                    let offset = V::begin_narrow(-d.zero * *x_sums.add(r * blocks + block));
-                    for half in 0..HALVES {
-                        sums[half][r] = offset;
+                let mut floats = [[[L::Floats::splat(0.0); R]; HALVES]; T];
+                // Two planes at a time.
+                for two in 0..BITS.div_ceil(2) {
+                    let zero = d.zero >> (2 * two) & 3;
+                    let mut sums = [[L::begin(0); R]; T];
+                    let mut upper = [[L::begin(0); R]; T];
+                    for r in 0..R {
+                        // What fits 16 bits in the end may go over on the way: additions wrap.
+                        let offset = L::begin((-zero * *x_sums.add(r * blocks + block)) as i16);
+                        for t in 0..T {
+                            sums[t][r] = offset;
+                        }
                     }
-                }
-                let x = codes.add(block * BLOCK);
-                for first in (0..BLOCK / 4).step_by(W::NARROW) {
-                    let mut narrow = [[[V::narrow(); R]; HALVES]; C];
-                    for quad in (first..first + narrow_quads).step_by(C) {
-                        for c in 0..C {
-                            for half in 0..HALVES {
-                                let codes = w.codes(from, quad + c, half);
+                    for unit in 0..units {
+                        let at = (2 * two * UNITS + unit) * UNIT_BYTES;
+                        let of_unit = (block * UNITS + unit) * TABLES;
+                        for t in 0..T {
+                            let from = from.block(t * blocks + block).add(at);
+                            let codes = L::codes(from);
+                            for r in 0..R {
+                                sums[t][r] = sums[t][r].add(codes, of_rows[r].add(of_unit));
+                            }
+                            if BITS > 1 {
+                                let codes = L::codes(from.add(UNITS * UNIT_BYTES));
                                 for r in 0..R {
-                                    let x = x.add(r * stride + (quad + c) * 4).cast::<i32>().read_unaligned();
-                                    narrow[c][half][r] = V::add_narrow(narrow[c][half][r], codes, x);
+                                    upper[t][r] = upper[t][r].add(codes, of_rows[r].add(of_unit));
                                 }
                             }
                         }
                     }
-                    for c in 0..C {
-                        for half in 0..HALVES {
-                            for r in 0..R {
-                                sums[half][r] = sums[half][r].widen(narrow[c][half][r]);
+                    for t in 0..T {
+                        for r in 0..R {
+                            let sums =
+                                if BITS > 1 { sums[t][r].add_twice(upper[t][r]) } else { sums[t][r] }.to_floats();
+                            for half in 0..HALVES {
+                                // Whole numbers below 2²⁴: exact.
+                                let to = &mut floats[t][half][r];
+                                *to = if two == 0 { sums[half] } else { to.fma(sums[half], L::Floats::splat(4.0)) };
                             }
                         }
                     }
                 }
                 for r in 0..R {
-                    let x_scale = V::Floats::splat(*x_scales.add(r * blocks + block));
-                    for half in 0..HALVES {
-                        totals[half][r] = totals[half][r].fma(sums[half][r].to_floats(), scales[half].mul(x_scale));
+                    let x_scale = L::Floats::splat(*x_scales.add(r * blocks + block));
+                    for t in 0..T {
+                        for half in 0..HALVES {
+                            let total = &mut totals[t][half][r];
+                            *total = total.fma(floats[t][half][r], scales[t][half].mul(x_scale));
+                        }
                     }
                 }
             }
         }
-        let factor = V::Floats::splat(d.tensor_scale);
-        for half in 0..HALVES {
-            for r in 0..R {
-                totals[half][r] = totals[half][r].mul(factor);
+        for t in 0..T {
+            for half in 0..HALVES {
+                store(job, tile + t, half, row, &totals[t][half]);
             }
-            store(job, tile, half, row, &totals[half]);
         }
     }
 }

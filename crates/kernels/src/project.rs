@@ -6,13 +6,14 @@
 //! and then adds every delta to the same outputs while they are in cache.
 
 use crate::{
+    ahead::Ahead,
     int8::{Int8Weights, TILE, run_int8},
     isa::Isa,
     lowrank::{self, LowRankTiles},
     matmul::{Weights, run_floats},
     packed::{self, Packed},
     parallel::{Output, for_each, threads},
-    planes::{PlaneTiles, Tables, Turn, run_planes},
+    planes::{PlaneTiles, Tables, run_planes},
     rounded::{Activations, BLOCK, Rounded},
     sparse::{SparseRows, run_sparse},
 };
@@ -87,6 +88,8 @@ impl Matrix<'_> {
             Self::Int8(_) | Self::Planes(_) | Self::LowRankTiles(_) => {
                 let suits = x.rounded.as_ref().is_some_and(|rounded| rounded.suits(isa));
                 assert!(suits, "activations rounded on {isa:?} for integer products");
+                let laid_out = !matches!(self, Self::Planes(d) if !d.suits(isa));
+                assert!(laid_out, "a delta laid out for products on {isa:?}");
             }
             Self::Packed(d) => d.check(),
             // It was checked when it was made.
@@ -264,7 +267,7 @@ impl Factors {
 /// What is looked up, if anything is.
 fn tables(isa: Isa, x: &Activations, products: &[Product]) -> Option<Tables> {
     let terms = || products.iter().flat_map(|product| &product.terms);
-    let looked_up = |term: &&Term| matches!(term.matrix, Matrix::Planes(d) if d.looks_up(isa, term.rows.len()));
+    let looked_up = |term: &&Term| matches!(term.matrix, Matrix::Planes(_));
     terms().find(looked_up)?;
     Some(Tables::new(isa, x.rounded.as_ref()?, x.rows, terms().filter(looked_up).map(|term| term.rows.clone())))
 }
@@ -286,29 +289,27 @@ fn run_terms<'f>(
 ) {
     let mut add = product.add;
     let outputs = product.y.len() / x.rows;
-    // Short pieces from many places, which the memory would be waited for one after another: they come while the base is
-    // multiplied.
+    let mut ahead = Ahead::default();
     for term in &product.terms {
-        if let Matrix::LowRankTiles(d) = term.matrix {
-            d.prefetch_second(range.clone());
+        match term.matrix {
+            Matrix::Planes(d) => d.push_to(&mut ahead, range.clone()),
+            Matrix::LowRankTiles(d) => d.push_second_to(&mut ahead, range.clone()),
+            _ => {}
         }
     }
-    let next_planes = |after: usize| {
-        product.terms[after..].iter().find_map(|term| match term.matrix {
-            Matrix::Planes(d) => Some(d),
-            _ => None,
-        })
-    };
-    if let Some(first) = next_planes(0) {
-        first.prefetch(range.clone());
+    if let Some(Term { matrix: Matrix::Int8(w), rows }) = product.terms.first() {
+        ahead.spread(w.steps(rows.len(), range.clone()));
     }
-    for (index, (term, t)) in product.terms.iter().zip(small.factors).enumerate() {
+    for (term, t) in product.terms.iter().zip(small.factors) {
         let rows = term.rows.clone();
         let job = Job { x, rows, outputs, first: range.start, last: range.end, y, y_row: 0, add };
         match &term.matrix {
             Matrix::Floats(w) => run_floats(isa, job, w),
-            Matrix::Int8(w) => run_int8(isa, job, w),
-            Matrix::Planes(d) => run_planes(isa, job, Turn { d, next: next_planes(index + 1) }, small.tables),
+            Matrix::Int8(w) => run_int8(isa, job, w, &ahead),
+            Matrix::Planes(d) => {
+                let Some(tables) = small.tables else { unreachable!("tables were made for every dense delta") };
+                run_planes(isa, job, d, tables);
+            }
             Matrix::Packed(d) => packed::run_product(isa, job, d),
             Matrix::Sparse(d) => run_sparse(isa, job, d),
             Matrix::LowRank(_, b) => packed::run_transposed(isa, job, t, b),

@@ -465,22 +465,25 @@ fn plane_tiles_multiply_as_the_packed_matrix_does() {
             if level_at_zero {
                 d.offsets.clone_from(&d.scales);
             }
-            let tiles = PlaneTiles::new(&d.packed(), &mut Arena::default()).expect("a layout for this group");
             let exact = d.expanded();
-            for (row, want) in exact.chunks(cols).enumerate() {
-                let mut found = vec![0.0; cols];
-                tiles.add_row(row, &mut found);
-                assert_close(
-                    &found,
-                    &want.iter().map(|w| (f64::from(*w), 0.0)).collect::<Vec<_>>(),
-                    &format!("row {row} of {bits} bits, group {group}"),
-                );
+            let laid_out = |isa| {
+                let tiles = PlaneTiles::new_on(isa, &d.packed(), &mut Arena::default());
+                tiles.expect("a layout for this group")
+            };
+            for isa in Isa::available() {
+                let tiles = laid_out(isa);
+                for (row, want) in exact.chunks(cols).enumerate() {
+                    let mut found = vec![0.0; cols];
+                    tiles.add_row(row, &mut found);
+                    let want: Vec<_> = want.iter().map(|w| (f64::from(*w), 0.0)).collect();
+                    assert_close(&found, &want, &format!("row {row} of {bits} bits, group {group}, for {isa:?}"));
+                }
             }
             let (x, y) = (values.vec(m * cols), values.vec(m * rows));
             let want = product(&rounded_inputs(&x, cols, 1), &exact, &y, cols);
             let what = format!("tiles of {bits} bits, group {group}, ({m}, {rows}, {cols})");
             check(&what, &x, cols, &y, rows, &want, |isa, x, y| {
-                multiply(isa, x, cols, true, Matrix::Planes(&tiles), y, true);
+                multiply(isa, x, cols, true, Matrix::Planes(&laid_out(isa)), y, true);
             });
         }
     }

@@ -62,8 +62,6 @@ pub unsafe trait Int8Vector: Copy {
     unsafe fn add_narrow(narrow: Self::Narrow, codes: Self::Codes, x: i32) -> Self::Narrow;
     /// Adds narrow sums.
     unsafe fn widen(self, narrow: Self::Narrow) -> Self;
-    /// 64 codes with zero 2^BITS − 1 from bit planes: bit j of plane p adds 2 · 2^p to code j.
-    unsafe fn load_planes<const BITS: usize>(planes: [u64; BITS]) -> Self::Codes;
     /// 64 codes of `BITS` bits, 2 or 4: bits `BITS · field ..` of each of the 64 bytes at `from`.
     unsafe fn load_fields<const BITS: usize>(from: *const u8, field: usize) -> Self::Codes;
     /// 16 inputs, four times over.
@@ -129,9 +127,6 @@ unsafe impl Int8Vector for Scalar {
     unsafe fn widen(self, narrow: Self) -> Self {
         Self(std::array::from_fn(|o| self.0[o] + narrow.0[o]))
     }
-    unsafe fn load_planes<const BITS: usize>(planes: [u64; BITS]) -> [u8; 64] {
-        std::array::from_fn(|j| (0..BITS).map(|p| ((planes[p] >> j & 1) as u8) << (p + 1)).sum())
-    }
     unsafe fn join(self, fine: Self) -> Self {
         Self(std::array::from_fn(|o| (self.0[o] << 7) + fine.0[o]))
     }
@@ -178,20 +173,6 @@ mod x86 {
     unsafe fn pairs(sums: __m256i) -> __m256i {
         // SAFETY: AVX2, the caller's promise.
         unsafe { _mm256_madd_epi16(sums, _mm256_set1_epi16(1)) }
-    }
-
-    /// 0 or −1 in each byte, by the bits of `bits`.
-    #[inline(always)]
-    unsafe fn byte_masks(bits: u32) -> __m256i {
-        // SAFETY: AVX2, the caller's promise.
-        unsafe {
-            let which = _mm256_setr_epi8(
-                0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3,
-            );
-            let bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(bits as i32), which);
-            let each = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
-            _mm256_cmpeq_epi8(_mm256_and_si256(bytes, each), each)
-        }
     }
 
     // SAFETY: only AVX2, which `Isa::Avx2` asks the CPU for; reads exactly 64 codes.
@@ -297,19 +278,6 @@ mod x86 {
             unsafe { Self(_mm256_add_epi32(self.0, pairs(narrow.0)), _mm256_add_epi32(self.1, pairs(narrow.1))) }
         }
 
-        #[inline(always)]
-        unsafe fn load_planes<const BITS: usize>(planes: [u64; BITS]) -> (__m256i, __m256i) {
-            // SAFETY: see the impl. Each set bit adds 2 · 2^p.
-            unsafe {
-                let (mut low, mut high) = (_mm256_setzero_si256(), _mm256_setzero_si256());
-                for (p, plane) in planes.into_iter().enumerate() {
-                    let step = _mm256_set1_epi8(2 << p);
-                    low = _mm256_add_epi8(low, _mm256_and_si256(byte_masks(plane as u32), step));
-                    high = _mm256_add_epi8(high, _mm256_and_si256(byte_masks((plane >> 32) as u32), step));
-                }
-                (low, high)
-            }
-        }
         #[inline(always)]
         unsafe fn join(self, fine: Self) -> Self {
             // SAFETY: see the impl.
@@ -471,18 +439,6 @@ mod x86 {
             }
         }
 
-        #[inline(always)]
-        unsafe fn load_planes<const BITS: usize>(planes: [u64; BITS]) -> __m512i {
-            // SAFETY: see the impl. Each set bit of plane p adds 2 · 2^p; a loop over an index, for an iterator costs a
-            // call for each plane.
-            unsafe {
-                let mut codes = _mm512_maskz_set1_epi8(planes[0], 2);
-                for p in 1..BITS {
-                    codes = _mm512_mask_add_epi8(codes, planes[p], codes, _mm512_set1_epi8(2 << p));
-                }
-                codes
-            }
-        }
         #[inline(always)]
         unsafe fn join(self, fine: Self) -> Self {
             // SAFETY: see the impl.

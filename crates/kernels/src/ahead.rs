@@ -1,0 +1,46 @@
+//! What a product reads after the base's matrix: asked of the memory while the base is multiplied.
+//!
+//! The base's product for several rows waits for the arithmetic, the deltas' for the memory: each variant's part is short and
+//! lies by itself, so that no hardware foresees it. Asked for a few lines at a time beside the base's products, the deltas
+//! are in the second cache when their turn comes.
+
+use crate::vector::prefetch_far;
+use std::cell::Cell;
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// Pieces of memory, asked for one after another.
+#[derive(Default)]
+pub(crate) struct Ahead {
+    pieces: Vec<(*const u8, usize)>,
+    /// The next piece, and the byte in it.
+    next: Cell<(usize, usize)>,
+    /// Lines that each step asks for.
+    lines: usize,
+}
+
+impl Ahead {
+    /// `piece` will be read, after those before it.
+    pub fn push<T>(&mut self, piece: &[T]) {
+        self.pieces.push((piece.as_ptr().cast(), size_of_val(piece)));
+    }
+
+    /// Everything will have been asked for after so many steps.
+    pub fn spread(&mut self, steps: usize) {
+        let lines = self.pieces.iter().map(|(_, bytes)| bytes.div_ceil(LINE)).sum::<usize>();
+        self.lines = lines.div_ceil(steps.max(1));
+    }
+
+    /// Asks for some lines, of one piece.
+    #[inline(always)]
+    pub fn step(&self) {
+        let (piece, mut at) = self.next.get();
+        let Some((start, bytes)) = self.pieces.get(piece) else { return };
+        for _ in 0..self.lines {
+            prefetch_far(start.wrapping_add(at));
+            at += LINE;
+        }
+        self.next.set(if at < *bytes { (piece, at) } else { (piece + 1, 0) });
+    }
+}
