@@ -284,6 +284,30 @@ fn a_crafted_manifest_is_malformed_not_a_panic() {
 }
 
 #[test]
+fn two_halves_are_the_whole_where_nothing_is_coded() {
+    let mut variant = small();
+    assert!(file::Stored::open(&variant.to_bytes().unwrap(), Path::new("v")).unwrap().halves().is_none(), "coded");
+    variant.linears.truncate(5);
+    // Few levels are kept one by one, without a stream.
+    let mut levels = Levels { cols: 500, steps: vec![None; 300], levels: vec![0; 300 * 500] };
+    (levels.levels[7], levels.steps[0]) = (3, Some(Step::nearest(0.01)));
+    let parts = vec![Part::Sparse(levels.sparse().unwrap())];
+    variant.linears.insert(0, LinearDelta { rows: 300, cols: 500, parts, relative_error: None });
+    let bytes = variant.to_bytes().unwrap();
+    let stored = file::Stored::open(&bytes, Path::new("v")).unwrap();
+    let count = variant.linears.len();
+    for middle in 0..=count {
+        let mut linears = Vec::new();
+        let none = stored.decode_some(0..middle, &mut |linear| linears.push(linear)).unwrap();
+        let extras = stored.decode_some(middle..count, &mut |linear| linears.push(linear)).unwrap();
+        assert_eq!((linears, extras), (variant.linears.clone(), variant.extras.clone()), "halves at {middle}");
+        assert!(none.is_empty() || middle == count);
+    }
+    let [first, second] = stored.halves().unwrap();
+    assert_eq!((first, second), (0..1, 1..count), "by their weights");
+}
+
+#[test]
 fn sparse_rows_without_a_stream_are_kept_one_by_one() {
     // So few levels that a coded stream would hold too many elements a byte, and none at all.
     for kept in [0usize, 3] {

@@ -157,7 +157,7 @@ pub trait Backend: Sized + Send + Sync + 'static {
     /// The pages of the KV cache.
     type Kv: Send;
     /// Memory that a base or a variant is moved into.
-    type Arena;
+    type Arena: Send;
 
     /// Threads, or whatever the device has of them.
     fn threads(&self) -> usize;

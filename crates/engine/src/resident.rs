@@ -16,6 +16,7 @@ use bitdelta_delta::{
 };
 use bitdelta_model::{Base, TensorRef};
 use std::{
+    ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -49,8 +50,30 @@ struct About<'a> {
     path: &'a Path,
     hash: String,
     info: Info,
-    /// Its matrices take about as much.
-    bytes: u64,
+}
+
+/// Files from this size on are decoded by two threads.
+const WORTH_A_THREAD: usize = 4 << 20;
+
+/// Some of a variant's matrices on the device.
+struct Made<'a, B: Backend> {
+    backend: &'a B,
+    arena: B::Arena,
+    deltas: Vec<B::Delta>,
+    /// See [`frame_bytes`].
+    frames: u64,
+}
+
+impl<'a, B: Backend> Made<'a, B> {
+    /// For matrices that take about `bytes`.
+    fn new(backend: &'a B, bytes: u64) -> Self {
+        Self { backend, arena: backend.arena(bytes), deltas: Vec::new(), frames: 0 }
+    }
+
+    fn push(&mut self, delta: LinearDelta) {
+        self.frames += frame_bytes::<B>(&delta);
+        self.deltas.push(self.backend.delta(delta, &mut self.arena));
+    }
 }
 
 impl<B: Backend> Body<B> {
@@ -59,41 +82,60 @@ impl<B: Backend> Body<B> {
         check_fits(model.base(), &variant, path)?;
         let bytes = variant.payload_bytes();
         let Variant { info, linears, extras } = variant;
-        let about = About { user, path, hash, info, bytes };
-        Self::made(model, about, |each| {
-            linears.into_iter().for_each(each);
-            Ok(extras)
-        })
+        let about = About { user, path, hash, info };
+        let mut made = Made::new(model.backend(), bytes);
+        linears.into_iter().for_each(|linear| made.push(linear));
+        Self::of(model, about, vec![made], &extras)
     }
 
     /// Checks a file against the model and moves it to the device, matrix by matrix: decoded, only one of them is in
-    /// memory at a time.
+    /// memory at a time, or one for each of two threads where that is worth it.
     pub fn read(model: &Model<B>, user: &str, path: &Path, file: &[u8]) -> Result<Self, Error> {
         let mut stored = Stored::open(file, path)?;
         check_base_and_shapes(model.base(), &stored.info, stored.shapes(), path)?;
         let (hash, info) = (std::mem::take(&mut stored.hash), stored.info.clone());
-        let about = About { user, path, hash, info, bytes: file.len() as u64 };
-        Self::made(model, about, |each| Ok(stored.decode(each)?))
+        let about = About { user, path, hash, info };
+        let backend = model.backend();
+        let make = |linears: Option<Range<usize>>, bytes: usize| -> Result<_, Error> {
+            let mut made = Made::new(backend, bytes as u64);
+            let mut each = |linear| made.push(linear);
+            let extras = match linears {
+                Some(linears) => stored.decode_some(linears, &mut each),
+                None => stored.decode(&mut each),
+            };
+            Ok((extras?, made))
+        };
+        match stored.halves().filter(|_| file.len() >= WORTH_A_THREAD) {
+            None => {
+                let (extras, made) = make(None, file.len())?;
+                Self::of(model, about, vec![made], &extras)
+            }
+            Some([first, second]) => {
+                let (first, second) = std::thread::scope(|scope| {
+                    let second = scope.spawn(|| make(Some(second), file.len() / 2));
+                    let first = make(Some(first), file.len() / 2);
+                    (first, second.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                });
+                let ((_, first), (extras, second)) = (first?, second?);
+                Self::of(model, about, vec![first, second], &extras)
+            }
+        }
     }
 
-    /// `feed` hands over the matrices, whose shapes were checked, and returns the extras.
-    fn made(
-        model: &Model<B>,
-        about: About,
-        feed: impl FnOnce(&mut dyn FnMut(LinearDelta)) -> Result<Vec<Extra>, Error>,
-    ) -> Result<Self, Error> {
+    /// What was made of the matrices, whose shapes were checked, and the extras.
+    fn of(model: &Model<B>, about: About, made: Vec<Made<B>>, extras: &[Extra]) -> Result<Self, Error> {
         let (base, backend) = (model.base(), model.backend());
-        let About { user, path, hash, info, bytes } = about;
-        let mut arena = backend.arena(bytes);
+        let About { user, path, hash, info } = about;
         let (mut frames, mut deltas) = (0, Vec::with_capacity(base.linears().len()));
-        let extras = feed(&mut |delta| {
-            frames += frame_bytes::<B>(&delta);
-            deltas.push(backend.delta(delta, &mut arena));
-        })?;
+        let mut arena = backend.arena(0);
+        for made in made {
+            frames += made.frames;
+            deltas.extend(made.deltas);
+        }
         let mut bytes: u64 = deltas.iter().map(|delta| backend.delta_bytes(delta)).sum();
         let layers = base.config.layers;
         let mut vectors: Vec<Option<B::Weights>> = Vec::new();
-        for extra in &extras {
+        for extra in extras {
             let (place, tensor) = changed_vector(base, extra, path)?;
             let mut values = base.tensor_f32(&tensor.name)?;
             extra.add_to(&mut values);

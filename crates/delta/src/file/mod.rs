@@ -24,7 +24,10 @@ use crate::{config::BitDeltaConfig, part::Part};
 pub use coded::coded_bytes;
 use half::f16;
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
 /// The version of the format that this build writes and reads.
 pub const VERSION: u32 = 1;
@@ -156,8 +159,29 @@ impl<'a> Stored<'a> {
     /// # Errors
     /// [`Error::Malformed`], by when `each` may have had some matrices.
     pub fn decode(&self, each: &mut dyn FnMut(LinearDelta)) -> Result<Vec<Extra>, Error> {
+        self.decode_some(0..self.plan.linears.len(), each)
+    }
+
+    /// Two ranges of matrices with about as many weights each, which [`Self::decode_some`] can decode side by side; `None`
+    /// where a coded stream has to be read from its beginning.
+    pub fn halves(&self) -> Option<[Range<usize>; 2]> {
+        let weights: Vec<u64> = self.shapes().map(|(rows, cols)| rows as u64 * cols as u64).collect();
+        let (total, mut before) = (weights.iter().sum::<u64>(), 0);
+        let middle = weights.iter().position(|weights| {
+            before += weights;
+            2 * before >= total
+        });
+        let middle = middle? + 1;
+        (self.plan.coded == 0).then(|| [0..middle, middle..weights.len()])
+    }
+
+    /// [`Self::decode`] of a range of [`Self::halves`]; the extras come with the last one.
+    ///
+    /// # Errors
+    /// As [`Self::decode`].
+    pub fn decode_some(&self, linears: Range<usize>, each: &mut dyn FnMut(LinearDelta)) -> Result<Vec<Extra>, Error> {
         let malformed = |reason| Error::Malformed { path: self.path.to_owned(), section: "payload", reason };
-        let extras = payload::decode(&self.plan, self.payload, each).map_err(malformed)?;
+        let extras = payload::decode(&self.plan, self.payload, linears, each).map_err(malformed)?;
         check_extras(&extras).map_err(malformed)?;
         Ok(extras)
     }

@@ -20,6 +20,7 @@ use crate::{
     tread::{Step, step_of},
 };
 use bitdelta_kernels::SparseRows;
+use std::ops::Range;
 
 /// Sections start at multiples of this: a cache line, and the widest vector load.
 const ALIGN: u64 = 64;
@@ -168,12 +169,26 @@ fn sparse_halves(rows: &SparseRows) -> Vec<u16> {
     halves
 }
 
-/// Cuts a payload into the plan's parts, which go to `each` matrix by matrix, checked. Nothing is allocated before the
-/// plan's sizes are known to equal the payload's.
-pub(super) fn decode(plan: &Plan, payload: &[u8], each: &mut dyn FnMut(LinearDelta)) -> Result<Vec<Extra>, String> {
+/// Cuts a payload into the plan's parts, of which those of `linears` go to `each` matrix by matrix, checked. Linears before
+/// the range can be passed over where nothing is coded. The extras are those after the last linear, if the range reaches it.
+/// Nothing is allocated before the plan's sizes are known to equal the payload's.
+pub(super) fn decode(
+    plan: &Plan,
+    payload: &[u8],
+    linears: Range<usize>,
+    each: &mut dyn FnMut(LinearDelta),
+) -> Result<Vec<Extra>, String> {
+    if linears.start > 0 && plan.coded > 0 {
+        return Err("a coded stream is read from its beginning".into());
+    }
     let mut sections = Sections::split(plan, payload)?;
-    for (index, &(class, error)) in plan.linears.iter().enumerate() {
+    let last = linears.end >= plan.linears.len();
+    for (index, &(class, error)) in plan.linears.iter().enumerate().take(linears.end) {
         let Class { rows, cols, ref parts } = plan.classes[class];
+        if index < linears.start {
+            sections.skip(&plan.classes[class])?;
+            continue;
+        }
         let in_linear = |reason: String| format!("linear {index}: {reason}");
         let parts = parts.iter().map(|part| match part {
             Kind::Dense(coding) => Ok(Part::Dense(sections.codes(WHOLE, coding, rows, cols)?)),
@@ -187,6 +202,9 @@ pub(super) fn decode(plan: &Plan, payload: &[u8], each: &mut dyn FnMut(LinearDel
         let linear = LinearDelta { rows, cols, parts, relative_error: decode_error(error) };
         linear.check().map_err(in_linear)?;
         each(linear);
+    }
+    if !last {
+        return Ok(Vec::new());
     }
     let extras = plan.extras.iter();
     let extras = extras.map(|&(tensor, elements)| Extra { tensor, values: halves(&mut sections.full, elements) });
@@ -228,6 +246,16 @@ impl<'a> Sections<'a> {
         }
         let [words, scales, offsets, tensor_scales, full, coded] = cut;
         Ok(Self { words, scales, offsets, tensor_scales, full, coded: Decoder::new(coded) })
+    }
+
+    /// Passes over a linear of which nothing is coded.
+    fn skip(&mut self, class: &Class) -> Result<(), String> {
+        let sizes = Sizes::class(class).and_then(|sizes| sizes.bytes()).ok_or("sizes overflow")?;
+        let sections = [&mut self.words, &mut self.scales, &mut self.offsets, &mut self.tensor_scales, &mut self.full];
+        for (section, bytes) in sections.into_iter().zip(sizes) {
+            take(section, bytes as usize);
+        }
+        Ok(())
     }
 
     /// Codes, plain or in the coded stream as a matrix of this kind.
