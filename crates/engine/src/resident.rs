@@ -91,12 +91,15 @@ impl<B: Backend> Body<B> {
     /// Checks a file against the model and moves it to the device, matrix by matrix: decoded, only one of them is in
     /// memory at a time, or one for each of two threads where that is worth it.
     pub fn read(model: &Model<B>, user: &str, path: &Path, file: &[u8]) -> Result<Self, Error> {
-        let mut stored = Stored::open(file, path)?;
-        check_base_and_shapes(model.base(), &stored.info, stored.shapes(), path)?;
-        let (hash, info) = (std::mem::take(&mut stored.hash), stored.info.clone());
+        let stored = Stored::unverified(file, path)?;
+        if let Err(error) = check_base_and_shapes(model.base(), &stored.info, stored.shapes(), path) {
+            stored.verify()?;
+            return Err(error);
+        }
+        let (hash, info) = (stored.hash.clone(), stored.info.clone());
         let about = About { user, path, hash, info };
         let backend = model.backend();
-        let make = |linears: Option<Range<usize>>, bytes: usize| -> Result<_, Error> {
+        let make = &|linears: Option<Range<usize>>, bytes: usize| -> Result<_, Error> {
             let mut made = Made::new(backend, bytes as u64);
             let mut each = |linear| made.push(linear);
             let extras = match linears {
@@ -107,13 +110,17 @@ impl<B: Backend> Body<B> {
         };
         match stored.halves().filter(|_| file.len() >= WORTH_A_THREAD) {
             None => {
+                stored.verify()?;
                 let (extras, made) = make(None, file.len())?;
                 Self::of(model, about, vec![made], &extras)
             }
             Some([first, second]) => {
                 let (first, second) = std::thread::scope(|scope| {
-                    let second = scope.spawn(|| make(Some(second), file.len() / 2));
-                    let first = make(Some(first), file.len() / 2);
+                    // A little more than each takes, as slabs are aligned.
+                    let [less, more] = [file.len() / 2, file.len() * 5 / 8];
+                    let second = scope.spawn(move || make(Some(second), more));
+                    // Whatever a changed file makes of itself is dropped.
+                    let first = stored.verify().map_err(Error::from).and_then(|()| make(Some(first), less));
                     (first, second.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
                 });
                 let ((_, first), (extras, second)) = (first?, second?);

@@ -30,6 +30,8 @@ use std::{mem::MaybeUninit, ops::Range};
 const UNITS: usize = BLOCK / UNIT;
 /// Bytes of a unit's codes for the outputs of a tile.
 const UNIT_BYTES: usize = UNIT * TILE / 8;
+/// Words of a block's plane for the outputs of a tile.
+const BLOCK_WORDS: usize = UNITS * UNIT_BYTES / 8;
 /// Tables that one thread makes sooner by itself.
 const WORTH_SPLITTING: usize = 1 << 11;
 
@@ -70,26 +72,24 @@ impl PlaneTiles {
         let layout = Layout::of(isa);
         // Three planes and one of zeros.
         let bits = if d.bits == 3 { 4 } else { d.bits };
-        let mut words = arena.take::<u64>(tiles * blocks * bits * UNITS * UNIT_BYTES / 8);
+        let mut words = arena.take::<u64>(tiles * blocks * bits * BLOCK_WORDS);
         let mut scales = arena.take::<u16>(tiles * groups * TILE);
-        for half in 0..d.rows.div_ceil(LANES) {
-            let (tile, first) = (half / HALVES, half * LANES);
-            let lanes = LANES.min(d.rows - first);
-            for block in 0..blocks {
-                for plane in 0..d.bits {
-                    let mut square = [0u64; LANES];
-                    for (lane, row) in square[..lanes].iter_mut().enumerate() {
-                        *row = d.planes[((first + lane) * d.bits + plane) * blocks + block];
+        for (tile, to) in words.chunks_mut((blocks * bits * BLOCK_WORDS).max(1)).enumerate() {
+            let lanes = TILE.min(d.rows - tile * TILE);
+            for (block, to) in to.chunks_mut(bits * BLOCK_WORDS).enumerate() {
+                for (plane, to) in to.as_chunks_mut().0.iter_mut().enumerate().take(d.bits) {
+                    let mut rows = [0u64; TILE];
+                    for (lane, row) in rows[..lanes].iter_mut().enumerate() {
+                        *row = d.planes[((tile * TILE + lane) * d.bits + plane) * blocks + block];
                     }
-                    let at = ((tile * blocks + block) * bits + plane) * UNITS * UNIT_BYTES / 8;
-                    let to = &mut words[at..][..UNITS * UNIT_BYTES / 8];
-                    layout.put(square, half % HALVES, to);
+                    layout.put(&rows, to);
                 }
             }
-            for lane in 0..lanes {
-                for group in 0..groups {
-                    scales[(tile * groups + group) * TILE + half % HALVES * LANES + lane] =
-                        d.scales[(first + lane) * groups + group];
+        }
+        for (tile, to) in scales.chunks_mut((groups * TILE).max(1)).enumerate() {
+            for (lane, scales) in d.scales[tile * TILE * groups..].chunks(groups).enumerate().take(TILE) {
+                for (group, scale) in scales.iter().enumerate() {
+                    to[group * TILE + lane] = *scale;
                 }
             }
         }
@@ -107,7 +107,7 @@ impl PlaneTiles {
         let (tile, blocks, groups) = (row / TILE, self.blocks(), self.groups());
         for (i, out) in out.iter_mut().enumerate() {
             let bit = |plane| {
-                let at = ((tile * blocks + i / BLOCK) * self.bits + plane) * UNITS * UNIT_BYTES / 8;
+                let at = ((tile * blocks + i / BLOCK) * self.bits + plane) * BLOCK_WORDS;
                 self.layout.bit(&self.words[at..], row % TILE, i % BLOCK)
             };
             let code: i32 = (0..self.bits).map(|plane| i32::from(bit(plane)) << plane).sum();
@@ -201,21 +201,27 @@ impl Layout {
         if isa == Isa::Avx2 { Self::Nibbles } else { Self::Words }
     }
 
-    /// Writes a block's bits of 16 outputs, a word of 64 inputs each, into those of a tile.
-    fn put(self, mut square: [u64; LANES], half: usize, to: &mut [u64]) {
+    /// Writes a block's bits of a tile, of which each output's come as a word of 64 inputs.
+    fn put(self, rows: &[u64; TILE], to: &mut [u64; BLOCK_WORDS]) {
         match self {
             Self::Words => {
-                for (four, rows) in square.as_chunks_mut().0.iter_mut().enumerate() {
-                    transpose_16(rows);
-                    for (unit, word) in rows.iter().enumerate() {
-                        to[unit * UNIT_BYTES / 8 + half * LANES / 4 + four] = *word;
-                    }
+                // Four outputs to a word; those of all words side by side.
+                let mut fours = [[0u64; TILE / 4]; 4];
+                for (lane, row) in rows.iter().enumerate() {
+                    fours[lane % 4][lane / 4] = *row;
+                }
+                transpose_16(&mut fours);
+                for (to, words) in to.as_chunks_mut().0.iter_mut().zip(fours) {
+                    *to = words;
                 }
             }
             Self::Nibbles => {
-                transpose_4(&mut square);
-                for (quad, word) in square.into_iter().enumerate() {
-                    to[quad * HALVES + half] = word;
+                for (half, rows) in rows.as_chunks::<LANES>().0.iter().enumerate() {
+                    let mut square = *rows;
+                    transpose_4(&mut square);
+                    for (quad, word) in square.into_iter().enumerate() {
+                        to[quad * HALVES + half] = word;
+                    }
                 }
             }
         }
@@ -298,16 +304,18 @@ unsafe fn write_tables<L: Lookup>(codes: &[i8], to: *mut u8) {
     }
 }
 
-/// Swaps 16 bits i of word j with 16 bits j of word i.
-#[inline(always)]
-fn transpose_16(square: &mut [u64; 4]) {
-    let [a, b, c, d] = *square;
-    const LOW: u64 = 0x0000_ffff_0000_ffff;
-    let halves = |a: u64, c: u64| (a & 0xffff_ffff | c << 32, a >> 32 | c & !0xffff_ffff);
-    let ((a, c), (b, d)) = (halves(a, c), halves(b, d));
-    let quarters = |a: u64, b: u64| (a & LOW | (b & LOW) << 16, a >> 16 & LOW | b & !LOW);
-    let ((a, b), (c, d)) = (quarters(a, b), quarters(c, d));
-    *square = [a, b, c, d];
+/// Swaps 16 bits i of word j with 16 bits j of word i, in each of eight squares.
+fn transpose_16(squares: &mut [[u64; 8]; 4]) {
+    for (distance, keep) in [(2, 0x0000_0000_ffff_ffff_u64), (1, 0x0000_ffff_0000_ffff)] {
+        for i in (0..4).filter(|i| i & distance == 0) {
+            for square in 0..8 {
+                let (low, high) = (squares[i][square], squares[i + distance][square]);
+                let moved = (low >> (16 * distance) ^ high) & keep;
+                squares[i + distance][square] = high ^ moved;
+                squares[i][square] = low ^ moved << (16 * distance);
+            }
+        }
+    }
 }
 
 /// Swaps nibble i of word j with nibble j of word i: halves of the square, then quarters, and so on.

@@ -77,8 +77,8 @@ impl View for Declared {
     }
 }
 
-/// The arrays of a file and their verified hash.
-pub(super) fn open<'a>(bytes: &'a [u8], path: &Path) -> Result<(Arrays<'a>, String), Error> {
+/// The arrays of a file, and the hash that it states.
+pub(super) fn parse<'a>(bytes: &'a [u8], path: &Path) -> Result<(Arrays<'a>, String), Error> {
     let not_a_variant = |reason: String| Error::NotAVariant { path: path.to_owned(), reason };
     let malformed = |reason: &str| Error::Malformed { path: path.to_owned(), section: "header", reason: reason.into() };
     let unreadable = |error| match error {
@@ -105,16 +105,22 @@ pub(super) fn open<'a>(bytes: &'a [u8], path: &Path) -> Result<(Arrays<'a>, Stri
         _ => Err(malformed(&format!("no byte array {name:?}"))),
     };
     let arrays = Arrays { manifest: array("manifest")?, payload: array("payload")?, info: array("info")? };
-    let found = hash(&arrays);
-    if found != expected {
-        return Err(Error::HashMismatch { path: path.to_owned(), expected: expected.into(), found });
-    }
     // The hash leaves out the header; there is exactly one right header for these arrays, and they follow it in order.
     if header(&arrays, stamp).is_ok_and(|header| bytes.starts_with(&header)) {
-        Ok((arrays, found))
+        Ok((arrays, expected.to_owned()))
     } else {
+        verify(&arrays, expected, path)?;
         Err(malformed("not the one header that these arrays have"))
     }
+}
+
+/// Compares the arrays with the hash that their file states.
+pub(super) fn verify(arrays: &Arrays, expected: &str, path: &Path) -> Result<(), Error> {
+    let found = hash(arrays);
+    if found == expected {
+        return Ok(());
+    }
+    Err(Error::HashMismatch { path: path.to_owned(), expected: expected.into(), found })
 }
 
 /// Writes a temporary file beside `path`, syncs it, renames it over `path` and syncs the folder: after a crash at any

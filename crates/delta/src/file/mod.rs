@@ -122,7 +122,7 @@ impl Extra {
     }
 }
 
-/// A file whose hash and header were verified, and whose matrices are not decoded yet.
+/// A file whose header was read, and whose matrices are not decoded yet.
 #[derive(Debug)]
 pub struct Stored<'a> {
     /// Figures and provenance.
@@ -130,7 +130,7 @@ pub struct Stored<'a> {
     /// BLAKE3 content hash (hex).
     pub hash: String,
     plan: manifest::Plan,
-    payload: &'a [u8],
+    arrays: container::Arrays<'a>,
     path: &'a Path,
 }
 
@@ -140,12 +140,39 @@ impl<'a> Stored<'a> {
     /// # Errors
     /// As [`Variant::read`], but for what is wrong with the payload.
     pub fn open(bytes: &'a [u8], path: &'a Path) -> Result<Self, Error> {
-        let (arrays, hash) = container::open(bytes, path)?;
+        let stored = Self::unverified(bytes, path)?;
+        stored.verify()?;
+        Ok(stored)
+    }
+
+    /// Reads a file's header: nothing that comes of it may be used before [`Self::verify`], which takes as long as decoding
+    /// and can be done beside it.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; of a file whose bytes changed, that they did.
+    pub fn unverified(bytes: &'a [u8], path: &'a Path) -> Result<Self, Error> {
+        let (arrays, hash) = container::parse(bytes, path)?;
         let malformed = |section| move |reason| Error::Malformed { path: path.to_owned(), section, reason };
-        let info = decode_info(arrays.info).map_err(malformed("info"))?;
-        check_info(&info).map_err(malformed("info"))?;
-        let plan = manifest::decode(arrays.manifest).map_err(malformed("manifest"))?;
-        Ok(Self { info, hash, plan, payload: arrays.payload, path })
+        let parsed = || -> Result<_, Error> {
+            let info = decode_info(arrays.info).map_err(malformed("info"))?;
+            check_info(&info).map_err(malformed("info"))?;
+            Ok((info, manifest::decode(arrays.manifest).map_err(malformed("manifest"))?))
+        };
+        match parsed() {
+            Ok((info, plan)) => Ok(Self { info, hash, plan, arrays, path }),
+            Err(error) => {
+                container::verify(&arrays, &hash, path)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Compares the file's bytes with the hash that it states.
+    ///
+    /// # Errors
+    /// [`Error::HashMismatch`].
+    pub fn verify(&self) -> Result<(), Error> {
+        container::verify(&self.arrays, &self.hash, self.path)
     }
 
     /// (rows, cols) of each matrix.
@@ -162,14 +189,14 @@ impl<'a> Stored<'a> {
         self.decode_some(0..self.plan.linears.len(), each)
     }
 
-    /// Two ranges of matrices with about as many weights each, which [`Self::decode_some`] can decode side by side; `None`
-    /// where a coded stream has to be read from its beginning.
+    /// Two ranges of matrices that take about as long to decode, the first one after [`Self::verify`], and that
+    /// [`Self::decode_some`] can decode side by side; `None` where a coded stream has to be read from its beginning.
     pub fn halves(&self) -> Option<[Range<usize>; 2]> {
         let weights: Vec<u64> = self.shapes().map(|(rows, cols)| rows as u64 * cols as u64).collect();
         let (total, mut before) = (weights.iter().sum::<u64>(), 0);
         let middle = weights.iter().position(|weights| {
             before += weights;
-            2 * before >= total
+            5 * before >= 2 * total
         });
         let middle = middle? + 1;
         (self.plan.coded == 0).then(|| [0..middle, middle..weights.len()])
@@ -181,7 +208,7 @@ impl<'a> Stored<'a> {
     /// As [`Self::decode`].
     pub fn decode_some(&self, linears: Range<usize>, each: &mut dyn FnMut(LinearDelta)) -> Result<Vec<Extra>, Error> {
         let malformed = |reason| Error::Malformed { path: self.path.to_owned(), section: "payload", reason };
-        let extras = payload::decode(&self.plan, self.payload, linears, each).map_err(malformed)?;
+        let extras = payload::decode(&self.plan, self.arrays.payload, linears, each).map_err(malformed)?;
         check_extras(&extras).map_err(malformed)?;
         Ok(extras)
     }
