@@ -52,8 +52,8 @@ struct About<'a> {
     info: Info,
 }
 
-/// Files from this size on are decoded by two threads.
-const WORTH_A_THREAD: usize = 4 << 20;
+/// Files from this size on are read and decoded by two threads.
+pub(crate) const WORTH_A_THREAD: usize = 4 << 20;
 
 /// Some of a variant's matrices on the device.
 struct Made<'a, B: Backend> {

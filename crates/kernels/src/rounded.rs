@@ -6,8 +6,9 @@
 //!
 //! A delta's product takes the code alone: it is small beside the base's. The base's product takes both digits, since with
 //! one the outliers of a block leave the others too few steps: measured on SmolLM2, of the tokens that the exact path
-//! chooses 95.8 % are chosen with one digit and over 99.5 % with two, which a product that waits for the memory does not
-//! notice.
+//! chooses 95.8 % are chosen with one digit and over 99.5 % with two. What lies between was measured, too: a second digit
+//! only for the quads that hold a block's outliers (a sixth of them) leaves a KL of 4 to 7e-4 nats, where two digits have 5e-5,
+//! and 98.1 to 99.5 % of the tokens of answers; the error comes from all projections and layers alike.
 
 use crate::{
     isa::{Isa, dispatch},

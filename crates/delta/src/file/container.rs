@@ -24,12 +24,25 @@ pub(super) struct Arrays<'a> {
     pub info: &'a [u8],
 }
 
-/// BLAKE3 (hex) over manifest, payload and info, each led by its length as a little-endian u64.
+/// BLAKE3 (hex) over manifest, payload and info, each led by its length as a little-endian u64, on all cores.
 pub(super) fn hash(arrays: &Arrays<'_>) -> String {
+    hash_on(arrays, Cores::All)
+}
+
+/// Where a hash is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cores {
+    /// On all of them.
+    All,
+    /// On the caller's, where others have work.
+    Own,
+}
+
+fn hash_on(arrays: &Arrays<'_>, cores: Cores) -> String {
     let mut hasher = blake3::Hasher::new();
     for array in [arrays.manifest, arrays.payload, arrays.info] {
         hasher.update(&(array.len() as u64).to_le_bytes());
-        if array.len() < PARALLEL_BYTES {
+        if array.len() < PARALLEL_BYTES || cores == Cores::Own {
             hasher.update(array);
         } else {
             hasher.update_rayon(array);
@@ -109,14 +122,14 @@ pub(super) fn parse<'a>(bytes: &'a [u8], path: &Path) -> Result<(Arrays<'a>, Str
     if header(&arrays, stamp).is_ok_and(|header| bytes.starts_with(&header)) {
         Ok((arrays, expected.to_owned()))
     } else {
-        verify(&arrays, expected, path)?;
+        verify(&arrays, expected, path, Cores::All)?;
         Err(malformed("not the one header that these arrays have"))
     }
 }
 
 /// Compares the arrays with the hash that their file states.
-pub(super) fn verify(arrays: &Arrays, expected: &str, path: &Path) -> Result<(), Error> {
-    let found = hash(arrays);
+pub(super) fn verify(arrays: &Arrays, expected: &str, path: &Path, cores: Cores) -> Result<(), Error> {
+    let found = hash_on(arrays, cores);
     if found == expected {
         return Ok(());
     }

@@ -141,7 +141,7 @@ impl<'a> Stored<'a> {
     /// As [`Variant::read`], but for what is wrong with the payload.
     pub fn open(bytes: &'a [u8], path: &'a Path) -> Result<Self, Error> {
         let stored = Self::unverified(bytes, path)?;
-        stored.verify()?;
+        container::verify(&stored.arrays, &stored.hash, path, container::Cores::All)?;
         Ok(stored)
     }
 
@@ -161,18 +161,18 @@ impl<'a> Stored<'a> {
         match parsed() {
             Ok((info, plan)) => Ok(Self { info, hash, plan, arrays, path }),
             Err(error) => {
-                container::verify(&arrays, &hash, path)?;
+                container::verify(&arrays, &hash, path, container::Cores::All)?;
                 Err(error)
             }
         }
     }
 
-    /// Compares the file's bytes with the hash that it states.
+    /// Compares the file's bytes with the hash that it states, on this thread alone.
     ///
     /// # Errors
     /// [`Error::HashMismatch`].
     pub fn verify(&self) -> Result<(), Error> {
-        container::verify(&self.arrays, &self.hash, self.path)
+        container::verify(&self.arrays, &self.hash, self.path, container::Cores::Own)
     }
 
     /// (rows, cols) of each matrix.
