@@ -199,7 +199,7 @@ impl<'a> Stored<'a> {
             5 * before >= 2 * total
         });
         let middle = middle? + 1;
-        (self.plan.coded == 0).then(|| [0..middle, middle..weights.len()])
+        (self.plan.coded == 0).then_some([0..middle, middle..weights.len()])
     }
 
     /// [`Self::decode`] of a range of [`Self::halves`]; the extras come with the last one.
