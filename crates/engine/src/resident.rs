@@ -55,6 +55,14 @@ struct About<'a> {
 /// Files from this size on are read and decoded by two threads.
 pub(crate) const WORTH_A_THREAD: usize = 4 << 20;
 
+/// Does `own` on this thread and `other` on another, and returns when both are done.
+pub(crate) fn side_by_side<A, B: Send>(own: impl FnOnce() -> A, other: impl FnOnce() -> B + Send) -> (A, B) {
+    std::thread::scope(|scope| {
+        let other = scope.spawn(other);
+        (own(), other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
+}
+
 /// Some of a variant's matrices on the device.
 struct Made<'a, B: Backend> {
     backend: &'a B,
@@ -99,30 +107,24 @@ impl<B: Backend> Body<B> {
         let (hash, info) = (stored.hash.clone(), stored.info.clone());
         let about = About { user, path, hash, info };
         let backend = model.backend();
-        let make = &|linears: Option<Range<usize>>, bytes: usize| -> Result<_, Error> {
+        let make = |linears: Range<usize>, bytes: usize| -> Result<_, Error> {
             let mut made = Made::new(backend, bytes as u64);
-            let mut each = |linear| made.push(linear);
-            let extras = match linears {
-                Some(linears) => stored.decode_some(linears, &mut each),
-                None => stored.decode(&mut each),
-            };
-            Ok((extras?, made))
+            let extras = stored.decode_some(linears, &mut |linear| made.push(linear))?;
+            Ok((extras, made))
         };
         match stored.halves().filter(|_| file.len() >= WORTH_A_THREAD) {
             None => {
                 stored.verify()?;
-                let (extras, made) = make(None, file.len())?;
+                let (extras, made) = make(0..stored.shapes().len(), file.len())?;
                 Self::of(model, about, vec![made], &extras)
             }
             Some([first, second]) => {
-                let (first, second) = std::thread::scope(|scope| {
-                    // A little more than each takes, as slabs are aligned.
-                    let [less, more] = [file.len() / 2, file.len() * 5 / 8];
-                    let second = scope.spawn(move || make(Some(second), more));
-                    // Whatever a changed file makes of itself is dropped.
-                    let first = stored.verify().map_err(Error::from).and_then(|()| make(Some(first), less));
-                    (first, second.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-                });
+                // A little more than each takes, as slabs are aligned. Whatever a changed file makes of itself is dropped.
+                let [less, more] = [file.len() / 2, file.len() * 5 / 8];
+                let (first, second) = side_by_side(
+                    || stored.verify().map_err(Error::from).and_then(|()| make(first, less)),
+                    || make(second, more),
+                );
                 let ((_, first), (extras, second)) = (first?, second?);
                 Self::of(model, about, vec![first, second], &extras)
             }

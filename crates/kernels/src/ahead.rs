@@ -10,8 +10,18 @@ use std::cell::Cell;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// Pieces of memory, asked for one after another.
+/// Where pieces of memory lie, and their bytes.
 #[derive(Default)]
+pub(crate) struct Pieces(Vec<(*const u8, usize)>);
+
+impl Pieces {
+    /// `piece` will be read, after those before it.
+    pub fn push<T>(&mut self, piece: &[T]) {
+        self.0.push((piece.as_ptr().cast(), size_of_val(piece)));
+    }
+}
+
+/// Pieces of memory, asked for one after another.
 pub(crate) struct Ahead {
     pieces: Vec<(*const u8, usize)>,
     /// The next piece, and the byte in it.
@@ -21,15 +31,10 @@ pub(crate) struct Ahead {
 }
 
 impl Ahead {
-    /// `piece` will be read, after those before it.
-    pub fn push<T>(&mut self, piece: &[T]) {
-        self.pieces.push((piece.as_ptr().cast(), size_of_val(piece)));
-    }
-
-    /// Everything will have been asked for after so many steps.
-    pub fn spread(&mut self, steps: usize) {
-        let lines = self.pieces.iter().map(|(_, bytes)| bytes.div_ceil(LINE)).sum::<usize>();
-        self.lines = lines.div_ceil(steps.max(1));
+    /// Everything will have been asked for after about so many steps.
+    pub fn new(pieces: Pieces, steps: usize) -> Self {
+        let lines = pieces.0.iter().map(|(_, bytes)| bytes.div_ceil(LINE)).sum::<usize>();
+        Self { pieces: pieces.0, next: Cell::default(), lines: lines.div_ceil(steps.max(1)) }
     }
 
     /// Asks for some lines, of one piece.

@@ -293,7 +293,7 @@ impl<const BITS: usize, const PARTS: usize> Tiles for Laid<'_, BITS, PARTS> {
 }
 
 /// How many bytes ahead a matrix is fetched into the cache.
-pub(crate) const AHEAD: usize = 4096;
+const AHEAD: usize = 4096;
 
 /// # Safety
 /// The job's operands were checked, its outputs are a range of the matrix that starts at a tile, and its activations are

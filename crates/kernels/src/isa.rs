@@ -86,25 +86,26 @@ impl Isa {
     }
 }
 
-/// Runs `$generic::<V>(args)` with the vector type of the given instruction set, inside a function that has that
-/// instruction set's target features, so that everything inlines into it.
-macro_rules! dispatch {
-    ($isa:expr, $generic:ident ( $($arg:ident : $ty:ty),* $(,)? )) => {{
+/// Runs `$generic::<V>(args)`, or `$generic::<V, number>(args)`, with the type among these that goes with the given instruction
+/// set, inside a function that has that instruction set's target features, so that everything inlines into it.
+macro_rules! dispatch_to {
+    ($isa:expr, [$scalar:ty, $avx2:ty, $avx512:ty $(, $number:literal)?],
+     $generic:ident ( $($arg:ident : $ty:ty),* $(,)? )) => {{
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx2,fma,f16c")]
         // Clippy counts a kernel's operands.
         #[allow(clippy::too_many_arguments)]
         unsafe fn avx2($($arg: $ty),*) {
             // SAFETY: the caller upholds the generic kernel's contract, and this function's own target features are
-            // what `Avx2` needs.
-            unsafe { $generic::<crate::vector::avx2::Avx2>($($arg),*) }
+            // what the type for AVX2 needs.
+            unsafe { $generic::<$avx2 $(, $number)?>($($arg),*) }
         }
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
         #[allow(clippy::too_many_arguments)]
         unsafe fn avx512($($arg: $ty),*) {
-            // SAFETY: as above, for `Avx512`.
-            unsafe { $generic::<crate::vector::avx512::Avx512>($($arg),*) }
+            // SAFETY: as above, for AVX-512.
+            unsafe { $generic::<$avx512 $(, $number)?>($($arg),*) }
         }
         match $isa {
             #[cfg(target_arch = "x86_64")]
@@ -116,10 +117,22 @@ macro_rules! dispatch {
             crate::isa::Isa::Avx512 | crate::isa::Isa::Avx512Vnni | crate::isa::Isa::Avx512Bf16 => unsafe {
                 avx512($($arg),*)
             },
-            // SAFETY: the scalar vector needs no CPU feature.
-            _ => unsafe { $generic::<crate::vector::scalar::Scalar>($($arg),*) },
+            // SAFETY: the scalar type needs no CPU feature.
+            _ => unsafe { $generic::<$scalar $(, $number)?>($($arg),*) },
         }
     }};
+}
+pub(crate) use dispatch_to;
+
+/// [`dispatch_to`] for kernels over [`crate::vector::Vector`].
+macro_rules! dispatch {
+    ($isa:expr, $($kernel:tt)*) => {
+        crate::isa::dispatch_to!(
+            $isa,
+            [crate::vector::scalar::Scalar, crate::vector::avx2::Avx2, crate::vector::avx512::Avx512],
+            $($kernel)*
+        )
+    };
 }
 pub(crate) use dispatch;
 
@@ -163,35 +176,14 @@ macro_rules! dispatch_int8 {
 }
 pub(crate) use dispatch_int8;
 
-/// [`dispatch`] for kernels over [`crate::vector::lookup::Lookup`], with a number of theirs.
+/// [`dispatch_to`] for kernels over [`crate::vector::lookup::Lookup`], with a number of theirs.
 macro_rules! dispatch_lookup {
-    ($isa:expr, $generic:ident $(::<$number:literal>)? ( $($arg:ident : $ty:ty),* )) => {{
-        #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx2,fma,f16c")]
-        unsafe fn avx2($($arg: $ty),*) {
-            // SAFETY: the caller upholds the generic kernel's contract, and this function's own target features are
-            // what the look-ups need.
-            unsafe { $generic::<crate::vector::lookup::Avx2 $(, $number)?>($($arg),*) }
-        }
-        #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-        unsafe fn avx512($($arg: $ty),*) {
-            // SAFETY: as above.
-            unsafe { $generic::<crate::vector::lookup::Avx512 $(, $number)?>($($arg),*) }
-        }
-        match $isa {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: an `Isa` other than `Scalar` comes from `Isa::available`, which asked the CPU; the operands are
-            // the enclosing function's, whose contract covers the kernel's.
-            crate::isa::Isa::Avx2 => unsafe { avx2($($arg),*) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            crate::isa::Isa::Avx512 | crate::isa::Isa::Avx512Vnni | crate::isa::Isa::Avx512Bf16 => unsafe {
-                avx512($($arg),*)
-            },
-            // SAFETY: the scalar look-ups need no CPU feature.
-            _ => unsafe { $generic::<crate::vector::lookup::Scalar $(, $number)?>($($arg),*) },
-        }
-    }};
+    ($isa:expr, $generic:ident $(::<$number:literal>)? ( $($args:tt)* )) => {
+        crate::isa::dispatch_to!(
+            $isa,
+            [crate::vector::lookup::Scalar, crate::vector::lookup::Avx2, crate::vector::lookup::Avx512 $(, $number)?],
+            $generic($($args)*)
+        )
+    };
 }
 pub(crate) use dispatch_lookup;

@@ -24,7 +24,7 @@
 #![allow(clippy::needless_range_loop)]
 
 use crate::{
-    ahead::Ahead,
+    ahead::Pieces,
     arena::{Arena, Slab},
     isa::{Isa, dispatch_int8},
     packed::Packed,
@@ -135,12 +135,12 @@ impl LowRankTiles {
     }
 
     /// What the second products for these outputs read.
-    pub(crate) fn push_second_to(&self, ahead: &mut Ahead, outputs: Range<usize>) {
+    pub(crate) fn push_second_to(&self, pieces: &mut Pieces, outputs: Range<usize>) {
         let block = self.b.bits * PACK / 2 * self.rank.div_ceil(QUAD);
         let end = (outputs.end.div_ceil(BLOCK) * block).min(self.b.units.len());
-        ahead.push(&self.b.units[outputs.start / BLOCK * block..end]);
+        pieces.push(&self.b.units[outputs.start / BLOCK * block..end]);
         let group = |block: usize| block / self.b.blocks_per_group * self.rank.next_multiple_of(QUAD);
-        ahead.push(&self.b.scales[group(outputs.start / BLOCK)..=group((outputs.end - 1) / BLOCK)]);
+        pieces.push(&self.b.scales[group(outputs.start / BLOCK)..=group((outputs.end - 1) / BLOCK)]);
     }
 }
 
@@ -324,7 +324,7 @@ unsafe fn dots<V: Int8Vector, D: Tiles, const R: usize>(job: &Job, d: D, row: us
                 for r in 0..R {
                     let at = (row + r) * blocks + block;
                     let both = scale.mul(V::Floats::splat(*rounded.scales.as_ptr().add(at)));
-                    let dots = V::begin_narrow(0).widen(narrow[r]).to_floats();
+                    let dots = V::begin_narrow().widen(narrow[r]).to_floats();
                     totals[r] = totals[r].fma(dots, both);
                     sums[r] = sums[r].fma(both, V::Floats::splat(*rounded.sums.as_ptr().add(at) as f32));
                 }
@@ -468,7 +468,7 @@ unsafe fn block_outputs<V: Int8Vector, D: Tiles, const R: usize>(
         for pack in 0..D::PACKS {
             let from = b.units.as_ptr().add((block * D::PACKS + pack) * quads * PACK);
             // (vectors, rows, digits); vectors are at most four.
-            let mut sums = [[[V::begin_narrow(0); 2]; R]; 4];
+            let mut sums = [[[V::begin_narrow(); 2]; R]; 4];
             for first in (0..quads).step_by(NARROW) {
                 let mut narrow = [[[V::narrow(); 2]; R]; 4];
                 for quad in first..quads.min(first + NARROW) {

@@ -11,7 +11,7 @@
 #![allow(clippy::needless_range_loop)]
 
 use crate::{
-    ahead::Ahead,
+    ahead::Pieces,
     arena::{Arena, Slab},
     int8::{HALVES, TILE, store},
     isa::{Isa, dispatch_lookup},
@@ -141,11 +141,11 @@ impl PlaneTiles {
     }
 
     /// What the products for these outputs read.
-    pub(crate) fn push_to(&self, ahead: &mut Ahead, outputs: Range<usize>) {
-        let (words, scales) = (self.blocks() * self.block_bytes() / 8, self.groups() * TILE);
+    pub(crate) fn push_to(&self, pieces: &mut Pieces, outputs: Range<usize>) {
+        let (words, scales) = (self.tile_words(), self.groups() * TILE);
         let tiles = outputs.start / TILE..outputs.end.div_ceil(TILE);
-        ahead.push(&self.words[tiles.start * words..tiles.end * words]);
-        ahead.push(&self.scales[tiles.start * scales..tiles.end * scales]);
+        pieces.push(&self.words[tiles.start * words..tiles.end * words]);
+        pieces.push(&self.scales[tiles.start * scales..tiles.end * scales]);
     }
 
     /// The blocks that share scales.
@@ -160,16 +160,16 @@ impl PlaneTiles {
     fn tile(&self, tile: usize) -> Option<Tile> {
         // Of everything a tile has as many as every other.
         (tile < self.rows.div_ceil(TILE)).then(|| Tile {
-            codes: self.words[tile * (self.blocks() * self.block_bytes() / 8)..].as_ptr().cast(),
+            codes: self.words[tile * self.tile_words()..].as_ptr().cast(),
             scales: self.scales[tile * self.groups() * TILE..].as_ptr(),
-            block_bytes: self.block_bytes(),
+            block_bytes: 8 * self.bits * BLOCK_WORDS,
         })
     }
 
-    /// Bytes of a tile's block.
+    /// Words of a tile's codes.
     #[inline(always)]
-    fn block_bytes(&self) -> usize {
-        self.bits * UNITS * UNIT_BYTES
+    fn tile_words(&self) -> usize {
+        self.blocks() * self.bits * BLOCK_WORDS
     }
 }
 
@@ -204,26 +204,9 @@ impl Layout {
     /// Writes a block's bits of a tile, of which each output's come as a word of 64 inputs.
     fn put(self, rows: &[u64; TILE], to: &mut [u64; BLOCK_WORDS]) {
         match self {
-            Self::Words => {
-                // Four outputs to a word; those of all words side by side.
-                let mut fours = [[0u64; TILE / 4]; 4];
-                for (lane, row) in rows.iter().enumerate() {
-                    fours[lane % 4][lane / 4] = *row;
-                }
-                transpose_16(&mut fours);
-                for (to, words) in to.as_chunks_mut().0.iter_mut().zip(fours) {
-                    *to = words;
-                }
-            }
-            Self::Nibbles => {
-                for (half, rows) in rows.as_chunks::<LANES>().0.iter().enumerate() {
-                    let mut square = *rows;
-                    transpose_4(&mut square);
-                    for (quad, word) in square.into_iter().enumerate() {
-                        to[quad * HALVES + half] = word;
-                    }
-                }
-            }
+            // Four outputs to a word of 16 inputs each, and sixteen to a word of four each.
+            Self::Words => transpose::<4, { TILE / 4 }>(rows, to),
+            Self::Nibbles => transpose::<LANES, HALVES>(rows, to),
         }
     }
 
@@ -304,36 +287,31 @@ unsafe fn write_tables<L: Lookup>(codes: &[i8], to: *mut u8) {
     }
 }
 
-/// Swaps 16 bits i of word j with 16 bits j of word i, in each of eight squares.
-fn transpose_16(squares: &mut [[u64; 8]; 4]) {
-    for (distance, keep) in [(2, 0x0000_0000_ffff_ffff_u64), (1, 0x0000_ffff_0000_ffff)] {
-        for i in (0..4).filter(|i| i & distance == 0) {
-            for square in 0..8 {
+/// Cuts the rows' words into N pieces each, and makes words of the first pieces of N rows, of their second pieces, and so on:
+/// each N rows are a square, in which piece i of word j changes places with piece j of word i, halves of the square first, then
+/// quarters. WIDE squares lie side by side, in `to` as well.
+fn transpose<const N: usize, const WIDE: usize>(rows: &[u64; TILE], to: &mut [u64; BLOCK_WORDS]) {
+    const { assert!(N * WIDE == TILE && TILE == BLOCK_WORDS) };
+    let mut squares = [[0u64; WIDE]; N];
+    for (lane, row) in rows.iter().enumerate() {
+        squares[lane % N][lane / N] = *row;
+    }
+    let mut distance = N / 2;
+    while distance > 0 {
+        let shift = distance * 64 / N;
+        // The lower of each two runs of `shift` bits.
+        let keep = u64::MAX / ((1 << shift) + 1);
+        for i in (0..N).filter(|i| i & distance == 0) {
+            for square in 0..WIDE {
                 let (low, high) = (squares[i][square], squares[i + distance][square]);
-                let moved = (low >> (16 * distance) ^ high) & keep;
+                let moved = (low >> shift ^ high) & keep;
                 squares[i + distance][square] = high ^ moved;
-                squares[i][square] = low ^ moved << (16 * distance);
+                squares[i][square] = low ^ moved << shift;
             }
         }
+        distance /= 2;
     }
-}
-
-/// Swaps nibble i of word j with nibble j of word i: halves of the square, then quarters, and so on.
-fn transpose_4(square: &mut [u64; LANES]) {
-    for (distance, keep) in [
-        (8, 0x0000_0000_ffff_ffff),
-        (4, 0x0000_ffff_0000_ffff),
-        (2, 0x00ff_00ff_00ff_00ff),
-        (1, 0x0f0f_0f0f_0f0f_0f0f_u64),
-    ] {
-        for from in (0..LANES).step_by(2 * distance) {
-            for i in from..from + distance {
-                let moved = (square[i] >> (4 * distance) ^ square[i + distance]) & keep;
-                square[i + distance] ^= moved;
-                square[i] ^= moved << (4 * distance);
-            }
-        }
-    }
+    to.copy_from_slice(squares.as_flattened());
 }
 
 pub(crate) fn run_planes(isa: Isa, job: Job, d: &PlaneTiles, tables: &Tables) {
@@ -365,11 +343,11 @@ unsafe fn look_up<L: Lookup, const BITS: usize>(job: Job, d: &PlaneTiles, tables
         let job = Job { rows, ..job.clone() };
         let (mut tile, last) = (job.first / TILE, job.last.div_ceil(TILE));
         while tile < last {
-            let two = L::TOGETHER >= 2 && tile + 2 <= last;
+            let two = L::HOLDS_FOUR && tile + 2 <= last;
             let (mut row, end) = (job.rows.start, job.rows.end);
             // SAFETY: the tiles lie in the range, and the rows of every call are the job's.
             unsafe {
-                while L::TOGETHER >= 4 && row + 2 <= end && two {
+                while two && row + 2 <= end {
                     look_up_rows::<L, BITS, 2, 2>(&job, d, tables, tile, row);
                     row += 2;
                 }

@@ -6,7 +6,7 @@
 //! and then adds every delta to the same outputs while they are in cache.
 
 use crate::{
-    ahead::Ahead,
+    ahead::{Ahead, Pieces},
     int8::{Int8Weights, TILE, run_int8},
     isa::Isa,
     lowrank::{self, LowRankTiles},
@@ -289,23 +289,15 @@ fn run_terms<'f>(
 ) {
     let mut add = product.add;
     let outputs = product.y.len() / x.rows;
-    let mut ahead = Ahead::default();
-    for term in &product.terms {
-        match term.matrix {
-            Matrix::Planes(d) => d.push_to(&mut ahead, range.clone()),
-            Matrix::LowRankTiles(d) => d.push_second_to(&mut ahead, range.clone()),
-            _ => {}
-        }
-    }
-    if let Some(Term { matrix: Matrix::Int8(w), rows }) = product.terms.first() {
-        ahead.spread(w.steps(rows.len(), range.clone()));
-    }
-    for (term, t) in product.terms.iter().zip(small.factors) {
+    for (index, (term, t)) in product.terms.iter().zip(small.factors).enumerate() {
         let rows = term.rows.clone();
         let job = Job { x, rows, outputs, first: range.start, last: range.end, y, y_row: 0, add };
         match &term.matrix {
             Matrix::Floats(w) => run_floats(isa, job, w),
-            Matrix::Int8(w) => run_int8(isa, job, w, &ahead),
+            Matrix::Int8(w) => {
+                let steps = w.steps(job.rows.len(), range.clone());
+                run_int8(isa, job, w, &Ahead::new(pieces(&product.terms[index + 1..], &range), steps));
+            }
             Matrix::Planes(d) => {
                 let Some(tables) = small.tables else { unreachable!("tables were made for every dense delta") };
                 run_planes(isa, job, d, tables);
@@ -318,6 +310,19 @@ fn run_terms<'f>(
         }
         add = true;
     }
+}
+
+/// What these terms read for a range of outputs.
+fn pieces(terms: &[Term], range: &Range<usize>) -> Pieces {
+    let mut pieces = Pieces::default();
+    for term in terms {
+        match term.matrix {
+            Matrix::Planes(d) => d.push_to(&mut pieces, range.clone()),
+            Matrix::LowRankTiles(d) => d.push_second_to(&mut pieces, range.clone()),
+            _ => {}
+        }
+    }
+    pieces
 }
 
 /// `y[job.rows] += scale · t · bᵀ`, t being (rows of the job, rank).

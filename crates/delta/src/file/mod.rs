@@ -189,8 +189,8 @@ impl<'a> Stored<'a> {
         self.decode_some(0..self.plan.linears.len(), each)
     }
 
-    /// Two ranges of matrices that take about as long to decode, the first one after [`Self::verify`], and that
-    /// [`Self::decode_some`] can decode side by side; `None` where a coded stream has to be read from its beginning.
+    /// Two ranges of matrices, of about two and three fifths of the weights, that [`Self::decode_some`] can decode side by side:
+    /// the second takes about as long as [`Self::verify`] and the first together. `None` where a coded stream has to be read from its beginning.
     pub fn halves(&self) -> Option<[Range<usize>; 2]> {
         let weights: Vec<u64> = self.shapes().map(|(rows, cols)| rows as u64 * cols as u64).collect();
         let (total, mut before) = (weights.iter().sum::<u64>(), 0);

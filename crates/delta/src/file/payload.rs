@@ -182,13 +182,11 @@ pub(super) fn decode(
         return Err("a coded stream is read from its beginning".into());
     }
     let mut sections = Sections::split(plan, payload)?;
-    let last = linears.end >= plan.linears.len();
-    for (index, &(class, error)) in plan.linears.iter().enumerate().take(linears.end) {
+    for (class, _) in plan.linears.iter().take(linears.start) {
+        sections.skip(&plan.classes[*class])?;
+    }
+    for (index, &(class, error)) in plan.linears.iter().enumerate().take(linears.end).skip(linears.start) {
         let Class { rows, cols, ref parts } = plan.classes[class];
-        if index < linears.start {
-            sections.skip(&plan.classes[class])?;
-            continue;
-        }
         let in_linear = |reason: String| format!("linear {index}: {reason}");
         let parts = parts.iter().map(|part| match part {
             Kind::Dense(coding) => Ok(Part::Dense(sections.codes(WHOLE, coding, rows, cols)?)),
@@ -203,7 +201,7 @@ pub(super) fn decode(
         linear.check().map_err(in_linear)?;
         each(linear);
     }
-    if !last {
+    if linears.end < plan.linears.len() {
         return Ok(Vec::new());
     }
     let extras = plan.extras.iter();

@@ -34,7 +34,7 @@ use crate::{
     backend::Backend,
     cpu::Cpu,
     error::check_memory,
-    resident::{Body, WORTH_A_THREAD},
+    resident::{Body, WORTH_A_THREAD, side_by_side},
     user::{check_user, user_of},
 };
 use bitdelta_delta::file::{self, locate};
@@ -356,11 +356,8 @@ fn read_whole(file: &File, to: &mut [u8]) -> io::Result<()> {
     }
     let (first, second) = to.split_at_mut(to.len() / 2);
     let at = first.len() as u64;
-    std::thread::scope(|scope| {
-        let second = scope.spawn(move || file.read_exact_at(second, at));
-        let first = file.read_exact_at(first, 0);
-        first.and(second.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-    })
+    let (first, second) = side_by_side(|| file.read_exact_at(first, 0), || file.read_exact_at(second, at));
+    first.and(second)
 }
 
 /// Reads an open file from its beginning.

@@ -1,11 +1,11 @@
 //! Sixteen i32 sums of products of four bytes: what the int8 product is written in.
 //!
 //! Codes are unsigned bytes, w + zero where w is signed; what is added up is Σ c · x. All implementations give the same
-//! integers: nothing saturates, because the base's codes lie in 0..=255, doubled plane codes in 0..=30, those of low-rank
-//! factors in 0..=15, and each digit of the activations in −127..=127.
+//! integers: nothing saturates, because the base's codes lie in 0..=255, those of low-rank factors in 0..=15, and each digit
+//! of the activations in −127..=127.
 //!
-//! Plane codes are so small that their products may be added in 16 bits for a while (2 · 2 · 127 a pair at one bit),
-//! where that is what the instruction set is good at: *narrow* sums.
+//! The factors' codes are so small that their products may be added in 16 bits for a while (2 · 15 · 127 a pair at four
+//! bits), where that is what the instruction set is good at: *narrow* sums.
 
 // As in `crate::int8`: loops over an index keep the sums in registers.
 #![allow(clippy::needless_range_loop)]
@@ -20,7 +20,7 @@ use crate::rounded::Rounded;
 /// the bytes that the method names.
 #[allow(clippy::missing_safety_doc)] // one contract for all methods, stated above
 pub unsafe trait Int8Vector: Copy {
-    /// Rows of sums, of a tile's two halves, that the registers hold: 8, 4 or 2.
+    /// Rows of sums, of a tile's two halves, that the registers hold: 8 or 2.
     const HELD: usize;
     /// The floats that go with it.
     type Floats: Vector;
@@ -52,10 +52,10 @@ pub unsafe trait Int8Vector: Copy {
     unsafe fn add_sums(a: Self::WideSums, b: Self::WideSums) -> Self::WideSums;
     /// Σ code · (128 · coarse + fine), as floats.
     unsafe fn wide_to_floats(sums: Self::WideSums) -> Self::Floats;
-    /// What products of plane codes are added in.
+    /// What products of small codes are added in.
     type Narrow: Copy;
-    /// All sums `offset`.
-    unsafe fn begin_narrow(offset: i32) -> Self;
+    /// 0, to which narrow sums are added.
+    unsafe fn begin_narrow() -> Self;
     /// 0.
     unsafe fn narrow() -> Self::Narrow;
     /// Adds the products of output o's four codes with x, which holds four i8, to sum o.
@@ -114,8 +114,8 @@ unsafe impl Int8Vector for Scalar {
         // SAFETY: needs no CPU feature.
         unsafe { sums.to_floats() }
     }
-    unsafe fn begin_narrow(offset: i32) -> Self {
-        Self([offset; 16])
+    unsafe fn begin_narrow() -> Self {
+        Self([0; 16])
     }
     unsafe fn narrow() -> Self {
         Self([0; 16])
@@ -252,9 +252,9 @@ mod x86 {
         }
 
         #[inline(always)]
-        unsafe fn begin_narrow(offset: i32) -> Self {
+        unsafe fn begin_narrow() -> Self {
             // SAFETY: see the impl.
-            unsafe { Self(_mm256_set1_epi32(offset), _mm256_set1_epi32(offset)) }
+            unsafe { Self(_mm256_setzero_si256(), _mm256_setzero_si256()) }
         }
         #[inline(always)]
         unsafe fn narrow() -> (__m256i, __m256i) {
@@ -409,9 +409,9 @@ mod x86 {
         }
 
         #[inline(always)]
-        unsafe fn begin_narrow(offset: i32) -> Self {
+        unsafe fn begin_narrow() -> Self {
             // SAFETY: see the impl.
-            Self(unsafe { _mm512_set1_epi32(offset) })
+            Self(unsafe { _mm512_setzero_si512() })
         }
         #[inline(always)]
         unsafe fn narrow() -> __m512i {

@@ -34,8 +34,8 @@ pub enum Layout {
 pub unsafe trait Lookup: Copy {
     /// The floats that go with it.
     type Floats: Vector;
-    /// Sums, of rows and tiles, that the registers hold.
-    const TOGETHER: usize;
+    /// Whether the registers hold the sums of two rows and two tiles.
+    const HOLDS_FOUR: bool;
     /// A unit's codes.
     type Codes: Copy;
     /// Writes a unit's tables, [`TABLES`] bytes: for each quad at i the sum of twice each input whose bit in i is set.
@@ -59,7 +59,7 @@ pub struct Scalar([i16; 32]);
 // SAFETY: needs no CPU feature; reads and writes exactly the bytes named.
 unsafe impl Lookup for Scalar {
     type Floats = super::scalar::Scalar;
-    const TOGETHER: usize = 1;
+    const HOLDS_FOUR: bool = false;
     type Codes = [u16; 32];
 
     unsafe fn write_tables(inputs: *const i8, to: *mut u8) {
@@ -134,7 +134,7 @@ mod x86 {
     // SAFETY: only AVX2, which `Isa::Avx2` asks the CPU for; reads and writes exactly the bytes named.
     unsafe impl Lookup for Avx2 {
         type Floats = avx2::Avx2;
-        const TOGETHER: usize = 1;
+        const HOLDS_FOUR: bool = false;
         type Codes = [__m256i; 2];
 
         #[inline(always)]
@@ -226,7 +226,7 @@ mod x86 {
     // bytes named.
     unsafe impl Lookup for Avx512 {
         type Floats = avx512::Avx512;
-        const TOGETHER: usize = 4;
+        const HOLDS_FOUR: bool = true;
         type Codes = __m512i;
 
         #[inline(always)]
