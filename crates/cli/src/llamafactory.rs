@@ -162,7 +162,7 @@ mod tests {
         let (config, notes) =
             settings(&words("--overwrite_output_dir --max_steps -1 --bf16 --fp16 --plot_loss true")).expect("settings");
         assert!(config.overwrite_output_dir);
-        assert!(config.bf16);
+        assert_eq!(config.bf16, Some(true));
         assert_eq!(config.max_steps, -1);
         assert_eq!(notes.len(), 2);
         assert!(notes[0].contains("f32"), "{notes:?}");

@@ -91,6 +91,17 @@ impl PackedMatrix {
         if self.is_float() {
             return self.float_row(row, out);
         }
+        self.levels(row, out);
+        for (g, values) in out.chunks_mut(self.group).enumerate() {
+            let (scale, offset) = (self.scale(row, g), self.offset(row, g));
+            for value in values {
+                *value = offset + scale * *value;
+            }
+        }
+    }
+
+    /// Writes the levels of row `row` into `out` (length cols): odd numbers, in scales.
+    pub(crate) fn levels(&self, row: usize, out: &mut [f32]) {
         let words = self.words_per_row();
         let planes = &self.planes[row * usize::from(self.bits) * words..][..usize::from(self.bits) * words];
         let top = ((1u32 << self.bits) - 1) as f32;
@@ -99,12 +110,6 @@ impl PackedMatrix {
                 let code: u32 =
                     (0..usize::from(self.bits)).map(|p| ((planes[p * words + w] >> i & 1) as u32) << p).sum();
                 *value = 2.0 * code as f32 - top;
-            }
-        }
-        for (g, values) in out.chunks_mut(self.group).enumerate() {
-            let (scale, offset) = (self.scale(row, g), self.offset(row, g));
-            for value in values {
-                *value = offset + scale * *value;
             }
         }
     }

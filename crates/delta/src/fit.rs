@@ -65,7 +65,7 @@ impl Grid {
 
     /// The level of one value: an odd number.
     #[inline(always)]
-    fn level(&self, value: f32) -> f32 {
+    pub(crate) fn level(&self, value: f32) -> f32 {
         2.0 * self.code(value) - self.top
     }
 }

@@ -18,6 +18,7 @@ pub mod metrics;
 mod pair;
 pub mod part;
 pub mod quantize;
+mod refine;
 pub mod sizes;
 pub mod tread;
 

@@ -86,6 +86,32 @@ impl Isa {
     }
 }
 
+/// Runs `f` where the compiler may use the widest vectors of this machine ([`Isa::selected`]): for plain loops over floats,
+/// which it then vectorises. What `f` calls must be inlined into it (`#[inline(always)]`), or stays as narrow as it was. The
+/// result is the same on every instruction set, since additions are not reordered, nor fused with multiplications.
+#[inline]
+pub fn widely<R>(f: impl FnOnce() -> R) -> R {
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn avx2<R>(f: impl FnOnce() -> R) -> R {
+        f()
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn avx512<R>(f: impl FnOnce() -> R) -> R {
+        f()
+    }
+    match Isa::selected() {
+        // SAFETY: the selected instruction set is one of this machine's, and `f` needs none.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { avx2(f) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 => unsafe { avx512(f) },
+        _ => f(),
+    }
+}
+
 /// Runs `$generic::<V>(args)`, or `$generic::<V, number>(args)`, with the type among these that goes with the given instruction
 /// set, inside a function that has that instruction set's target features, so that everything inlines into it.
 macro_rules! dispatch_to {

@@ -20,60 +20,7 @@ pub(crate) fn narrows(isa: Isa) -> bool {
     isa >= Isa::Avx512Bf16
 }
 
-/// Rounds to bf16 (bits), to the nearest, ties to even.
-///
-/// # Panics
-/// When the slices differ in length.
-pub fn round_to_bf16(x: &[f32], to: &mut [u16]) {
-    round(Isa::selected(), x, to);
-}
-
-/// Rounds the transpose of a part of a matrix to bf16 (bits): `to (cols, rows)` of `rows` rows of `x`, `stride` values each,
-/// of which the first `cols` count.
-///
-/// # Panics
-/// When `x` is shorter than that, or `to` is not of that shape.
-pub fn round_transposed_to_bf16(x: &[f32], stride: usize, (rows, cols): (usize, usize), to: &mut [u16]) {
-    assert!(rows == 0 || (rows - 1) * stride + cols <= x.len(), "{rows} rows of {cols} in steps of {stride}");
-    assert_eq!(to.len(), rows * cols, "bits of shape ({cols}, {rows})");
-    let isa = Isa::selected();
-    // Pieces of pairs of rows: a line of the source is read once, and a line of the result written once.
-    let mut piece = [[0u32; WIDTH]; PAIRS];
-    for row in (0..rows).step_by(2 * PAIRS) {
-        for col in (0..cols).step_by(WIDTH) {
-            let (height, width) = ((rows - row).min(2 * PAIRS), (cols - col).min(WIDTH));
-            for (pair, both) in piece[..height.div_ceil(2)].iter_mut().enumerate() {
-                let halves: [[u16; WIDTH]; 2] = std::array::from_fn(|which| {
-                    let mut halves = [0; WIDTH];
-                    let row = row + 2 * pair + which;
-                    if row < rows {
-                        round(isa, &x[row * stride + col..][..width], &mut halves[..width]);
-                    }
-                    halves
-                });
-                for (i, both) in both.iter_mut().enumerate() {
-                    *both = u32::from(halves[0][i]) | u32::from(halves[1][i]) << 16;
-                }
-            }
-            for (i, to) in to.chunks_exact_mut(rows).skip(col).take(width).enumerate() {
-                let (pairs, last) = to[row..row + height].as_chunks_mut::<2>();
-                for (pair, to) in pairs.iter_mut().enumerate() {
-                    *to = [piece[pair][i] as u16, (piece[pair][i] >> 16) as u16];
-                }
-                if let [to] = last {
-                    *to = piece[height / 2][i] as u16;
-                }
-            }
-        }
-    }
-}
-
-/// Pairs of rows that are transposed at a time.
-const PAIRS: usize = 16;
-/// Columns of theirs.
-const WIDTH: usize = 64;
-
-/// [`round_to_bf16`] on a given instruction set, which must be one of [`Isa::available`].
+/// Rounds to bf16 (bits), to the nearest, ties to even, on a given instruction set, which must be one of [`Isa::available`].
 pub(crate) fn round(isa: Isa, x: &[f32], to: &mut [u16]) {
     assert_eq!(x.len(), to.len(), "as many bits as values");
     #[cfg(target_arch = "x86_64")]

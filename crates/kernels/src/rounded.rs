@@ -16,7 +16,6 @@ use crate::{
     parallel::{Output, for_each, for_each_chunk},
     vector::{LANES, Vector},
 };
-use std::borrow::Cow;
 
 /// Inputs that share a scale.
 pub const BLOCK: usize = 64;
@@ -33,7 +32,7 @@ pub struct Activations<'a> {
     pub(crate) rows: usize,
     pub(crate) rounded: Option<Rounded>,
     /// `values` as bf16.
-    pub(crate) narrow: Option<Cow<'a, [u16]>>,
+    pub(crate) narrow: Option<Vec<u16>>,
 }
 
 impl<'a> Activations<'a> {
@@ -68,16 +67,6 @@ impl<'a> Activations<'a> {
         Self::narrow_on(Isa::selected(), values, width)
     }
 
-    /// bf16 activations (bits) in rows of `width`, for products with bf16 matrices alone.
-    ///
-    /// # Panics
-    /// When they are not whole rows, or the instruction set has no dot products of them.
-    pub fn of_bf16(bits: &'a [u16], width: usize) -> Self {
-        assert!(narrows(Isa::selected()), "products of bf16");
-        assert!(width > 0 && bits.len().is_multiple_of(width), "{} values in rows of {width}", bits.len());
-        Self { values: &[], width, rows: bits.len() / width, rounded: None, narrow: Some(Cow::Borrowed(bits)) }
-    }
-
     /// [`Self::narrow`] on a given instruction set, which must be one of [`Isa::available`].
     ///
     /// # Panics
@@ -92,7 +81,7 @@ impl<'a> Activations<'a> {
         for_each_chunk(&mut narrow, WORTH_SPLITTING, |i, to| {
             round(isa, &values[i * WORTH_SPLITTING..][..to.len()], to)
         });
-        Self { narrow: Some(Cow::Owned(narrow)), ..exact }
+        Self { narrow: Some(narrow), ..exact }
     }
 
     /// [`Self::rounded`] on a given instruction set, which must be one of [`Isa::available`].

@@ -51,6 +51,71 @@ unsafe fn norm<V: Vector>(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
     }
 }
 
+/// `y += factor · x`, on this thread.
+///
+/// # Panics
+/// When the two differ in length.
+pub fn add_scaled(y: &mut [f32], factor: f32, x: &[f32]) {
+    run_axpy(Isa::selected(), y, factor, x);
+}
+
+fn run_axpy(isa: Isa, y: &mut [f32], factor: f32, x: &[f32]) {
+    assert_eq!(x.len(), y.len(), "as many terms as sums");
+    dispatch!(isa, axpy(y: &mut [f32], factor: f32, x: &[f32]));
+}
+
+/// # Safety
+/// Both slices are of one length.
+#[inline(always)]
+unsafe fn axpy<V: Vector>(y: &mut [f32], factor: f32, x: &[f32]) {
+    let (length, whole) = (x.len(), x.len() / LANES * LANES);
+    // SAFETY: chunks stay inside the slices.
+    unsafe {
+        let factor = V::splat(factor);
+        for at in (0..whole).step_by(LANES) {
+            let y = y.as_mut_ptr().add(at);
+            V::load(y).fma(V::load(x.as_ptr().add(at)), factor).store(y);
+        }
+        if whole < length {
+            let (y, lanes) = (y.as_mut_ptr().add(whole), length - whole);
+            let sum = V::load_partial(y, lanes).fma(V::load_partial(x.as_ptr().add(whole), lanes), factor);
+            sum.store_partial(y, lanes);
+        }
+    }
+}
+
+/// Σ aᵢ·bᵢ, on this thread.
+///
+/// # Panics
+/// When the two differ in length.
+pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+    run_dot(Isa::selected(), a, b)
+}
+
+fn run_dot(isa: Isa, a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len(), "factors of equal length");
+    let mut sum = 0.0;
+    let to = &mut sum;
+    dispatch!(isa, inner(a: &[f32], b: &[f32], to: &mut f32));
+    sum
+}
+
+/// # Safety
+/// Both slices are of one length.
+#[inline(always)]
+unsafe fn inner<V: Vector>(a: &[f32], b: &[f32], to: &mut f32) {
+    // SAFETY: chunks stay inside the slices.
+    unsafe {
+        let mut sums = V::splat(0.0);
+        for at in (0..a.len()).step_by(LANES) {
+            let lanes = LANES.min(a.len() - at);
+            let a = V::load_partial(a.as_ptr().add(at), lanes);
+            sums = sums.fma(a, V::load_partial(b.as_ptr().add(at), lanes));
+        }
+        *to = sums.sum();
+    }
+}
+
 /// Rotary positions (Su et al. 2021), halves rotated against each other as in the published Llama and Qwen weights.
 ///
 /// `x` is (rows, heads, head_dim); `cos` and `sin` are (rows, head_dim / 2).
@@ -169,6 +234,25 @@ mod tests {
             assert!((mean - 4.0).abs() < 1e-4, "mean square {mean} at width {width}");
             for isa in Isa::available() {
                 assert_eq!(run(isa), reference, "{isa:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn scaled_sums_and_inner_products_are_the_definitions_on_every_instruction_set() {
+        for length in [0, 1, 16, 37, 576] {
+            let (a, b) = (ramp(length, -2.0, 3.0), ramp(length, 1.0, -1.0));
+            let run = |isa| {
+                let mut y = b.clone();
+                run_axpy(isa, &mut y, 0.5, &a);
+                (y, run_dot(isa, &a, &b))
+            };
+            let (y, dot) = run(Isa::Scalar);
+            assert!(y.iter().zip(&a).zip(&b).all(|((y, a), b)| (y - (b + 0.5 * a)).abs() < 1e-6), "{length}");
+            let want: f64 = a.iter().zip(&b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+            assert!((f64::from(dot) - want).abs() < 1e-6 * (length as f64 + 1.0) * 3.0, "{length}: {dot} {want}");
+            for isa in Isa::available() {
+                assert_eq!(run(isa), (y.clone(), dot), "{isa:?}");
             }
         }
     }

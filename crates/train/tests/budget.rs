@@ -10,7 +10,7 @@ use bitdelta_model::{
 use bitdelta_train::{
     Error, TrainConfig,
     batch::Example,
-    budget::{self, Options, SCALE_RATE, Schedule, Teacher, compress_to, distil_scales, measure_errors},
+    budget::{self, Options, SCALE_RATE, Schedule, Teacher, compress_to, distil_scales, measure_errors, refine_codes},
     compress::compress_pair,
     config::Size,
     data::Conversation,
@@ -203,6 +203,23 @@ fn trained_scales_come_nearer_than_fitted_ones_and_codes_stay() {
     }
     let read = Variant::from_bytes(&variant.to_bytes().unwrap(), Path::new("v")).unwrap().0;
     assert_eq!(read.linears, variant.linears);
+}
+
+#[test]
+fn codes_chosen_for_the_data_come_nearer_than_the_nearest_codes() {
+    let (base, tuned) = pair();
+    let examples = examples(&base);
+    let teacher = Teacher::new(&tuned, &base, &examples, &Silent).unwrap();
+    for bits in [1, 2] {
+        let config = BitDeltaConfig { bits, ..BitDeltaConfig::default() };
+        let (mut variant, _) = compress_pair(&base, &tuned, &config, &Silent).unwrap();
+        let before = teacher.divergence_of(&base, &variant, &examples).unwrap();
+        let bytes = variant.to_bytes().unwrap().len();
+        refine_codes(&base, &tuned, &mut variant, &examples, 1, &Silent).unwrap();
+        let after = teacher.divergence_of(&base, &variant, &examples).unwrap();
+        assert!(after < 0.7 * before, "{bits} bits: {after} {before}");
+        assert_eq!(variant.to_bytes().unwrap().len(), bytes);
+    }
 }
 
 #[test]

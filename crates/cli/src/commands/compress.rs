@@ -137,7 +137,7 @@ fn to_budget(
     output::text(&format!("{}: {} ({bits:.4} bits a weight)\n", args.output.display(), format_bytes(bytes)))
 }
 
-/// Trains the scales of the codes on the data.
+/// Chooses the codes for the data, and trains their scales on it.
 fn distil(
     args: &CompressArgs,
     base: &Base,
@@ -151,6 +151,7 @@ fn distil(
     let schedule = args.schedule(Schedule { epochs: 2.0, batch: 8, rate: SCALE_RATE, seed: 42 });
     let work = || {
         let teacher = Teacher::new(finetuned, base, &examples, &bar)?;
+        budget::refine_codes(base, finetuned, variant, &examples, schedule.seed, &bar)?;
         let found = distil_scales(base, &teacher, variant, &examples, schedule, (&bar, interrupt.flag()))?;
         report.relative_error = budget::measure_errors(variant, base, finetuned)?;
         Ok::<_, bitdelta_train::Error>(found)

@@ -117,9 +117,9 @@ impl Teacher {
 }
 
 /// Base and variant as one set of weights.
-struct Merged<'a> {
-    base: &'a Base,
-    variant: &'a Variant,
+pub(super) struct Merged<'a> {
+    pub base: &'a Base,
+    pub variant: &'a Variant,
 }
 
 impl Weights for Merged<'_> {

@@ -18,6 +18,7 @@
 //! *Without data* the sensitivities are those of ‖Δ̂ − Δ‖²; *with data* they are measured, and the factors are then trained
 //! through their rounding. Kinds that were tried and lost are in `docs/src/explanation/quality.md`.
 
+mod calibrate;
 mod distil;
 mod factors;
 mod rate;
@@ -25,6 +26,7 @@ mod scales;
 mod sums;
 mod svd;
 
+pub use calibrate::refine_codes;
 pub use distil::{Distillation, Lesson, Schedule, Teacher, distil};
 pub use factors::{Factors, Student};
 pub use rate::{Coded, Sensitivity, fit_to};
@@ -37,7 +39,7 @@ use crate::{
     batch::Example,
     compress::{check_shapes, moved_vectors, tables_moved},
     data::Conversation,
-    graph::{Adaptation, Graph},
+    graph::{Adaptation, Graph, Keeping},
     progress::Progress,
 };
 use bitdelta_delta::{
@@ -47,13 +49,18 @@ use bitdelta_delta::{
 use bitdelta_model::{Base, chat::Template};
 use std::sync::atomic::AtomicBool;
 
-/// Bits an entry that the largest rank is chosen by where factors are trained: at fewer, most levels are zero and more
+/// Bits an entry that the largest rank is chosen by where a pair's factors learn: at fewer, most levels are zero and more
 /// components only cost time.
 const BITS_AN_ENTRY: f64 = 1.2;
+/// The same where factors are trained from the start: what they learn is spread over all of them, so none is to be lost.
+const BITS_AN_ENTRY_TRAINED: f64 = 2.0;
 /// The same without data: components beyond cost nothing, and one distortion finds how many are of use.
 const BITS_AN_ENTRY_WITHOUT_DATA: f64 = 0.3;
-/// Adam's rate at the start, in steps of the rounding.
+/// Adam's rate at the start, in steps of the rounding, where factors have far to go: those of a pair.
 pub const RATE: f64 = 0.2;
+/// The same where rounding is all that is between them and their teacher. (At 0.2 they went past it: on the conversations
+/// of the first pass the divergence was four times as large in the second.)
+pub const TRAINED_RATE: f64 = 0.05;
 /// Norms and biases may take one part of so many of a budget.
 const EXTRAS_SHARE: u64 = 8;
 /// Largest rank.
@@ -141,7 +148,7 @@ pub fn compress_to(
         let teacher = &Teacher::new(finetuned, base, examples, progress)?;
         let longest = examples.iter().map(|example| example.tokens.len()).max().unwrap_or(0);
         let adaptation = Adaptation::LowRank { rank, scale: 1.0, seed: 0 };
-        let graph = Graph::new(&base.config, base, adaptation, longest, false)?;
+        let graph = Graph::kept(&base.config, base, adaptation, Keeping::FAST, longest, false)?;
         let student = &Student::new(&graph);
         let beside: usize = extras.iter().map(|extra| 2 * extra.values.len()).sum();
         let stream = options.bytes.saturating_sub(header_bytes(base, &info)? + beside as u64);
@@ -208,14 +215,14 @@ pub(crate) fn header_bytes(base: &Base, info: &Info) -> Result<u64, Error> {
     Ok(size_of(base, info, &vec![Coded::default(); base.linears().len()])? + CLASSES)
 }
 
-/// The rank at which `bytes` leave a little more than a bit for each entry of all factors.
+/// The rank at which `bytes` leave about two bits for each entry of all factors.
 pub fn rank_for(base: &Base, bytes: u64) -> usize {
-    rank_at(base, bytes, BITS_AN_ENTRY)
+    rank_at(base, bytes, BITS_AN_ENTRY_TRAINED)
 }
 
 fn rank_at(base: &Base, bytes: u64, bits_an_entry: f64) -> usize {
     let entries: u64 = base.linears().iter().map(|linear| (linear.rows + linear.cols) as u64).sum();
-    let rank = (8.0 * bytes as f64 / (bits_an_entry * entries as f64)).ceil() as usize;
+    let rank = (8.0 * bytes as f64 / (bits_an_entry * entries as f64)).round() as usize;
     let narrowest = base.linears().iter().map(|linear| linear.rows.min(linear.cols)).min().unwrap_or(1);
     rank.clamp(1, MOST_RANK.min(narrowest))
 }

@@ -25,7 +25,7 @@ use crate::{
     Error,
     batch::{self, Example},
     graph::{
-        Adaptation, Graph,
+        Adaptation, Graph, Keeping,
         linear::Weight,
         matrix::{Matrix, product},
     },
@@ -93,7 +93,7 @@ pub fn row_sensitivities(
     progress: &dyn Progress,
 ) -> Result<Vec<Vec<f32>>, Error> {
     let longest = examples.iter().map(|example| example.tokens.len()).max().unwrap_or(0);
-    let graph = Graph::new(&base.config, base, Adaptation::Full, longest, false)?;
+    let graph = Graph::kept(&base.config, base, Adaptation::Full, Keeping::FAST, longest, false)?;
     let mut sums: Vec<Vec<f32>> = base.linears().iter().map(|linear| vec![0.0; linear.rows]).collect();
     let order = batch::order(examples.len(), usize::MAX >> 1, seed, true);
     let probes: Vec<&[usize]> = order[..PROBES.min(order.len())].chunks(EXAMPLES_PER_PROBE).collect();

@@ -10,6 +10,7 @@ use super::{
     norm::RmsNorm,
     rope::Rope,
 };
+use bitdelta_kernels::widely;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -58,9 +59,14 @@ impl Attention {
     /// qkv (tokens, input_width) -> (tokens, output_width). Sequence s is rows `starts[s]..starts[s + 1]`.
     pub fn forward(&self, qkv: &Matrix, starts: &[usize], rope: &Rope) -> Matrix {
         let tasks = self.tasks(starts);
-        let heads: Vec<Vec<f32>> =
-            tasks.par_iter().map(|(rows, head)| self.forward_head(qkv, rows.clone(), *head, rope)).collect();
-        let mut out = Matrix::zeros(qkv.rows(), self.output_width());
+        let forward = |(rows, head): &(Range<usize>, usize)| {
+            widely(
+                #[inline(always)]
+                || self.forward_head(qkv, rows.clone(), *head, rope),
+            )
+        };
+        let heads: Vec<Vec<f32>> = tasks.par_iter().map(forward).collect();
+        let mut out = Matrix::any(qkv.rows(), self.output_width());
         let (d, width) = (self.head_dim, self.output_width());
         for ((rows, head), values) in tasks.iter().zip(&heads) {
             for (row, values) in rows.clone().zip(values.chunks_exact(d)) {
@@ -73,8 +79,13 @@ impl Attention {
     /// The gradient of qkv, (tokens, input_width), from that of the output `dy`, (tokens, output_width).
     pub fn backward(&self, qkv: &Matrix, dy: &Matrix, starts: &[usize], rope: &Rope) -> Matrix {
         let tasks = self.tasks(starts);
-        let gradients: Vec<HeadGradients> =
-            tasks.par_iter().map(|(rows, head)| self.backward_head(qkv, dy, rows.clone(), *head, rope)).collect();
+        let backward = |(rows, head): &(Range<usize>, usize)| {
+            widely(
+                #[inline(always)]
+                || self.backward_head(qkv, dy, rows.clone(), *head, rope),
+            )
+        };
+        let gradients: Vec<HeadGradients> = tasks.par_iter().map(backward).collect();
         let mut out = Matrix::zeros(qkv.rows(), self.input_width());
         let (d, width) = (self.head_dim, self.input_width());
         for ((rows, head), gradients) in tasks.iter().zip(&gradients) {
@@ -121,6 +132,7 @@ impl Attention {
     }
 
     /// One head's vectors of a sequence, (length, head_dim); with `norm` and rotation for q and k.
+    #[inline(always)]
     fn gather(
         &self,
         qkv: &Matrix,
@@ -144,6 +156,7 @@ impl Attention {
         out
     }
 
+    #[inline(always)]
     fn forward_head(&self, qkv: &Matrix, rows: Range<usize>, head: usize, rope: &Rope) -> Vec<f32> {
         let d = self.head_dim;
         let (k_column, v_column) = self.kv_columns(head);
@@ -155,16 +168,17 @@ impl Attention {
         let mut out = vec![0.0; d];
         for (i, q) in q.chunks_exact_mut(d).enumerate() {
             k.products(q, scale, i + 1, &mut p);
-            softmax(&mut p[..=i]);
+            softmax(&mut p, i + 1);
             out.fill(0.0);
-            for (p, v) in p[..=i].iter().zip(v.chunks_exact(d)) {
-                axpy(*p, v, &mut out);
+            for j in 0..=i {
+                axpy(p[j], &v[j * d..][..d], &mut out);
             }
             q.copy_from_slice(&out); // the query is used up; its place takes the output
         }
         q
     }
 
+    #[inline(always)]
     fn backward_head(&self, qkv: &Matrix, dy: &Matrix, rows: Range<usize>, head: usize, rope: &Rope) -> HeadGradients {
         let d = self.head_dim;
         let length = rows.len();
@@ -181,12 +195,12 @@ impl Attention {
             let q = &q[i * d..(i + 1) * d];
             let dy = &dy.row(row)[head * d..(head + 1) * d];
             k_blocked.products(q, scale, i + 1, &mut p);
-            softmax(&mut p[..=i]);
+            softmax(&mut p, i + 1);
             // With y = Σ pⱼvⱼ: dpⱼ = dy·vⱼ and dsⱼ = pⱼ(dpⱼ − Σ p·dp), s being the scores before softmax.
             v_blocked.products(dy, 1.0, i + 1, &mut ds);
             let mean = dot(&p[..=i], &ds[..=i]);
-            for (ds, p) in ds[..=i].iter_mut().zip(&p) {
-                *ds = p * (*ds - mean) * scale;
+            for j in 0..=i {
+                ds[j] = p[j] * (ds[j] - mean) * scale;
             }
             let dq = &mut dq[i * d..(i + 1) * d];
             for j in 0..=i {
@@ -202,6 +216,7 @@ impl Attention {
 
 impl Blocked {
     /// `vectors` (length, head_dim); the last block is filled up with zeros.
+    #[inline(always)]
     fn new(head_dim: usize, vectors: &[f32]) -> Self {
         let length = vectors.len() / head_dim;
         let mut values = vec![0.0; length.div_ceil(LANES) * LANES * head_dim];
@@ -215,18 +230,23 @@ impl Blocked {
     }
 
     /// `out[j] = scale · vector · self[j]` for j below `count`; what follows up to the block's end is not meant to be read.
+    #[inline(always)]
     fn products(&self, vector: &[f32], scale: f32, count: usize, out: &mut [f32]) {
-        let blocks = self.values.chunks_exact(LANES * self.head_dim);
-        for (block, out) in blocks.zip(out.as_chunks_mut::<LANES>().0).take(count.div_ceil(LANES)) {
+        let vector = &vector[..self.head_dim];
+        let lanes = self.values.as_chunks::<LANES>().0;
+        let out = out.as_chunks_mut::<LANES>().0;
+        for block in 0..count.div_ceil(LANES) {
+            let lanes = &lanes[block * self.head_dim..][..self.head_dim];
             let mut sums = [0.0f32; LANES];
-            for (lanes, x) in block.as_chunks::<LANES>().0.iter().zip(vector) {
+            for i in 0..vector.len() {
                 for lane in 0..LANES {
-                    sums[lane] += x * lanes[lane];
+                    sums[lane] += vector[i] * lanes[i][lane];
                 }
             }
-            for (out, sum) in out.iter_mut().zip(sums) {
-                *out = scale * sum;
+            for sum in &mut sums {
+                *sum *= scale;
             }
+            out[block] = sums;
         }
     }
 }
@@ -236,17 +256,37 @@ fn positions(starts: &[usize]) -> Vec<usize> {
     starts.windows(2).flat_map(|border| 0..border[1] - border[0]).collect()
 }
 
-fn softmax(scores: &mut [f32]) {
-    let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut lanes = [0.0f32; LANES];
-    for block in scores.chunks_mut(LANES) {
-        for (score, lane) in block.iter_mut().zip(&mut lanes) {
-            *score = exp(*score - largest);
-            *lane += *score;
+/// Of the first `count` scores; those that fill up the last block become zeros.
+#[inline(always)]
+fn softmax(scores: &mut [f32], count: usize) {
+    let blocks = &mut scores.as_chunks_mut::<LANES>().0[..count.div_ceil(LANES)];
+    let filled = blocks.len() * LANES - count;
+    if let Some(last) = blocks.last_mut() {
+        last[LANES - filled..].fill(f32::NEG_INFINITY);
+    }
+    let mut largest = [f32::NEG_INFINITY; LANES];
+    for block in blocks.iter() {
+        for lane in 0..LANES {
+            largest[lane] = if block[lane] > largest[lane] { block[lane] } else { largest[lane] };
         }
     }
+    let largest = largest.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut lanes = [0.0f32; LANES];
+    for block in blocks.iter_mut() {
+        let mut powers = *block;
+        for lane in 0..LANES {
+            powers[lane] = exp(powers[lane] - largest);
+            lanes[lane] += powers[lane];
+        }
+        *block = powers;
+    }
     let inverse = 1.0 / lanes.iter().sum::<f32>();
-    for score in scores {
-        *score *= inverse;
+    for block in blocks.iter_mut() {
+        for value in block {
+            *value *= inverse;
+        }
+    }
+    if let Some(last) = blocks.last_mut() {
+        last[LANES - filled..].fill(0.0);
     }
 }

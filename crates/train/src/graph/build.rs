@@ -65,6 +65,12 @@ pub struct Keeping {
     pub precision: Precision,
 }
 
+impl Keeping {
+    /// As they are, multiplied in bf16 where that is faster. Not for a fine-tuned model that is compared with another: the rounding of
+    /// its weights is a fifth of what it learnt (on SmolLM2, a divergence of some 0.02 nats).
+    pub const FAST: Self = Self { storage: Storage::F32, precision: Precision::Bf16 };
+}
+
 impl Graph {
     /// Reads the model. `longest` is the longest sequence it will see; `checkpointing` trades a second forward pass
     /// for a fraction of the memory.
@@ -94,11 +100,14 @@ impl Graph {
         checkpointing: bool,
     ) -> Result<Self, Error> {
         let mut builder = Builder::new(config, weights, adaptation, keeping);
-        let embedding = builder.matrix("model.embed_tokens.weight", config.vocab, config.hidden)?;
+        let mut embedding = builder.matrix("model.embed_tokens.weight", config.vocab, config.hidden)?;
         let head = match config.tied {
             true => None,
-            false => Some(builder.matrix("lm_head.weight", config.vocab, config.hidden)?),
+            false => Some(builder.matrix("lm_head.weight", config.vocab, config.hidden)?.laid_out()),
         };
+        if config.tied {
+            embedding = embedding.laid_out();
+        }
         let layers = (0..config.layers).map(|layer| builder.layer(layer)).collect::<Result<_, _>>()?;
         let final_norm = builder.norm("model.norm.weight", config.hidden)?;
         Ok(Self { embedding, head, layers, final_norm, rope: Rope::new(config, longest), checkpointing })
@@ -183,6 +192,7 @@ impl<'a> Builder<'a> {
                 }
             },
             bias,
+            precision: self.keeping.precision,
             adapter: match self.adaptation {
                 Adaptation::LowRank { rank, scale, .. } => Some(self.adapter(inputs, named, rank, scale)),
                 Adaptation::Frozen | Adaptation::Full => None,

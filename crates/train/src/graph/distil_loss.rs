@@ -9,6 +9,7 @@ use super::{
     loss::ROWS_PER_BLOCK,
     matrix::{Matrix, exp, product},
 };
+use bitdelta_kernels::widely;
 use rayon::prelude::*;
 
 /// Values of a row that are summed in f32 before they go into an f64 sum.
@@ -49,7 +50,12 @@ pub fn kl(
             .values_mut()
             .par_chunks_mut(cols)
             .zip(teacher.values().par_chunks(cols))
-            .map(|(student, teacher)| row(student, teacher, scale))
+            .map(|(student, teacher)| {
+                widely(
+                    #[inline(always)]
+                    || row(student, teacher, scale),
+                )
+            })
             .collect();
         // One after another, so that the sum is the same on any number of threads.
         loss += losses.iter().sum::<f64>();
@@ -62,6 +68,7 @@ pub fn kl(
 }
 
 /// One row's divergence; with a scale, the student's logits become scale · (p_student − p_teacher).
+#[inline(always)]
 fn row(student: &mut [f32], teacher: &[f32], scale: Option<f32>) -> f64 {
     let (log_student, log_teacher) = (log_sum(student), log_sum(teacher));
     let (log_student, log_teacher) = (log_student as f32, log_teacher as f32);
@@ -84,6 +91,7 @@ fn row(student: &mut [f32], teacher: &[f32], scale: Option<f32>) -> f64 {
 }
 
 /// ln Σ exp(logit), from the largest down.
+#[inline(always)]
 fn log_sum(logits: &[f32]) -> f64 {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let mut sum = 0.0f64;

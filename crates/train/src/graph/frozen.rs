@@ -7,7 +7,8 @@
 //! Codes are those of QLoRA (Dettmers et al. 2023): groups of 64 along a row share an f32 scale, their largest magnitude;
 //! at 8 bits a code is a whole number of 127ths of it, at 4 bits one of the sixteen quantiles of a normal distribution (NF4).
 
-use super::matrix::{Matrix, Precision, View, product};
+use super::matrix::{LaidOut, Matrix, Precision, View, product};
+use bitdelta_kernels::Lies;
 use half::bf16;
 use rayon::prelude::*;
 
@@ -56,6 +57,13 @@ pub enum Storage {
 pub enum Frozen {
     /// In f32.
     Wide(Matrix),
+    /// In bf16, laid out both ways for products.
+    LaidOut {
+        /// (rows, cols)
+        shape: (usize, usize),
+        /// The weights.
+        laid_out: LaidOut,
+    },
     /// In fewer bytes.
     Coded(Coded),
 }
@@ -100,6 +108,9 @@ impl Frozen {
     /// Keeps `matrix` so.
     pub fn new(matrix: Matrix, storage: Storage) -> Self {
         match storage {
+            Storage::F32 if matrix.precision() == Precision::Bf16 && Precision::bf16_pays() => {
+                Self::LaidOut { shape: (matrix.rows(), matrix.cols()), laid_out: LaidOut::new(&matrix) }
+            }
             Storage::F32 => Self::Wide(matrix),
             _ => Self::Coded(Coded::new(&matrix, storage)),
         }
@@ -109,6 +120,7 @@ impl Frozen {
     pub fn rows(&self) -> usize {
         match self {
             Self::Wide(matrix) => matrix.rows(),
+            Self::LaidOut { shape, .. } => shape.0,
             Self::Coded(coded) => coded.rows,
         }
     }
@@ -117,6 +129,7 @@ impl Frozen {
     pub fn cols(&self) -> usize {
         match self {
             Self::Wide(matrix) => matrix.cols(),
+            Self::LaidOut { shape, .. } => shape.1,
             Self::Coded(coded) => coded.cols,
         }
     }
@@ -125,6 +138,7 @@ impl Frozen {
     pub fn bytes(&self) -> usize {
         match self {
             Self::Wide(matrix) => Storage::F32.bytes(matrix.rows(), matrix.cols()),
+            Self::LaidOut { shape, .. } => 2 * Storage::Bf16.bytes(shape.0, shape.1),
             Self::Coded(coded) => coded.storage.bytes(coded.rows, coded.cols),
         }
     }
@@ -136,6 +150,7 @@ impl Frozen {
     pub fn forward(&self, x: View<'_>) -> candle_core::Result<Matrix> {
         match self {
             Self::Wide(matrix) => product(x, matrix.t()),
+            Self::LaidOut { laid_out, .. } => Ok(laid_out.multiply(x, Lies::Transposed)),
             Self::Coded(coded) => {
                 let mut y: Option<Matrix> = None;
                 coded.in_blocks(|from, block| {
@@ -156,6 +171,7 @@ impl Frozen {
     pub fn backward(&self, dy: View<'_>) -> candle_core::Result<Matrix> {
         match self {
             Self::Wide(matrix) => product(dy, matrix.view()),
+            Self::LaidOut { laid_out, .. } => Ok(laid_out.multiply(dy, Lies::Straight)),
             Self::Coded(coded) => {
                 let mut dx: Option<Matrix> = None;
                 coded.in_blocks(|from, block| {
@@ -284,6 +300,7 @@ mod tests {
     fn wide(frozen: &Frozen) -> Matrix {
         match frozen {
             Frozen::Wide(matrix) => matrix.clone(),
+            Frozen::LaidOut { .. } => unreachable!("of matrices in bf16 alone"),
             Frozen::Coded(coded) => coded.widen(0, coded.rows),
         }
     }

@@ -63,6 +63,12 @@ impl Layer {
         Ok((y, Saved { x, qkv, attended, mid, gate_up }))
     }
 
+    /// What each of [`Layer::linears`] read on the way forward.
+    pub fn inputs(&self, saved: &Saved) -> [Matrix; 4] {
+        let Saved { x, attended, mid, gate_up, .. } = saved;
+        [self.input_norm.forward(x), attended.clone(), self.post_norm.forward(mid), swiglu::forward(gate_up)]
+    }
+
     /// The gradient of x from that of y, both (tokens, hidden). What learns gathers its own gradient.
     ///
     /// # Errors

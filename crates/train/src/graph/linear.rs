@@ -6,7 +6,7 @@
 
 use super::{
     frozen::Frozen,
-    matrix::{Matrix, product},
+    matrix::{Matrix, Precision, product},
     parameter::Parameter,
 };
 use rayon::prelude::*;
@@ -21,6 +21,8 @@ pub struct Linears {
     pub bias: Option<Vec<f32>>,
     /// Low-rank factors beside the weight.
     pub adapter: Option<Adapter>,
+    /// How products with the factors are computed.
+    pub precision: Precision,
     /// Which outputs belong to which linear, and its number in the base's order.
     pub parts: Vec<LinearPart>,
 }
@@ -100,9 +102,9 @@ impl Linears {
             });
         }
         if let Some(adapter) = &self.adapter {
-            let z = product(x.view(), adapter.a.value().t())?;
+            let z = product(x.view().at(self.precision), adapter.a.value().t())?;
             for (i, (part, b)) in self.parts.iter().zip(&adapter.b).enumerate() {
-                let z = z.view().columns(i * adapter.rank..(i + 1) * adapter.rank);
+                let z = z.view().columns(i * adapter.rank..(i + 1) * adapter.rank).at(self.precision);
                 let low_rank = product(z, b.value().t())?;
                 y.add_to_columns(part.rows.clone(), &low_rank, adapter.scale);
             }
@@ -124,21 +126,21 @@ impl Linears {
             }
         };
         if let Some(adapter) = &self.adapter {
-            let rank = adapter.rank;
-            let z = product(x.view(), adapter.a.value().t())?;
+            let (rank, x) = (adapter.rank, x.view().at(self.precision));
+            let z = product(x, adapter.a.value().t())?;
             // dz of every linear side by side, as z is; the scale is folded in here once.
-            let mut dz = Matrix::zeros(x.rows(), z.cols());
+            let mut dz = Matrix::zeros(z.rows(), z.cols());
             for (i, (part, b)) in self.parts.iter().zip(&adapter.b).enumerate() {
                 let columns = i * rank..(i + 1) * rank;
-                let dy = dy.view().columns(part.rows.clone());
+                let dy = dy.view().columns(part.rows.clone()).at(self.precision);
                 let mut db = product(dy.t(), z.view().columns(columns.clone()))?;
                 db.scale(adapter.scale);
                 let part_dz = product(dy, b.value().view())?;
                 b.accumulate(db);
                 dz.add_to_columns(columns, &part_dz, adapter.scale);
             }
-            adapter.a.accumulate(product(dz.t(), x.view())?);
-            dx.add(&product(dz.view(), adapter.a.value().view())?);
+            adapter.a.accumulate(product(dz.t(), x)?);
+            dx.add(&product(dz.view().at(self.precision), adapter.a.value().view())?);
         }
         Ok(dx)
     }

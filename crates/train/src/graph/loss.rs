@@ -5,6 +5,7 @@
 //! 49,152 a block of 128 rows is 25 MB, whatever the batch.
 
 use super::matrix::{Matrix, exp, product};
+use bitdelta_kernels::widely;
 use rayon::prelude::*;
 
 /// Rows whose logits exist at one time.
@@ -61,14 +62,15 @@ fn in_blocks(
         let to = (from + ROWS_PER_BLOCK).min(hidden.rows());
         let mut logits = product(hidden.view().rows(from..to), head.t())?;
         let cols = logits.cols();
-        of_rows.par_extend(
-            logits
-                .values_mut()
-                .par_chunks_mut(cols)
-                .zip(&targets[from..to])
-                .enumerate()
-                .map(|(at, (logits, &target))| row(logits, target as usize, wants_gradient.then(|| weight(from + at)))),
-        );
+        of_rows.par_extend(logits.values_mut().par_chunks_mut(cols).zip(&targets[from..to]).enumerate().map(
+            |(at, (logits, &target))| {
+                let weight = wants_gradient.then(|| weight(from + at));
+                widely(
+                    #[inline(always)]
+                    || row(logits, target as usize, weight),
+                )
+            },
+        ));
         if let Some(gradient) = &mut gradient {
             gradient.extend_from_slice(product(logits.view(), head.view())?.values());
         }
@@ -78,6 +80,7 @@ fn in_blocks(
 }
 
 /// One row's loss; with a scale, its logits become scale · (softmax − one-hot).
+#[inline(always)]
 fn row(logits: &mut [f32], target: usize, scale: Option<f32>) -> f64 {
     let wanted = logits[target];
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);

@@ -3,21 +3,17 @@
 //! The backward pass needs gradients added in place and products of column ranges, which candle's immutable tensors
 //! do not offer; its CPU storage and matrix product do, so a [`Matrix`] is candle's storage with a shape.
 
-use bitdelta_kernels::{
-    Activations, Elements, Isa, Matrix as Factor, Product, Term, Weights, project, round_to_bf16,
-    round_transposed_to_bf16,
-};
-use candle_core::{CpuStorage, Layout, Shape, backend::BackendStorage};
+use super::buffer::Buffer;
+use bitdelta_kernels::{Elements, Isa, Left, Lies, Right, Source, gemm};
+use candle_core::{Layout, Shape, backend::BackendStorage};
 use rayon::prelude::*;
-use std::ops::Range;
+use std::{borrow::Cow, ops::Range, sync::Arc};
 
 /// Elements that one task handles in element-wise loops: large enough to hide the cost of a task.
 const ELEMENTS_PER_TASK: usize = 1 << 14;
 
-/// Rows of a product in bf16 that one task computes.
-const ROWS_PER_TASK: usize = 64;
-/// Sizes below which a product in bf16 is not worth the rounding.
-const WORTH_ROUNDING: usize = 32;
+/// Rows of a product in bf16 are computed by so many.
+const TILE: usize = 8;
 
 /// How a product with a matrix is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -41,8 +37,17 @@ impl Precision {
 pub struct Matrix {
     rows: usize,
     cols: usize,
-    storage: CpuStorage,
+    buffer: Buffer,
     precision: Precision,
+    /// What stays is laid out once.
+    laid_out: Option<Arc<LaidOut>>,
+}
+
+/// A matrix as a right factor, and its transpose.
+#[derive(Debug)]
+pub struct LaidOut {
+    straight: Right,
+    transposed: Right,
 }
 
 /// A matrix, its transpose, or a range of its columns, as an operand of [`product`].
@@ -61,7 +66,24 @@ impl Matrix {
     /// Wraps `values`, whose length must be `rows * cols`.
     pub fn new(rows: usize, cols: usize, values: Vec<f32>) -> Self {
         assert_eq!(values.len(), rows * cols, "a ({rows}, {cols}) matrix");
-        Self { rows, cols, storage: CpuStorage::F32(values), precision: Precision::F32 }
+        Self::of(rows, cols, Buffer::of(values))
+    }
+
+    fn of(rows: usize, cols: usize, buffer: Buffer) -> Self {
+        Self { rows, cols, buffer, precision: Precision::F32, laid_out: None }
+    }
+
+    /// So many values, whatever they are.
+    pub fn any(rows: usize, cols: usize) -> Self {
+        Self::of(rows, cols, Buffer::any(rows * cols))
+    }
+
+    /// The same, laid out for products in bf16 where those are faster, for a matrix that many are multiplied by.
+    pub fn laid_out(mut self) -> Self {
+        if self.precision == Precision::Bf16 && Precision::bf16_pays() {
+            self.laid_out = Some(Arc::new(LaidOut::new(&self)));
+        }
+        self
     }
 
     /// The same, whose products are computed so.
@@ -76,7 +98,15 @@ impl Matrix {
 
     /// All zeros.
     pub fn zeros(rows: usize, cols: usize) -> Self {
-        Self::new(rows, cols, vec![0.0; rows * cols])
+        let mut zeros = Self::any(rows, cols);
+        zeros.values_mut().par_chunks_mut(ELEMENTS_PER_TASK).for_each(|values| values.fill(0.0));
+        zeros
+    }
+
+    /// Bytes in memory.
+    pub fn bytes(&self) -> usize {
+        let laid_out = if self.laid_out.is_some() { 2 * size_of::<u16>() } else { 0 };
+        self.values().len() * (size_of::<f32>() + laid_out)
     }
 
     /// Rows.
@@ -91,18 +121,13 @@ impl Matrix {
 
     /// All values, row after row.
     pub fn values(&self) -> &[f32] {
-        match &self.storage {
-            CpuStorage::F32(values) => values,
-            _ => unreachable!("a Matrix is only made from f32 values and f32 products"),
-        }
+        self.buffer.values()
     }
 
     /// All values, row after row.
     pub fn values_mut(&mut self) -> &mut [f32] {
-        match &mut self.storage {
-            CpuStorage::F32(values) => values,
-            _ => unreachable!("a Matrix is only made from f32 values and f32 products"),
-        }
+        self.laid_out = None;
+        self.buffer.values_mut()
     }
 
     /// Row `row`.
@@ -155,11 +180,9 @@ impl Matrix {
 
     /// Rows `rows` of this matrix, in that order.
     pub fn select_rows(&self, rows: &[usize]) -> Self {
-        let mut values = Vec::with_capacity(rows.len() * self.cols);
-        for &row in rows {
-            values.extend_from_slice(self.row(row));
-        }
-        Self::new(rows.len(), self.cols, values)
+        let mut out = Self::any(rows.len(), self.cols);
+        out.values_mut().chunks_mut(self.cols).zip(rows).for_each(|(to, &row)| to.copy_from_slice(self.row(row)));
+        out
     }
 
     /// The inverse of [`Matrix::select_rows`] for gradients: row i of `self` goes to row `rows[i]` of `total` rows,
@@ -171,6 +194,29 @@ impl Matrix {
             out.values_mut()[to * cols..(to + 1) * cols].copy_from_slice(self.row(from));
         }
         out
+    }
+}
+
+impl LaidOut {
+    /// Of a matrix as it is now.
+    pub fn new(matrix: &Matrix) -> Self {
+        let right = |view: View<'_>| {
+            let (source, lies) = view.source();
+            Right::new(source, lies, each)
+        };
+        Self { straight: right(matrix.view()), transposed: right(matrix.t()) }
+    }
+
+    /// x · M, or x · Mᵀ.
+    pub fn multiply(&self, x: View<'_>, lies: Lies) -> Matrix {
+        let right = match lies {
+            Lies::Straight => &self.straight,
+            Lies::Transposed => &self.transposed,
+        };
+        let (source, x_lies) = x.source();
+        let mut y = Matrix::any(x.rows, right.cols());
+        multiply(&Left::new(source, x_lies, each), right, &mut y);
+        y
     }
 }
 
@@ -196,21 +242,29 @@ impl<'a> View<'a> {
         Self { precision, ..self }
     }
 
-    /// All values rounded to bf16, row after row.
-    fn narrow(&self) -> Vec<u16> {
-        let values = &self.matrix.values()[self.offset..];
-        let mut out = vec![0; self.rows * self.cols];
-        out.par_chunks_mut(ROWS_PER_TASK * self.cols).enumerate().for_each(|(i, out)| {
-            let values = &values[i * ROWS_PER_TASK * self.row_stride..];
-            if self.row_stride == 1 {
-                round_transposed_to_bf16(values, self.col_stride, (self.cols, out.len() / self.cols), out);
-            } else {
-                for (row, out) in out.chunks_exact_mut(self.cols).enumerate() {
-                    round_to_bf16(&values[row * self.row_stride..][..self.cols], out);
-                }
+    /// Where its values lie, and how.
+    fn source(&self) -> (Source<'a>, Lies) {
+        let elements = Elements::F32(&self.matrix.values()[self.offset..]);
+        match (self.col_stride, self.row_stride) {
+            (1, stride) => {
+                // A single row has none after it, whatever its stride.
+                let stride = if self.rows > 1 { stride } else { self.cols };
+                (Source { elements, rows: self.rows, cols: self.cols, stride }, Lies::Straight)
             }
-        });
-        out
+            (stride, _) => (Source { elements, rows: self.cols, cols: self.rows, stride }, Lies::Transposed),
+        }
+    }
+
+    /// As the right side of a product in bf16.
+    fn right(&self) -> Cow<'a, Right> {
+        let (source, lies) = self.source();
+        match &self.matrix.laid_out {
+            Some(laid_out) if self.rows * self.cols == self.matrix.values().len() => Cow::Borrowed(match lies {
+                Lies::Straight => &laid_out.straight,
+                Lies::Transposed => &laid_out.transposed,
+            }),
+            _ => Cow::Owned(Right::new(source, lies, each)),
+        }
     }
 
     fn layout(&self) -> Layout {
@@ -224,38 +278,51 @@ impl<'a> View<'a> {
 /// What candle reports; with equal inner sizes there is nothing to report.
 pub fn product(a: View<'_>, b: View<'_>) -> candle_core::Result<Matrix> {
     assert_eq!(a.cols, b.rows, "inner sizes of a product");
-    let least = a.rows.min(a.cols).min(b.cols);
-    if a.precision.max(b.precision) == Precision::Bf16 && least >= WORTH_ROUNDING && Precision::bf16_pays() {
+    if a.precision.max(b.precision) == Precision::Bf16 && Precision::bf16_pays() {
         return Ok(product_of_bf16(a, b));
     }
     let sizes = (1, a.rows, b.cols, a.cols);
-    let storage = a.matrix.storage.matmul(&b.matrix.storage, sizes, &a.layout(), &b.layout())?;
-    Ok(Matrix { rows: a.rows, cols: b.cols, storage, precision: Precision::F32 })
+    let (left, right) = (a.matrix.buffer.storage(), b.matrix.buffer.storage());
+    let storage = left.matmul(right, sizes, &a.layout(), &b.layout())?;
+    Ok(Matrix::of(a.rows, b.cols, Buffer::of_storage(storage)))
 }
 
 /// [`product`] of rounded factors.
 fn product_of_bf16(a: View<'_>, b: View<'_>) -> Matrix {
-    let (rows, inner, cols) = (a.rows, a.cols, b.cols);
-    let (a, b) = (a.narrow(), b.t().narrow());
-    let weights = Weights { elements: Elements::Bf16(&b), rows: cols, cols: inner };
-    let mut y = vec![0.0; rows * cols];
-    y.par_chunks_mut(ROWS_PER_TASK * cols).zip(a.par_chunks(ROWS_PER_TASK * inner)).for_each(|(y, a)| {
-        let x = Activations::of_bf16(a, inner);
-        let terms = vec![Term { matrix: Factor::Floats(weights), rows: 0..x.rows() }];
-        project(&x, &mut [Product { terms, y, add: false }]);
+    let (source, lies) = a.source();
+    let mut y = Matrix::any(a.rows, b.cols);
+    multiply(&Left::new(source, lies, each), &b.right(), &mut y);
+    y
+}
+
+/// y = left · right
+fn multiply(left: &Left, right: &Right, y: &mut Matrix) {
+    let (rows, cols) = (y.rows(), y.cols());
+    let chunk = rows_per_task(rows);
+    y.values_mut().par_chunks_mut((chunk * cols).max(1)).enumerate().for_each(|(i, y)| {
+        gemm(left, i * chunk, right, y, (cols, 0), false);
     });
-    Matrix::new(rows, cols, y)
+}
+
+/// So many rows that every thread has two tasks.
+fn rows_per_task(rows: usize) -> usize {
+    rows.div_ceil(2 * rayon::current_num_threads()).next_multiple_of(TILE)
+}
+
+/// Chunks on all threads.
+fn each<T: Send>(all: &mut [T], chunk: usize, work: &(dyn Fn(usize, &mut [T]) + Sync)) {
+    all.par_chunks_mut(chunk).enumerate().for_each(|(i, chunk)| work(i, chunk));
 }
 
 /// Σ aᵢ·bᵢ with sixteen running sums, so that the compiler can use vector registers. Equal lengths.
-#[inline]
+#[inline(always)]
 pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = [0.0f32; 16];
     let (a_blocks, a_tail) = a.as_chunks::<16>();
     let (b_blocks, b_tail) = b.as_chunks::<16>();
-    for (a, b) in a_blocks.iter().zip(b_blocks) {
+    for i in 0..a_blocks.len().min(b_blocks.len()) {
         for lane in 0..16 {
-            sums[lane] += a[lane] * b[lane];
+            sums[lane] += a_blocks[i][lane] * b_blocks[i][lane];
         }
     }
     let tail: f32 = a_tail.iter().zip(b_tail).map(|(a, b)| a * b).sum();
@@ -263,10 +330,20 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// `to += factor · from`. Equal lengths.
-#[inline]
+#[inline(always)]
 pub fn axpy(factor: f32, from: &[f32], to: &mut [f32]) {
-    for (to, from) in to.iter_mut().zip(from) {
-        *to += factor * from;
+    let (to_blocks, to_tail) = to.as_chunks_mut::<16>();
+    let (from_blocks, from_tail) = from.as_chunks::<16>();
+    for i in 0..to_blocks.len().min(from_blocks.len()) {
+        // Values, and not places that might be the same.
+        let (mut sum, from) = (to_blocks[i], from_blocks[i]);
+        for lane in 0..16 {
+            sum[lane] += factor * from[lane];
+        }
+        to_blocks[i] = sum;
+    }
+    for i in 0..to_tail.len().min(from_tail.len()) {
+        to_tail[i] += factor * from_tail[i];
     }
 }
 
@@ -325,12 +402,16 @@ mod tests {
             Matrix::new(rows, cols, values)
         };
         let (x, w, dy) = (ramp(70, 65, 7919), ramp(99, 65, 104_729), ramp(70, 99, 15_485));
+        let column = ramp(70, 1, 331);
         let views = [
             (x.view(), w.t()),
             (dy.view(), w.view()),
             (dy.t(), x.view()),
             (dy.view().columns(33..97), w.view().rows(33..97)),
             (x.view().rows(3..50), w.view().rows(1..60).t()),
+            (column.view(), column.t()),
+            (column.t(), column.view()),
+            (dy.view().columns(5..6), dy.view().columns(5..6).t()),
         ];
         for (a, b) in views {
             let exact = product(a, b).expect("a product");

@@ -1,6 +1,7 @@
 //! The whole model: embedding, layers, final norm and head.
 
 use super::{
+    buffer::give_back,
     layer::{Layer, Saved},
     linear::{Linears, Weight},
     loss::cross_entropy,
@@ -36,6 +37,12 @@ pub struct PackedBatch {
     pub rows: Vec<usize>,
     /// That next token of each of `rows`.
     pub targets: Vec<u32>,
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        give_back();
+    }
 }
 
 impl Graph {
@@ -81,6 +88,32 @@ impl Graph {
             x = layer.forward(x, &batch.starts, &self.rope)?.0;
         }
         Ok(self.final_norm.forward(&x.select_rows(&batch.rows)))
+    }
+
+    /// Runs the batches through a layer at a time, and calls `each` with the number of every stack of linears
+    /// ([`Graph::stacks`]), what it reads (tokens, inputs) in every batch, and whether that is the last batch.
+    ///
+    /// # Errors
+    /// [`Error::Graph`], and what `each` reports.
+    pub fn inputs(
+        &self,
+        batches: &[PackedBatch],
+        mut each: impl FnMut(usize, &Matrix, bool) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut states = batches.iter().map(|batch| self.embed(batch)).collect::<Result<Vec<_>, _>>()?;
+        let mut first = 0;
+        for layer in &self.layers {
+            for (at, (batch, x)) in batches.iter().zip(&mut states).enumerate() {
+                let read = std::mem::replace(x, Matrix::zeros(0, 0));
+                let (y, saved) = layer.forward(read, &batch.starts, &self.rope)?;
+                *x = y;
+                for (stack, input) in layer.inputs(&saved).iter().enumerate() {
+                    each(first + stack, input, at + 1 == batches.len())?;
+                }
+            }
+            first += layer.linears().len();
+        }
+        Ok(())
     }
 
     /// As [`Graph::accumulate_by`], or forward alone when nothing is to be learnt.
@@ -166,8 +199,8 @@ impl Graph {
             Weight::Frozen(weight) => weight.bytes(),
             Weight::Trained(_) => 0,
         });
-        let tables = self.embedding.values().len() + self.head.as_ref().map_or(0, |head| head.values().len());
-        size_of::<f32>() * tables + linears.sum::<usize>()
+        let tables = self.embedding.bytes() + self.head.as_ref().map_or(0, Matrix::bytes);
+        tables + linears.sum::<usize>()
     }
 
     /// The frozen head, (vocabulary, hidden).

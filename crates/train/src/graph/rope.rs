@@ -36,7 +36,7 @@ impl Rope {
     }
 
     /// Rotates one head's vector (2·half) in place.
-    #[inline]
+    #[inline(always)]
     pub fn rotate(&self, position: usize, head: &mut [f32]) {
         let (cos, sin) = self.at(position);
         let (first, second) = head.split_at_mut(self.half);
@@ -46,7 +46,7 @@ impl Rope {
     }
 
     /// The transpose of [`Rope::rotate`]: what a gradient goes through on its way back.
-    #[inline]
+    #[inline(always)]
     pub fn rotate_back(&self, position: usize, head: &mut [f32]) {
         let (cos, sin) = self.at(position);
         let (first, second) = head.split_at_mut(self.half);
@@ -55,6 +55,7 @@ impl Rope {
         }
     }
 
+    #[inline(always)]
     fn at(&self, position: usize) -> (&[f32], &[f32]) {
         let range = position * self.half..(position + 1) * self.half;
         (&self.cos[range.clone()], &self.sin[range])

@@ -67,7 +67,7 @@ pub fn run(args: &TrainArgs) -> Result<(), Error> {
         0 => Adaptation::Full,
         rank => Adaptation::LowRank { rank, scale: 1.0, seed: 42 },
     };
-    let keeping = TrainConfig { bf16: args.bf16, ..TrainConfig::default() }.keeping();
+    let keeping = TrainConfig { bf16: Some(args.bf16), ..TrainConfig::default() }.keeping();
     let graph = Graph::kept(&base.config, &base, adaptation, keeping, length, false);
     let graph = graph.context("loading the base model")?;
     let prompts = (0..batch).map(|index| prompt_tokens(index, length, base.config.vocab));
