@@ -40,7 +40,7 @@ pub struct CompressArgs {
     /// Conversations to train what is kept on, towards the fine-tuned model (JSON or JSON lines); without, no data is used
     #[arg(long, value_name = "FILE")]
     data: Option<String>,
-    /// Passes over that data
+    /// Passes over that data; 0 with --bits chooses the codes for the data's inputs and trains nothing, which takes a minute
     #[arg(long, value_name = "N", requires = "data")]
     epochs: Option<f64>,
     /// Largest rank of the factors; by default what the size leaves about a bit for each of their entries
@@ -137,7 +137,7 @@ fn to_budget(
     output::text(&format!("{}: {} ({bits:.4} bits a weight)\n", args.output.display(), format_bytes(bytes)))
 }
 
-/// Chooses the codes for the data, and trains their scales on it.
+/// Trains the scales of the codes on the data; in no passes, chooses the codes for it instead.
 fn distil(
     args: &CompressArgs,
     base: &Base,
@@ -146,12 +146,18 @@ fn distil(
     report: &mut Report,
     doing: &str,
 ) -> Result<(), Error> {
-    let (interrupt, bar) = (Interrupt::watch()?, Bar::new());
+    let bar = Bar::new();
     let examples = args.examples(base)?;
     let schedule = args.schedule(Schedule { epochs: 2.0, batch: 8, rate: SCALE_RATE, seed: 42 });
+    if schedule.epochs == 0.0 {
+        budget::refine_codes(base, finetuned, variant, &examples, schedule.seed, &bar).context(doing)?;
+        report.relative_error = budget::measure_errors(variant, base, finetuned).context(doing)?;
+        variant.info.notes.insert("codes_chosen_for".into(), json!({"examples": examples.len()}));
+        return Ok(());
+    }
+    let interrupt = Interrupt::watch()?;
     let work = || {
         let teacher = Teacher::new(finetuned, base, &examples, &bar)?;
-        budget::refine_codes(base, finetuned, variant, &examples, schedule.seed, &bar)?;
         let found = distil_scales(base, &teacher, variant, &examples, schedule, (&bar, interrupt.flag()))?;
         report.relative_error = budget::measure_errors(variant, base, finetuned)?;
         Ok::<_, bitdelta_train::Error>(found)

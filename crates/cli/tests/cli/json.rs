@@ -38,6 +38,12 @@ fn the_way_of_a_variant_is_reported_as_json_at_every_step() {
 
     assert_eq!(report(&["compress", "--base", &base, "--finetuned", &tuned, "-o", &made])["path"], made);
     assert!(report(&["inspect", &made])["linears"].is_array());
+    let codes = path("codes");
+    let pair = ["compress", "--base", &base, "--finetuned", &tuned, "-o", &codes];
+    let chosen = ["--bits", "1", "--data", &data, "--epochs", "0"];
+    assert!(report(&[&pair[..], &chosen].concat())["bytes"].is_number());
+    let chosen = report(&["inspect", &codes]);
+    assert_eq!(chosen["info"]["notes"]["codes_chosen_for"]["examples"], 1, "{chosen}");
     let eval = report(&["eval", &made, "--model", &base, "--data", &data, "--finetuned", &tuned]);
     assert!(eval["retention"].is_number() && eval["bytes"].is_number(), "{eval}");
     assert_eq!(report(&["export", &made, "--base", &base, "-o", &path("merged")])["format"], "hf");

@@ -27,7 +27,7 @@ const DAMPING: f32 = 0.02;
 /// Moves the codes of every dense part of `variant` to what is nearest to the fine-tuned model on `examples`.
 ///
 /// # Errors
-/// An unreadable tensor, or what the graph reports.
+/// [`Error::Setting`] without examples, an unreadable tensor, or what the graph reports.
 pub fn refine_codes(
     base: &Base,
     finetuned: &Base,
@@ -36,6 +36,9 @@ pub fn refine_codes(
     seed: u64,
     progress: &dyn Progress,
 ) -> Result<(), Error> {
+    if examples.is_empty() {
+        return Err(Error::setting("data", "codes are chosen for conversations, and there are none with an answer"));
+    }
     let longest = examples.iter().map(|example| example.tokens.len()).max().unwrap_or(0);
     let graph = Graph::kept(&finetuned.config, finetuned, Adaptation::Frozen, Keeping::FAST, longest, false)?;
     let batches = sample(examples, seed);

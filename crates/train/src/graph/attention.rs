@@ -86,7 +86,7 @@ impl Attention {
             )
         };
         let gradients: Vec<HeadGradients> = tasks.par_iter().map(backward).collect();
-        let mut out = Matrix::zeros(qkv.rows(), self.input_width());
+        let mut out = Matrix::cleared(qkv.rows(), self.input_width());
         let (d, width) = (self.head_dim, self.input_width());
         for ((rows, head), gradients) in tasks.iter().zip(&gradients) {
             let (k_column, v_column) = self.kv_columns(*head);

@@ -1,5 +1,5 @@
-//! Memory of matrices, used again: a step makes and drops the same sizes over and over, and pages that go back to the
-//! system in between cost a tenth of the step.
+//! Memory of a step's matrices, used again: a step makes and drops the same sizes over and over, and pages that go back
+//! to the system in between cost a tenth of the step. What is made to stay (weights, moments) goes back when it is dropped.
 
 use candle_core::CpuStorage;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,7 +14,11 @@ static FREE: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
 
 /// Values of a matrix, as candle's product takes them.
 #[derive(Debug)]
-pub struct Buffer(CpuStorage);
+pub struct Buffer {
+    storage: CpuStorage,
+    /// Whether its memory is kept for the next one.
+    lent: bool,
+}
 
 fn free() -> MutexGuard<'static, Vec<Vec<f32>>> {
     FREE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -27,7 +31,7 @@ pub fn give_back() {
 }
 
 impl Buffer {
-    /// So many values, whatever they are.
+    /// So many values, whatever they are, in memory that is used again.
     pub fn any(length: usize) -> Self {
         let fits = |buffer: &Vec<f32>| (length..=2 * length).contains(&buffer.capacity());
         let mut values = Vec::new();
@@ -39,27 +43,27 @@ impl Buffer {
             }
         }
         values.resize(length, 0.0);
-        Self(CpuStorage::F32(values))
+        Self { storage: CpuStorage::F32(values), lent: true }
     }
 
     /// These values.
     pub fn of(values: Vec<f32>) -> Self {
-        Self(CpuStorage::F32(values))
+        Self::of_storage(CpuStorage::F32(values))
     }
 
     /// What candle multiplied.
     pub fn of_storage(storage: CpuStorage) -> Self {
-        Self(storage)
+        Self { storage, lent: false }
     }
 
     /// For candle's product.
     pub fn storage(&self) -> &CpuStorage {
-        &self.0
+        &self.storage
     }
 
     /// To read.
     pub fn values(&self) -> &[f32] {
-        match &self.0 {
+        match &self.storage {
             CpuStorage::F32(values) => values,
             _ => unreachable!("made from f32 values and f32 products alone"),
         }
@@ -67,7 +71,7 @@ impl Buffer {
 
     /// To write.
     pub fn values_mut(&mut self) -> &mut [f32] {
-        match &mut self.0 {
+        match &mut self.storage {
             CpuStorage::F32(values) => values,
             _ => unreachable!("made from f32 values and f32 products alone"),
         }
@@ -76,16 +80,14 @@ impl Buffer {
 
 impl Clone for Buffer {
     fn clone(&self) -> Self {
-        let mut copy = Self::any(self.values().len());
-        copy.values_mut().copy_from_slice(self.values());
-        copy
+        Self { storage: CpuStorage::F32(self.values().to_vec()), lent: false }
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let CpuStorage::F32(values) = &mut self.0 else { return };
-        if values.capacity() < WORTH_KEEPING {
+        let CpuStorage::F32(values) = &mut self.storage else { return };
+        if !self.lent || values.capacity() < WORTH_KEEPING {
             return;
         }
         let mut free = free();

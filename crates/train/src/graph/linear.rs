@@ -129,7 +129,7 @@ impl Linears {
             let (rank, x) = (adapter.rank, x.view().at(self.precision));
             let z = product(x, adapter.a.value().t())?;
             // dz of every linear side by side, as z is; the scale is folded in here once.
-            let mut dz = Matrix::zeros(z.rows(), z.cols());
+            let mut dz = Matrix::cleared(z.rows(), z.cols());
             for (i, (part, b)) in self.parts.iter().zip(&adapter.b).enumerate() {
                 let columns = i * rank..(i + 1) * rank;
                 let dy = dy.view().columns(part.rows.clone()).at(self.precision);

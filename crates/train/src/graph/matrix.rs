@@ -73,7 +73,7 @@ impl Matrix {
         Self { rows, cols, buffer, precision: Precision::F32, laid_out: None }
     }
 
-    /// So many values, whatever they are.
+    /// So many values, whatever they are, for a while: its memory is used again.
     pub fn any(rows: usize, cols: usize) -> Self {
         Self::of(rows, cols, Buffer::any(rows * cols))
     }
@@ -98,6 +98,11 @@ impl Matrix {
 
     /// All zeros.
     pub fn zeros(rows: usize, cols: usize) -> Self {
+        Self::new(rows, cols, vec![0.0; rows * cols])
+    }
+
+    /// All zeros, for a while: its memory is used again.
+    pub fn cleared(rows: usize, cols: usize) -> Self {
         let mut zeros = Self::any(rows, cols);
         zeros.values_mut().par_chunks_mut(ELEMENTS_PER_TASK).for_each(|values| values.fill(0.0));
         zeros
@@ -188,7 +193,7 @@ impl Matrix {
     /// The inverse of [`Matrix::select_rows`] for gradients: row i of `self` goes to row `rows[i]` of `total` rows,
     /// the others are zero. `rows` must not repeat.
     pub fn scatter_rows(&self, rows: &[usize], total: usize) -> Self {
-        let mut out = Self::zeros(total, self.cols);
+        let mut out = Self::cleared(total, self.cols);
         let cols = self.cols;
         for (from, &to) in rows.iter().enumerate() {
             out.values_mut()[to * cols..(to + 1) * cols].copy_from_slice(self.row(from));

@@ -157,7 +157,7 @@ impl Graph {
         drop(x);
         let (result, d_hidden) = loss(&self.final_norm.forward(&selected), self.head())?;
         let Some(d_hidden) = d_hidden else { return Ok(result) };
-        let mut d_selected = Matrix::zeros(selected.rows(), selected.cols());
+        let mut d_selected = Matrix::cleared(selected.rows(), selected.cols());
         self.final_norm.backward_add(&selected, &d_hidden, &mut d_selected);
         let mut gradient = d_selected.scatter_rows(&batch.rows, batch.tokens.len());
         for layer in self.layers.iter().rev() {
