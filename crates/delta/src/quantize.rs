@@ -135,7 +135,7 @@ fn sign_word(values: &[f32]) -> u64 {
 }
 
 /// ORs the codes of `values`, which start at input `start` of the row, into the row's planes of `words` words each.
-fn pack_codes(planes: &mut [u64], words: usize, start: usize, values: &[f32], grid: &Grid) {
+pub(crate) fn pack_codes(planes: &mut [u64], words: usize, start: usize, values: &[f32], grid: &Grid) {
     let mut codes = [0u8; 64];
     let mut done = 0;
     while done < values.len() {

@@ -3,7 +3,11 @@
 //! al., 2309.01885), and scales between the rounds in the same way. Where inputs are alike, what one code is off another
 //! makes up for: the error of signs alone falls by several times, and no size changes.
 
-use crate::{PackedMatrix, fit::Grid, quantize::stored};
+use crate::{
+    PackedMatrix,
+    fit::Grid,
+    quantize::{pack_codes, stored},
+};
 use bitdelta_kernels::{add_scaled, dot};
 use half::f16;
 use rayon::prelude::*;
@@ -13,7 +17,6 @@ use std::ops::Range;
 const ROUNDS: usize = 3;
 /// No scale becomes smaller than this share of what it was.
 const LEAST_FACTOR: f32 = 0.2;
-
 /// Rows that move together: a row of the moment, which is too large for the caches as a whole, is read once for all of them.
 const ROWS: usize = 16;
 
@@ -65,16 +68,12 @@ impl PackedMatrix {
                 rows
             })
             .collect();
-        let (words, top) = (self.words_per_row(), ((1u32 << bits) - 1) as f32);
+        // Levels are codes of the grid whose scale is 1.
+        let (words, grid) = (self.words_per_row(), Grid::new(self.bits, 1.0, 0.0));
         let places = self.planes.chunks_mut(bits * words).zip(self.scales.chunks_mut(groups));
         for (row, (planes, scales)) in refined.iter().flatten().zip(places) {
             planes.fill(0);
-            for (col, level) in row.levels.iter().enumerate() {
-                let code = (0.5 * (level + top)) as u64;
-                for plane in 0..bits {
-                    planes[plane * words + col / 64] |= (code >> plane & 1) << (col % 64);
-                }
-            }
+            pack_codes(planes, words, 0, &row.levels, &grid);
             scales.iter_mut().zip(&row.scales).for_each(|(to, scale)| *to = stored(*scale, shared.unit));
         }
     }
@@ -99,7 +98,7 @@ impl Shared<'_> {
 
     /// A code to the best one beside the others.
     fn move_code(&self, row: &mut Row, col: usize, inverse: f32) {
-        let (scale, offset) = (row.scales[col / self.group], row.offsets.get(col / self.group).copied().unwrap_or(0.0));
+        let (scale, offset) = (row.scales[col / self.group], row.offsets[col / self.group]);
         if scale <= 0.0 {
             return;
         }

@@ -6,13 +6,13 @@
 //! register by the multiplication's own load. A tile of 8 × 48 sums then takes 24 multiplications for 3 loads, and nothing
 //! is added up across lanes. Laying out costs about as much as two rows of the product.
 //!
-//! Left and right each come from a matrix as it lies or from its transpose, in f32 or bf16: a pair of inner values is
-//! either side by side in memory or in two rows, and what the layout wants across is transposed by sixteens.
+//! Left and right each come from a matrix as it lies or from its transpose: a pair of inner values is either side by side in
+//! memory or in two rows, and what the layout wants across is transposed by sixteens.
 
 // As in `int8`: loops over an index keep the sums in registers.
 #![allow(clippy::needless_range_loop)]
 
-use crate::{Elements, Isa, narrow::narrows};
+use crate::{Isa, narrow::narrows};
 
 /// Columns of a register.
 const LANES: usize = 16;
@@ -23,16 +23,16 @@ const TILE: usize = 8;
 /// Pairs that are multiplied before the next rows: their panel stays in the second cache.
 const PAIRS_PER_BLOCK: usize = 1024;
 
-/// A matrix in memory: `rows` of `cols` elements, `stride` from one to the next.
+/// A matrix in memory: `rows` of `cols` values, `stride` from one to the next.
 #[derive(Debug, Clone, Copy)]
 pub struct Source<'a> {
-    /// From the first element on.
-    pub elements: Elements<'a>,
+    /// From the first value on.
+    pub values: &'a [f32],
     /// Rows.
     pub rows: usize,
     /// Columns.
     pub cols: usize,
-    /// Elements from a row to the next.
+    /// Values from a row to the next.
     pub stride: usize,
 }
 
@@ -70,19 +70,15 @@ impl Source<'_> {
     fn check(&self) {
         let needed = if self.rows == 0 { 0 } else { (self.rows - 1) * self.stride + self.cols };
         let Self { rows, cols, stride, .. } = *self;
-        assert!(needed <= self.elements.len() && cols <= stride, "{rows} rows of {cols} in steps of {stride}");
-        assert!(!matches!(self.elements, Elements::F16(_)), "f16 is not laid out");
+        assert!(needed <= self.values.len() && cols <= stride, "{rows} rows of {cols} in steps of {stride}");
     }
 
-    /// Bits of the element, rounded to the nearest, ties to even; zero beyond the end.
+    /// Bits of the value, rounded to the nearest, ties to even; zero beyond the end.
     fn bits(&self, row: usize, col: usize) -> u16 {
         if row >= self.rows || col >= self.cols {
             return 0;
         }
-        match self.elements {
-            Elements::F32(values) => half::bf16::from_f32(values[row * self.stride + col]).to_bits(),
-            Elements::Bf16(bits) | Elements::F16(bits) => bits[row * self.stride + col],
-        }
+        half::bf16::from_f32(self.values[row * self.stride + col]).to_bits()
     }
 }
 
@@ -95,7 +91,7 @@ impl Lies {
         }
     }
 
-    /// Bits of an element of the matrix that is meant.
+    /// Bits of a value of the matrix that is meant.
     fn bits(self, source: &Source, row: usize, col: usize) -> u16 {
         match self {
             Self::Straight => source.bits(row, col),
@@ -122,11 +118,6 @@ impl Left {
         let chunk = (LANES * inner.div_ceil(2)).max(1);
         each(&mut pairs, chunk, &|i, to| lay_left(isa, &source, lies, i * LANES, to));
         Self { pairs, rows, inner }
-    }
-
-    /// Rows.
-    pub fn rows(&self) -> usize {
-        self.rows
     }
 }
 
@@ -191,61 +182,41 @@ fn lay_right(isa: Isa, source: &Source, lies: Lies, first: usize, to: &mut [Lane
     }
 }
 
-/// Rows `first..` of A times B into `y`, which has as many rows as its length says, `stride` apart, and takes the product from
-/// column `column` on; added to it where `add` says so.
+/// Rows `first..` of A times B into `y`, which is as many of them as it has room for.
 ///
 /// # Panics
-/// When shapes differ, or `y` has no room.
-pub fn gemm(left: &Left, first: usize, right: &Right, y: &mut [f32], (stride, column): (usize, usize), add: bool) {
-    gemm_on(Isa::selected(), left, first, right, y, (stride, column), add);
+/// When shapes differ.
+pub fn gemm(left: &Left, first: usize, right: &Right, y: &mut [f32]) {
+    run(Isa::selected(), left, first, right, y);
 }
 
-/// [`gemm`] on a given instruction set.
-///
-/// # Panics
-/// As [`gemm`], and when this machine cannot run it.
-pub fn gemm_on(
-    isa: Isa,
-    left: &Left,
-    first: usize,
-    right: &Right,
-    y: &mut [f32],
-    (stride, column): (usize, usize),
-    add: bool,
-) {
+/// [`gemm`] on a given instruction set, which must be one of [`Isa::available`].
+fn run(isa: Isa, left: &Left, first: usize, right: &Right, y: &mut [f32]) {
     isa.check();
     assert_eq!(left.inner, right.inner, "inner sizes of a product");
-    assert!(column + right.cols <= stride, "{} columns from {column} on of {stride}", right.cols);
-    let rows = y.len() / stride.max(1);
-    assert!(first + rows <= left.rows && rows * stride == y.len(), "rows {first}..{} of {}", first + rows, left.rows);
-    let pairs = left.inner.div_ceil(2);
-    if rows == 0 || right.cols == 0 {
-        return;
-    }
-    if pairs == 0 {
-        if !add {
-            y.chunks_mut(stride).for_each(|y| y[column..column + right.cols].fill(0.0));
-        }
-        return;
+    let (cols, pairs) = (right.cols, left.inner.div_ceil(2));
+    let rows = y.len() / cols.max(1);
+    assert!(first + rows <= left.rows && rows * cols == y.len(), "rows {first}..{} of {}", first + rows, left.rows);
+    if rows == 0 || pairs == 0 {
+        return y.fill(0.0);
     }
     #[cfg(target_arch = "x86_64")]
     if narrows(isa) {
         // SAFETY: the CPU has the instructions; the shapes were checked above.
-        return unsafe { x86::gemm(left, first, right, y, (stride, column), add) };
+        return unsafe { x86::gemm(left, first, right, y) };
     }
     let value = |bits: u16| half::bf16::from_bits(bits).to_f32();
-    for (row, y) in y.chunks_mut(stride).enumerate() {
+    for (row, y) in y.chunks_mut(cols).enumerate() {
         let a = &left.pairs[(first + row) * pairs..][..pairs];
-        for (col, y) in y[column..column + right.cols].iter_mut().enumerate() {
+        for (col, y) in y.iter_mut().enumerate() {
             let (panel, lane) = (col / (WIDE * LANES), col % (WIDE * LANES));
             let lanes = &right.lanes[panel * WIDE * pairs..];
             let wide = (lanes.len() / pairs).min(WIDE);
-            let mut sum = if add { *y } else { 0.0 };
+            *y = 0.0;
             for (pair, a) in a.iter().enumerate() {
                 let b = lanes[pair * wide + lane / LANES].0[lane % LANES];
-                sum += value(a[0]) * value(b[0]) + value(a[1]) * value(b[1]);
+                *y += value(a[0]) * value(b[0]) + value(a[1]) * value(b[1]);
             }
-            *y = sum;
         }
     }
 }
@@ -253,7 +224,6 @@ pub fn gemm_on(
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::{LANES, Lanes, Left, Lies, PAIRS_PER_BLOCK, Right, Source, TILE, WIDE};
-    use crate::Elements;
     use std::arch::x86_64::*;
 
     /// The first `count` of sixteen.
@@ -261,31 +231,21 @@ mod x86 {
         if count >= LANES { __mmask16::MAX } else { (1 << count) - 1 }
     }
 
-    /// Elements of two pieces of up to sixteen, one after the other, as bf16; what is not there is zero.
+    /// Two pieces of up to sixteen values, one after the other, as bf16; what is not there is zero.
     ///
     /// # Safety
-    /// `counts[i]` elements from `at[i]` on are the source's.
+    /// There are `counts[i]` values from `at[i]` on.
     #[inline]
     #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl")]
-    unsafe fn two(elements: Elements, at: [usize; 2], counts: [usize; 2]) -> __m512i {
-        let masks = [first(counts[0]), first(counts[1])];
+    unsafe fn two(values: &[f32], at: [usize; 2], counts: [usize; 2]) -> __m512i {
         // SAFETY: the masks keep to what is there. (A pointer that nothing is read through may point anywhere.)
         unsafe {
-            match elements {
-                Elements::F32(values) => {
-                    let from = |i: usize| _mm512_maskz_loadu_ps(masks[i], values.as_ptr().wrapping_add(at[i]));
-                    std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(from(1), from(0)))
-                }
-                Elements::Bf16(bits) | Elements::F16(bits) => {
-                    let from =
-                        |i: usize| _mm256_maskz_loadu_epi16(masks[i], bits.as_ptr().wrapping_add(at[i]).cast::<i16>());
-                    _mm512_inserti64x4::<1>(_mm512_castsi256_si512(from(0)), from(1))
-                }
-            }
+            let from = |i: usize| _mm512_maskz_loadu_ps(first(counts[i]), values.as_ptr().wrapping_add(at[i]));
+            std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(from(1), from(0)))
         }
     }
 
-    /// Sixteen pairs that lie side by side: elements `col..col + 32` of a row.
+    /// Sixteen pairs that lie side by side: values `col..col + 32` of a row.
     ///
     /// # Safety
     /// The source was checked.
@@ -295,10 +255,10 @@ mod x86 {
         let left = if row < source.rows { source.cols.saturating_sub(col) } else { 0 };
         let at = row * source.stride + col;
         // SAFETY: counted by what the row has left.
-        unsafe { two(source.elements, [at, at + LANES], [left, left.saturating_sub(LANES)]) }
+        unsafe { two(source.values, [at, at + LANES], [left, left.saturating_sub(LANES)]) }
     }
 
-    /// Sixteen pairs whose values lie in two rows: elements `col..col + 16` of rows `row` and `row + 1`.
+    /// Sixteen pairs whose values lie in two rows: values `col..col + 16` of rows `row` and `row + 1`.
     ///
     /// # Safety
     /// The source was checked.
@@ -309,7 +269,7 @@ mod x86 {
         let left = |row: usize| if row < source.rows { width } else { 0 };
         let at = row * source.stride + col;
         // SAFETY: counted by what the rows have left.
-        let both = unsafe { two(source.elements, [at, at + source.stride], [left(row), left(row + 1)]) };
+        let both = unsafe { two(source.values, [at, at + source.stride], [left(row), left(row + 1)]) };
         let (low, high) = (_mm512_castsi512_si256(both), _mm512_extracti64x4_epi64::<1>(both));
         // Words of the first row in the lower halves of double words, of the second in the upper.
         let wide = _mm512_cvtepu16_epi32(high);
@@ -421,15 +381,8 @@ mod x86 {
     /// # Safety
     /// Shapes were checked, and the CPU has the instructions.
     #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl")]
-    pub unsafe fn gemm(
-        left: &Left,
-        first_row: usize,
-        right: &Right,
-        y: &mut [f32],
-        (stride, column): (usize, usize),
-        add: bool,
-    ) {
-        let pairs = left.inner.div_ceil(2);
+    pub unsafe fn gemm(left: &Left, first_row: usize, right: &Right, y: &mut [f32]) {
+        let (pairs, stride) = (left.inner.div_ceil(2), right.cols);
         let rows = y.len() / stride;
         for begin in (0..pairs).step_by(PAIRS_PER_BLOCK) {
             let count = PAIRS_PER_BLOCK.min(pairs - begin);
@@ -447,10 +400,10 @@ mod x86 {
                             a_stride: pairs,
                             b: lanes.as_ptr().cast(),
                             pairs: count,
-                            y: y.as_mut_ptr().add(row * stride + column + col),
+                            y: y.as_mut_ptr().add(row * stride + col),
                             stride,
                             last,
-                            add: add || begin > 0,
+                            add: begin > 0,
                         };
                         row += match (rows - row, wide) {
                             (TILE.., 3) => tile.run::<TILE, 3>(),
@@ -549,32 +502,25 @@ mod tests {
             let want: Vec<f64> = (0..m * n)
                 .map(|i| (0..k).map(|j| f64::from(round(a[i / n * k + j])) * f64::from(round(b[j * n + i % n]))).sum())
                 .collect();
-            let source = |elements, rows, cols| Source { elements, rows, cols, stride: cols };
-            let bits: Vec<u16> = b.iter().map(|x| half::bf16::from_f32(*x).to_bits()).collect();
+            let source = |values, rows, cols| Source { values, rows, cols, stride: cols };
             let lefts = [
-                Left::new(source(Elements::F32(&a), m, k), Lies::Straight, here),
-                Left::new(source(Elements::F32(&at), k, m), Lies::Transposed, here),
+                Left::new(source(&a, m, k), Lies::Straight, here),
+                Left::new(source(&at, k, m), Lies::Transposed, here),
             ];
             let rights = [
-                Right::new(source(Elements::F32(&b), k, n), Lies::Straight, here),
-                Right::new(source(Elements::F32(&bt), n, k), Lies::Transposed, here),
-                Right::new(source(Elements::Bf16(&bits), k, n), Lies::Straight, here),
+                Right::new(source(&b, k, n), Lies::Straight, here),
+                Right::new(source(&bt, n, k), Lies::Transposed, here),
             ];
             for isa in Isa::available() {
                 for (left, right) in lefts.iter().flat_map(|left| rights.iter().map(move |right| (left, right))) {
-                    let stride = n + 3;
-                    let mut y = vec![0.5; m * stride];
-                    gemm_on(isa, left, 0, right, &mut y, (stride, 2), false);
-                    // Once more, added: by rows from the second on.
-                    gemm_on(isa, left, 1.min(m - 1), right, &mut y[1.min(m - 1) * stride..], (stride, 2), true);
-                    for (i, y) in y.iter().enumerate() {
-                        let (row, col) = (i / stride, i % stride);
-                        if !(2..n + 2).contains(&col) {
-                            assert_eq!(*y, 0.5, "{isa:?} wrote beside its columns");
-                            continue;
-                        }
-                        let twice = if row > 0 || m == 1 { 2.0 } else { 1.0 };
-                        let want = twice * want[row * n + col - 2];
+                    let mut y = vec![f32::NAN; m * n];
+                    run(isa, left, 0, right, &mut y);
+                    // Once more, by rows from the second on.
+                    let second = 1.min(m - 1);
+                    let mut later = vec![f32::NAN; (m - second) * n];
+                    run(isa, left, second, right, &mut later);
+                    assert_eq!(later, y[second * n..]);
+                    for (y, want) in y.iter().zip(&want) {
                         let bound = 1e-5 * (k as f64).max(8.0);
                         assert!((f64::from(*y) - want).abs() < bound, "{isa:?} {m} {k} {n}: {y} for {want}");
                     }
@@ -587,7 +533,7 @@ mod tests {
     fn layouts_are_those_of_the_scalar_reference() {
         let (rows, cols, stride) = (37, 71, 80);
         let x = values(rows * stride, 15_485);
-        let source = Source { elements: Elements::F32(&x), rows, cols, stride };
+        let source = Source { values: &x, rows, cols, stride };
         for isa in Isa::available() {
             for lies in [Lies::Straight, Lies::Transposed] {
                 let (outer, inner) = lies.shape(&source);

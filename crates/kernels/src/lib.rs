@@ -36,7 +36,7 @@ pub mod vector;
 pub use arena::{Arena, Plain, Slab};
 pub use attention::{KvElements, KvPages, PAGE, attend, attend_on};
 pub use bandwidth::read_bandwidth;
-pub use gemm::{Left, Lies, Right, Source, gemm, gemm_on};
+pub use gemm::{Left, Lies, Right, Source, gemm};
 pub use heap::{give_back_free_memory, keep_heap_small};
 pub use int8::{Blocks, Int8Weights, Layout, SHORT_BLOCK};
 pub use isa::{Isa, widely};

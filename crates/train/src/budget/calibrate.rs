@@ -24,6 +24,7 @@ const TOKENS: usize = 1 << 14;
 const TOKENS_PER_PASS: usize = 1 << 10;
 /// Added to the diagonal, as a share of its mean: directions that the data does not show count a little too.
 const DAMPING: f32 = 0.02;
+
 /// Moves the codes of every dense part of `variant` to what is nearest to the fine-tuned model on `examples`.
 ///
 /// # Errors

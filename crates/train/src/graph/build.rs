@@ -192,7 +192,6 @@ impl<'a> Builder<'a> {
                 }
             },
             bias,
-            precision: self.keeping.precision,
             adapter: match self.adaptation {
                 Adaptation::LowRank { rank, scale, .. } => Some(self.adapter(inputs, named, rank, scale)),
                 Adaptation::Frozen | Adaptation::Full => None,
@@ -208,6 +207,7 @@ impl<'a> Builder<'a> {
         Adapter {
             rank,
             scale,
+            precision: self.keeping.precision,
             a: Arc::new(Parameter::new(format!("{first}.a"), Matrix::new(named.len() * rank, inputs, values))),
             b: named
                 .iter()

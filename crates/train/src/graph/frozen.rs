@@ -58,12 +58,7 @@ pub enum Frozen {
     /// In f32.
     Wide(Matrix),
     /// In bf16, laid out both ways for products.
-    LaidOut {
-        /// (rows, cols)
-        shape: (usize, usize),
-        /// The weights.
-        laid_out: LaidOut,
-    },
+    LaidOut(LaidOut),
     /// In fewer bytes.
     Coded(Coded),
 }
@@ -108,9 +103,7 @@ impl Frozen {
     /// Keeps `matrix` so.
     pub fn new(matrix: Matrix, storage: Storage) -> Self {
         match storage {
-            Storage::F32 if matrix.precision() == Precision::Bf16 && Precision::bf16_pays() => {
-                Self::LaidOut { shape: (matrix.rows(), matrix.cols()), laid_out: LaidOut::new(&matrix) }
-            }
+            Storage::F32 if matrix.precision().rounds() => Self::LaidOut(LaidOut::new(&matrix)),
             Storage::F32 => Self::Wide(matrix),
             _ => Self::Coded(Coded::new(&matrix, storage)),
         }
@@ -120,7 +113,7 @@ impl Frozen {
     pub fn rows(&self) -> usize {
         match self {
             Self::Wide(matrix) => matrix.rows(),
-            Self::LaidOut { shape, .. } => shape.0,
+            Self::LaidOut(laid_out) => laid_out.rows(),
             Self::Coded(coded) => coded.rows,
         }
     }
@@ -129,7 +122,7 @@ impl Frozen {
     pub fn cols(&self) -> usize {
         match self {
             Self::Wide(matrix) => matrix.cols(),
-            Self::LaidOut { shape, .. } => shape.1,
+            Self::LaidOut(laid_out) => laid_out.cols(),
             Self::Coded(coded) => coded.cols,
         }
     }
@@ -138,7 +131,7 @@ impl Frozen {
     pub fn bytes(&self) -> usize {
         match self {
             Self::Wide(matrix) => Storage::F32.bytes(matrix.rows(), matrix.cols()),
-            Self::LaidOut { shape, .. } => 2 * Storage::Bf16.bytes(shape.0, shape.1),
+            Self::LaidOut(laid_out) => 2 * Storage::Bf16.bytes(laid_out.rows(), laid_out.cols()),
             Self::Coded(coded) => coded.storage.bytes(coded.rows, coded.cols),
         }
     }
@@ -150,7 +143,7 @@ impl Frozen {
     pub fn forward(&self, x: View<'_>) -> candle_core::Result<Matrix> {
         match self {
             Self::Wide(matrix) => product(x, matrix.t()),
-            Self::LaidOut { laid_out, .. } => Ok(laid_out.multiply(x, Lies::Transposed)),
+            Self::LaidOut(laid_out) => Ok(laid_out.multiply(x, Lies::Transposed)),
             Self::Coded(coded) => {
                 let mut y: Option<Matrix> = None;
                 coded.in_blocks(|from, block| {
@@ -171,7 +164,7 @@ impl Frozen {
     pub fn backward(&self, dy: View<'_>) -> candle_core::Result<Matrix> {
         match self {
             Self::Wide(matrix) => product(dy, matrix.view()),
-            Self::LaidOut { laid_out, .. } => Ok(laid_out.multiply(dy, Lies::Straight)),
+            Self::LaidOut(laid_out) => Ok(laid_out.multiply(dy, Lies::Straight)),
             Self::Coded(coded) => {
                 let mut dx: Option<Matrix> = None;
                 coded.in_blocks(|from, block| {
@@ -300,7 +293,7 @@ mod tests {
     fn wide(frozen: &Frozen) -> Matrix {
         match frozen {
             Frozen::Wide(matrix) => matrix.clone(),
-            Frozen::LaidOut { .. } => unreachable!("of matrices in bf16 alone"),
+            Frozen::LaidOut(_) => unreachable!("of matrices in bf16 alone"),
             Frozen::Coded(coded) => coded.widen(0, coded.rows),
         }
     }

@@ -21,8 +21,6 @@ pub struct Linears {
     pub bias: Option<Vec<f32>>,
     /// Low-rank factors beside the weight.
     pub adapter: Option<Adapter>,
-    /// How products with the factors are computed.
-    pub precision: Precision,
     /// Which outputs belong to which linear, and its number in the base's order.
     pub parts: Vec<LinearPart>,
 }
@@ -52,6 +50,8 @@ pub struct Adapter {
     pub rank: usize,
     /// What B·A is multiplied by.
     pub scale: f32,
+    /// How products with the factors are computed.
+    pub precision: Precision,
     /// The A of each linear, one above the other: (linears · rank, inputs).
     pub a: Arc<Parameter>,
     /// The B of each linear: (its outputs, rank).
@@ -102,9 +102,9 @@ impl Linears {
             });
         }
         if let Some(adapter) = &self.adapter {
-            let z = product(x.view().at(self.precision), adapter.a.value().t())?;
+            let z = product(x.view().at(adapter.precision), adapter.a.value().t())?;
             for (i, (part, b)) in self.parts.iter().zip(&adapter.b).enumerate() {
-                let z = z.view().columns(i * adapter.rank..(i + 1) * adapter.rank).at(self.precision);
+                let z = z.view().columns(i * adapter.rank..(i + 1) * adapter.rank).at(adapter.precision);
                 let low_rank = product(z, b.value().t())?;
                 y.add_to_columns(part.rows.clone(), &low_rank, adapter.scale);
             }
@@ -126,13 +126,13 @@ impl Linears {
             }
         };
         if let Some(adapter) = &self.adapter {
-            let (rank, x) = (adapter.rank, x.view().at(self.precision));
+            let (rank, x) = (adapter.rank, x.view().at(adapter.precision));
             let z = product(x, adapter.a.value().t())?;
             // dz of every linear side by side, as z is; the scale is folded in here once.
             let mut dz = Matrix::cleared(z.rows(), z.cols());
             for (i, (part, b)) in self.parts.iter().zip(&adapter.b).enumerate() {
                 let columns = i * rank..(i + 1) * rank;
-                let dy = dy.view().columns(part.rows.clone()).at(self.precision);
+                let dy = dy.view().columns(part.rows.clone()).at(adapter.precision);
                 let mut db = product(dy.t(), z.view().columns(columns.clone()))?;
                 db.scale(adapter.scale);
                 let part_dz = product(dy, b.value().view())?;
@@ -140,7 +140,7 @@ impl Linears {
                 dz.add_to_columns(columns, &part_dz, adapter.scale);
             }
             adapter.a.accumulate(product(dz.t(), x)?);
-            dx.add(&product(dz.view().at(self.precision), adapter.a.value().view())?);
+            dx.add(&product(dz.view().at(adapter.precision), adapter.a.value().view())?);
         }
         Ok(dx)
     }

@@ -4,7 +4,7 @@
 //! do not offer; its CPU storage and matrix product do, so a [`Matrix`] is candle's storage with a shape.
 
 use super::buffer::Buffer;
-use bitdelta_kernels::{Elements, Isa, Left, Lies, Right, Source, gemm};
+use bitdelta_kernels::{Isa, Left, Lies, Right, Source, gemm};
 use candle_core::{Layout, Shape, backend::BackendStorage};
 use rayon::prelude::*;
 use std::{borrow::Cow, ops::Range, sync::Arc};
@@ -26,9 +26,9 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// Whether this CPU has what makes [`Self::Bf16`] faster.
-    pub fn bf16_pays() -> bool {
-        Isa::selected() >= Isa::Avx512Bf16
+    /// Whether factors are rounded to bf16: where this CPU has what makes that faster.
+    pub fn rounds(self) -> bool {
+        self == Self::Bf16 && Isa::selected() >= Isa::Avx512Bf16
     }
 }
 
@@ -80,7 +80,7 @@ impl Matrix {
 
     /// The same, laid out for products in bf16 where those are faster, for a matrix that many are multiplied by.
     pub fn laid_out(mut self) -> Self {
-        if self.precision == Precision::Bf16 && Precision::bf16_pays() {
+        if self.precision.rounds() {
             self.laid_out = Some(Arc::new(LaidOut::new(&self)));
         }
         self
@@ -205,23 +205,29 @@ impl Matrix {
 impl LaidOut {
     /// Of a matrix as it is now.
     pub fn new(matrix: &Matrix) -> Self {
-        let right = |view: View<'_>| {
-            let (source, lies) = view.source();
-            Right::new(source, lies, each)
-        };
-        Self { straight: right(matrix.view()), transposed: right(matrix.t()) }
+        Self { straight: matrix.view().lay_out(), transposed: matrix.t().lay_out() }
+    }
+
+    /// Rows of the matrix.
+    pub fn rows(&self) -> usize {
+        self.transposed.cols()
+    }
+
+    /// Columns of the matrix.
+    pub fn cols(&self) -> usize {
+        self.straight.cols()
     }
 
     /// x · M, or x · Mᵀ.
     pub fn multiply(&self, x: View<'_>, lies: Lies) -> Matrix {
-        let right = match lies {
+        product_of_bf16(x, self.right(lies))
+    }
+
+    fn right(&self, lies: Lies) -> &Right {
+        match lies {
             Lies::Straight => &self.straight,
             Lies::Transposed => &self.transposed,
-        };
-        let (source, x_lies) = x.source();
-        let mut y = Matrix::any(x.rows, right.cols());
-        multiply(&Left::new(source, x_lies, each), right, &mut y);
-        y
+        }
     }
 }
 
@@ -249,27 +255,30 @@ impl<'a> View<'a> {
 
     /// Where its values lie, and how.
     fn source(&self) -> (Source<'a>, Lies) {
-        let elements = Elements::F32(&self.matrix.values()[self.offset..]);
+        let values = &self.matrix.values()[self.offset..];
         match (self.col_stride, self.row_stride) {
             (1, stride) => {
                 // A single row has none after it, whatever its stride.
                 let stride = if self.rows > 1 { stride } else { self.cols };
-                (Source { elements, rows: self.rows, cols: self.cols, stride }, Lies::Straight)
+                (Source { values, rows: self.rows, cols: self.cols, stride }, Lies::Straight)
             }
-            (stride, _) => (Source { elements, rows: self.cols, cols: self.rows, stride }, Lies::Transposed),
+            (stride, _) => (Source { values, rows: self.cols, cols: self.rows, stride }, Lies::Transposed),
         }
     }
 
-    /// As the right side of a product in bf16.
+    /// As the right side of a product in bf16, which the matrix may have already.
     fn right(&self) -> Cow<'a, Right> {
-        let (source, lies) = self.source();
         match &self.matrix.laid_out {
-            Some(laid_out) if self.rows * self.cols == self.matrix.values().len() => Cow::Borrowed(match lies {
-                Lies::Straight => &laid_out.straight,
-                Lies::Transposed => &laid_out.transposed,
-            }),
-            _ => Cow::Owned(Right::new(source, lies, each)),
+            Some(laid_out) if self.rows * self.cols == self.matrix.values().len() => {
+                Cow::Borrowed(laid_out.right(self.source().1))
+            }
+            _ => Cow::Owned(self.lay_out()),
         }
+    }
+
+    fn lay_out(&self) -> Right {
+        let (source, lies) = self.source();
+        Right::new(source, lies, each)
     }
 
     fn layout(&self) -> Layout {
@@ -283,8 +292,8 @@ impl<'a> View<'a> {
 /// What candle reports; with equal inner sizes there is nothing to report.
 pub fn product(a: View<'_>, b: View<'_>) -> candle_core::Result<Matrix> {
     assert_eq!(a.cols, b.rows, "inner sizes of a product");
-    if a.precision.max(b.precision) == Precision::Bf16 && Precision::bf16_pays() {
-        return Ok(product_of_bf16(a, b));
+    if a.precision.max(b.precision).rounds() {
+        return Ok(product_of_bf16(a, &b.right()));
     }
     let sizes = (1, a.rows, b.cols, a.cols);
     let (left, right) = (a.matrix.buffer.storage(), b.matrix.buffer.storage());
@@ -293,25 +302,14 @@ pub fn product(a: View<'_>, b: View<'_>) -> candle_core::Result<Matrix> {
 }
 
 /// [`product`] of rounded factors.
-fn product_of_bf16(a: View<'_>, b: View<'_>) -> Matrix {
+fn product_of_bf16(a: View<'_>, right: &Right) -> Matrix {
     let (source, lies) = a.source();
-    let mut y = Matrix::any(a.rows, b.cols);
-    multiply(&Left::new(source, lies, each), &b.right(), &mut y);
+    let (left, cols) = (Left::new(source, lies, each), right.cols());
+    let mut y = Matrix::any(a.rows, cols);
+    // Every thread has two tasks.
+    let rows = a.rows.div_ceil(2 * rayon::current_num_threads()).next_multiple_of(TILE);
+    each(y.values_mut(), (rows * cols).max(1), &|i, y| gemm(&left, i * rows, right, y));
     y
-}
-
-/// y = left · right
-fn multiply(left: &Left, right: &Right, y: &mut Matrix) {
-    let (rows, cols) = (y.rows(), y.cols());
-    let chunk = rows_per_task(rows);
-    y.values_mut().par_chunks_mut((chunk * cols).max(1)).enumerate().for_each(|(i, y)| {
-        gemm(left, i * chunk, right, y, (cols, 0), false);
-    });
-}
-
-/// So many rows that every thread has two tasks.
-fn rows_per_task(rows: usize) -> usize {
-    rows.div_ceil(2 * rayon::current_num_threads()).next_multiple_of(TILE)
 }
 
 /// Chunks on all threads.

@@ -1,10 +1,6 @@
 //! What a run will take, worked out before it starts.
 
-use crate::{
-    Error, TrainConfig,
-    config::Method,
-    graph::{Precision, loss::ROWS_PER_BLOCK},
-};
+use crate::{Error, TrainConfig, config::Method, graph::loss::ROWS_PER_BLOCK};
 use bitdelta_model::ModelConfig;
 
 /// What a run's data asks for.
@@ -60,8 +56,7 @@ impl Need {
         let working = tokens * (6 * c.intermediate + 2 * qkv + 6 * c.hidden) + 2 * ROWS_PER_BLOCK * c.vocab;
         let bytes = |values: usize| values as u64 * 4;
         // Of a product in bf16, the head is laid out both ways beside its f32.
-        let narrow = config.keeping().precision == Precision::Bf16 && Precision::bf16_pays();
-        let laid_out = if narrow { c.vocab * c.hidden } else { 0 };
+        let laid_out = if config.keeping().precision.rounds() { c.vocab * c.hidden } else { 0 };
         // The engine's base in int8, a scale for each 64 weights.
         let drawing = if load.samples { (linears + heads) as u64 * 17 / 16 } else { 0 };
         Self {

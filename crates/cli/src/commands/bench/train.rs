@@ -6,7 +6,7 @@ use bitdelta_model::{Base, memory};
 use bitdelta_train::{
     batch::{Example, pack},
     config::TrainConfig,
-    graph::{Adaptation, Graph, Precision},
+    graph::{Adaptation, Graph},
 };
 use serde::Serialize;
 use std::time::Instant;
@@ -90,7 +90,7 @@ pub fn run(args: &TrainArgs) -> Result<(), Error> {
         model: base.name.clone(),
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         rank,
-        bf16: args.bf16 && Precision::bf16_pays(),
+        bf16: keeping.precision.rounds(),
         batch,
         length,
         tokens_per_second: packed.tokens.len() as f64 / seconds,
