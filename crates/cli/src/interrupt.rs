@@ -24,12 +24,16 @@ impl Interrupt {
         let doing = "watching for Ctrl-C";
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().context(doing)?;
         let watcher = this.clone();
+        // Installed before this returns: work that has begun is never ended by a signal that nobody watches yet.
+        let (mut pressed, mut terminate) = {
+            let _entered = runtime.enter();
+            (signal(SignalKind::interrupt()).context(doing)?, signal(SignalKind::terminate()).context(doing)?)
+        };
         let watch = move || {
             runtime.block_on(async {
-                let Ok(mut terminate) = signal(SignalKind::terminate()) else { return };
                 loop {
                     tokio::select! {
-                        pressed = tokio::signal::ctrl_c() => if pressed.is_err() { return },
+                        _ = pressed.recv() => {}
                         _ = terminate.recv() => {}
                     }
                     let ends_the_process =
