@@ -144,7 +144,7 @@ unsafe fn range_bf16<V: Vector>(job: Job, w: *const u16) {
 }
 
 /// Output columns a tile holds.
-const TILE_OUTPUTS: usize = 4;
+pub(crate) const TILE_OUTPUTS: usize = 4;
 
 /// # Safety
 /// The job's operands were checked and `w` holds its matrix.
@@ -191,8 +191,11 @@ unsafe fn widen_rows<V: Vector, E: Element>(from: *const E::Stored, count: usize
 }
 
 /// All rows of X against `width` rows of W, which start at `w` and give outputs `output..output + width`.
+///
+/// # Safety
+/// The CPU has V's instruction set; `width` is at most [`TILE_OUTPUTS`]; the job was checked, and the rows and outputs are its own.
 #[inline(always)]
-unsafe fn column<V: Vector, E: Element>(job: &Job, w: *const E::Stored, output: usize, width: usize) {
+pub(crate) unsafe fn column<V: Vector, E: Element>(job: &Job, w: *const E::Stored, output: usize, width: usize) {
     let (mut row, end, k) = (job.rows.start, job.rows.end, job.width());
     // SAFETY: every tile lies inside the job's rows and the given outputs.
     unsafe {

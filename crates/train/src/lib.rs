@@ -10,6 +10,7 @@ pub mod budget;
 pub mod compress;
 pub mod config;
 pub mod data;
+pub mod draw;
 pub mod error;
 pub mod evaluate;
 pub mod graph;

@@ -1,6 +1,6 @@
 //! Answers sampled from the base or from a variant on it, many at a time, by the engine that serves.
 //!
-//! What is sampled here is learnt from afterwards, with likelihoods that the training graph finds exactly, so the base is
+//! What is sampled here is learnt from afterwards, with likelihoods that the training graph finds exactly, so a base may be
 //! kept in int8: three times faster, and an answer that is a little less likely teaches as well. An answer depends on its
 //! prompt and its seed alone, so a run that starts again samples the same.
 
@@ -54,15 +54,15 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Loads the base for prompts and answers of at most `max_context` tokens together.
+    /// Loads the base, its weights kept as `base_dtype`, for prompts and answers of at most `max_context` tokens together.
     ///
     /// # Errors
     /// What the engine reports, such as too little memory.
-    pub fn new(base: &Base, max_context: usize) -> Result<Self, Error> {
+    pub fn new(base: &Base, base_dtype: BaseDtype, max_context: usize) -> Result<Self, Error> {
         // The engine keeps its base; opening one reads nothing but headers.
         let own = Arc::new(Base::open(&base.path.to_string_lossy())?);
-        let (base_dtype, kv_dtype) = (BaseDtype::Int8, KvDtype::Bf16);
-        let model = Arc::new(Model::load(own, ModelOptions { base_dtype, kv_dtype, threads: 0 })?);
+        let options = ModelOptions { base_dtype, kv_dtype: KvDtype::Bf16, threads: 0 };
+        let model = Arc::new(Model::load(own, options)?);
         /// Tokens of a page of keys and values, at most.
         const PAGE: usize = 256;
         let tokens = max_context.min(base.config.max_positions) + PAGE;

@@ -14,6 +14,7 @@ use bitdelta_train::{
     compress::compress_pair,
     config::Size,
     data::Conversation,
+    draw,
     progress::Silent,
     run,
 };
@@ -184,6 +185,29 @@ fn training_on_data_brings_the_same_bytes_nearer_to_the_fine_tune() {
     };
     let (without, with) = (divergence(&[], 1.0), divergence(&examples, 12.0));
     assert!(with < 0.5 * without, "{with} {without}");
+}
+
+#[test]
+fn conversations_drawn_from_the_fine_tune_bring_its_delta_nearer_to_it() {
+    let (base, tuned) = pair();
+    let draw = |count, seed| draw::conversations(&tuned, &Template::Model, count, seed, &Silent).unwrap();
+    let drawn = draw(24, 1);
+    assert!(drawn.len() > 12 && drawn[..] != draw(24, 2)[..drawn.len().min(12)], "seeds differ");
+    let twice = draw(24, 1);
+    assert_eq!(drawn, twice, "a seed says what is drawn");
+    let marks = |text: &str| text.contains("<|im_") || text.contains("assistant\n");
+    for Conversation { messages } in &drawn {
+        assert_eq!(messages.iter().map(|turn| turn.role.as_str()).collect::<Vec<_>>(), ["user", "assistant"]);
+        assert!(messages.iter().all(|turn| !turn.content.trim().is_empty() && !marks(&turn.content)), "{messages:?}");
+    }
+    let [drawn, held] = [drawn, draw(24, 3)].map(|drawn| budget::examples(&base, &Template::Model, &drawn).unwrap());
+    let teacher = Teacher::new(&tuned, &base, &held, &Silent).unwrap();
+    let divergence = |with: &[Example], epochs| {
+        let made = compress_to(&base, &tuned, with, &options(4_000, epochs), info(&base), (&Silent, &NEVER)).unwrap();
+        teacher.divergence_of(&base, &made, &held).unwrap()
+    };
+    let (without, with) = (divergence(&[], 1.0), divergence(&drawn, 8.0));
+    assert!(with < 0.8 * without, "{with} {without}");
 }
 
 #[test]

@@ -13,14 +13,18 @@ use bitdelta_train::{
     batch::Example,
     budget::{self, SCALE_RATE, Schedule, Teacher, distil_scales},
     compress::{Report, compress_pair},
-    data,
+    data, draw,
     progress::Progress,
 };
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
+/// Of what is drawn and of the order of training.
+const SEED: u64 = 42;
+
 /// Arguments of `compress`.
 #[derive(Debug, Clone, clap::Args)]
+#[command(group(clap::ArgGroup::new("examples").args(["data", "draw"]).multiple(true)))]
 pub struct CompressArgs {
     /// Base model: a Hugging Face folder, a .gguf file, or a hub id
     #[arg(long, visible_alias = "model", value_name = "PATH", env = "BITDELTA_MODEL", hide_env_values = true)]
@@ -37,11 +41,14 @@ pub struct CompressArgs {
     /// The same as bits a weight of the linears, such as 0.02
     #[arg(long, value_name = "B", conflicts_with_all = ["budget", "bits", "group_size", "asymmetric", "no_clip", "outlier_threshold", "no_compression"])]
     bits_per_weight: Option<f64>,
-    /// Conversations to train what is kept on, towards the fine-tuned model (JSON or JSON lines); without, no data is used
+    /// Conversations to train what is kept on, towards the fine-tuned model (JSON or JSON lines)
     #[arg(long, value_name = "FILE")]
     data: Option<String>,
-    /// Passes over that data; 0 with --bits chooses the codes for the data's inputs and trains nothing, which takes a minute
-    #[arg(long, value_name = "N", requires = "data")]
+    /// Draw so many conversations from the fine-tuned model itself and train on them, beside --data or where there is none
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "256")]
+    draw: Option<usize>,
+    /// Passes over data and draws; 0 with --bits chooses the codes for their inputs and trains nothing, which takes a minute
+    #[arg(long, value_name = "N", requires = "examples")]
     epochs: Option<f64>,
     /// Largest rank of the factors; by default what the size leaves about a bit for each of their entries
     #[arg(long, value_name = "R")]
@@ -87,7 +94,7 @@ pub fn run(args: &CompressArgs) -> Result<(), Error> {
         return to_budget(args, bytes, (&base, &finetuned), &doing, cost);
     }
     let (mut variant, mut report) = compress_pair(&base, &finetuned, &config, &Bar::new()).context(doing.as_str())?;
-    if args.data.is_some() {
+    if args.data.is_some() || args.draw.is_some() {
         distil(args, &base, &finetuned, &mut variant, &mut report, &doing)?;
     }
     let bytes = variant.write(&args.output).context("writing the variant")?;
@@ -115,7 +122,7 @@ fn to_budget(
     cost: Cost,
 ) -> Result<(), Error> {
     let (interrupt, bar) = (Interrupt::watch()?, Bar::new());
-    let examples = args.examples(base)?;
+    let examples = args.examples(base, finetuned)?;
     let mut options = budget::Options { rank: args.rank, ..budget::Options::new(bytes) };
     options.schedule = args.schedule(options.schedule);
     let mut info =
@@ -147,8 +154,8 @@ fn distil(
     doing: &str,
 ) -> Result<(), Error> {
     let bar = Bar::new();
-    let examples = args.examples(base)?;
-    let schedule = args.schedule(Schedule { epochs: 2.0, batch: 8, rate: SCALE_RATE, seed: 42 });
+    let examples = args.examples(base, finetuned)?;
+    let schedule = args.schedule(Schedule { epochs: 2.0, batch: 8, rate: SCALE_RATE, seed: SEED });
     if schedule.epochs == 0.0 {
         budget::refine_codes(base, finetuned, variant, &examples, schedule.seed, &bar).context(doing)?;
         report.relative_error = budget::measure_errors(variant, base, finetuned).context(doing)?;
@@ -172,10 +179,16 @@ fn distil(
 }
 
 impl CompressArgs {
-    /// The conversations of `--data` as the model sees them; none without.
-    fn examples(&self, base: &Base) -> Result<Vec<Example>, Error> {
-        let Some(data) = &self.data else { return Ok(Vec::new()) };
-        let conversations = data::load(data, Path::new(".")).context("reading the data")?;
+    /// The conversations of `--data` and `--draw` as the model sees them; none without either.
+    fn examples(&self, base: &Base, finetuned: &Base) -> Result<Vec<Example>, Error> {
+        let mut conversations = match &self.data {
+            Some(data) => data::load(data, Path::new(".")).context("reading the data")?,
+            None => Vec::new(),
+        };
+        if let Some(count) = self.draw {
+            let drawn = draw::conversations(finetuned, &Template::Model, count, SEED, &Bar::new());
+            conversations.extend(drawn.context("drawing from the fine-tuned model")?);
+        }
         budget::examples(base, &Template::Model, &conversations).context("making prompts of the data")
     }
 

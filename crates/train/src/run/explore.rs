@@ -15,6 +15,7 @@ use crate::{
     sample::{Drawing, Sampler},
 };
 use bitdelta_delta::{Info, Variant};
+use bitdelta_engine::BaseDtype;
 use bitdelta_model::{
     Base,
     chat::{Message, Template},
@@ -50,7 +51,7 @@ impl<'a> Explorer<'a> {
         let turn = |role: &str| Message { role: role.into(), content: "a".into() };
         let shown = Example::last_answer(&base.tokenizer, template, &[turn("user"), turn("assistant")])?;
         let end = shown.counted().last().copied().filter(|token| base.config.eos.contains(token));
-        Ok(Self { base, template, config, sampler: Sampler::new(base, longest)?, end })
+        Ok(Self { base, template, config, sampler: Sampler::new(base, BaseDtype::Int8, longest)?, end })
     }
 
     /// Answers to `asked` by what `graph` has learnt, with their advantages. `None` when `stop` was raised.

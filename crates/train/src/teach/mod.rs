@@ -20,7 +20,7 @@ use crate::{
     sample::{Drawing, Sampler},
 };
 use bitdelta_delta::Variant;
-use bitdelta_engine::prompt;
+use bitdelta_engine::{BaseDtype, prompt};
 use bitdelta_model::{
     Base,
     chat::{Message, Template},
@@ -226,7 +226,7 @@ fn answers(
     progress.begin("the teacher answers", asked.len() as u64, "prompts");
     let drawing = Drawing { temperature: config.preference_temperature, top_p: 0.95, max_tokens };
     let longest = asked.iter().map(Vec::len).max().unwrap_or(0);
-    let sampler = Sampler::new(base, longest + max_tokens)?;
+    let sampler = Sampler::new(base, BaseDtype::Int8, longest + max_tokens)?;
     let found = sampler.answers(asked, None, drawing, config.seed, progress, stop)?;
     progress.end();
     let Some(found) = found else { return Ok(None) };

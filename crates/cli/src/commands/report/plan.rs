@@ -13,6 +13,8 @@ pub enum Family {
     Dense,
     /// A given fine-tune in so many bytes, from its weights alone.
     Weights,
+    /// The same, trained on what the fine-tune says by itself.
+    Drawn,
     /// The same with the user's data.
     Data,
     /// Trained for so many bytes.
@@ -25,8 +27,8 @@ pub enum Family {
 
 impl Family {
     /// All, in the order of the plots' legends.
-    pub const ALL: [Self; 7] =
-        [Self::Full, Self::Lora, Self::Qlora, Self::Dense, Self::Weights, Self::Data, Self::Trained];
+    pub const ALL: [Self; 8] =
+        [Self::Full, Self::Lora, Self::Qlora, Self::Dense, Self::Weights, Self::Drawn, Self::Data, Self::Trained];
 
     /// In legends.
     pub fn label(self) -> &'static str {
@@ -34,6 +36,7 @@ impl Family {
             Self::Full => "full fine-tune",
             Self::Dense => "its change at 1, 2, 4 bits a weight",
             Self::Weights => "budget, from a fine-tune's weights alone",
+            Self::Drawn => "budget, from a fine-tune and what it says",
             Self::Data => "budget, from a fine-tune with data",
             Self::Trained => "trained for the budget",
             Self::Lora => "LoRA, f16",
@@ -102,14 +105,20 @@ pub fn entries(sizes: &[String], only: &[String]) -> Result<Vec<Entry>, Error> {
         let label = format!("{bits} bit, group 64");
         all.push(entry(format!("bits{bits}"), label, Family::Dense, compress(&format!("--bits {bits}"), false)));
     }
-    let distilled = "1 bit, group 64, scales distilled".into();
-    all.push(entry("bits1-data".into(), distilled, Family::Dense, compress("--bits 1", true)));
+    for (id, how, options, data) in [
+        ("bits1-drawn", "scales distilled on draws", "--bits 1 --draw", false),
+        ("bits1-data", "scales distilled on the data", "--bits 1", true),
+    ] {
+        all.push(entry(id.into(), format!("1 bit, group 64, {how}"), Family::Dense, compress(options, data)));
+    }
     for size in sizes {
         parse_bytes(size).map_err(|message| Error::Usage(format!("--sizes {size}: {message}")))?;
         let budget = format!("--budget {size}");
         let label = |how: &str| format!("{size}, {how}");
         let (weights, data) = (compress(&budget, false), compress(&budget, true));
         all.push(entry(format!("weights-{size}"), label("from weights alone"), Family::Weights, weights));
+        let drawn = compress(&format!("{budget} --draw"), false);
+        all.push(entry(format!("drawn-{size}"), label("from the fine-tune and its draws"), Family::Drawn, drawn));
         all.push(entry(format!("data-{size}"), label("from the fine-tune with data"), Family::Data, data));
         let make = Make::Train(words(&budget));
         all.push(entry(format!("trained-{size}"), label("trained for it"), Family::Trained, make));
@@ -133,14 +142,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_size_is_made_in_three_ways_and_ids_are_unique() {
+    fn every_size_is_made_in_four_ways_and_ids_are_unique() {
         let all = entries(&["340KB".into(), "34KB".into()], &[]).expect("sizes");
         let mut ids: Vec<&str> = all.iter().map(|entry| entry.id.as_str()).collect();
         assert_eq!(ids[0], FULL);
         ids.sort_unstable();
         ids.dedup();
         assert_eq!(ids.len(), all.len());
-        for id in ["weights-340KB", "data-34KB", "trained-34KB", "qlora-r16"] {
+        for id in ["weights-340KB", "drawn-340KB", "bits1-drawn", "data-34KB", "trained-34KB", "qlora-r16"] {
             assert!(ids.contains(&id), "{id}");
         }
     }

@@ -31,7 +31,7 @@ use crate::{
     sample::{Answer, Drawing, Sampler},
 };
 use bitdelta_delta::{Info, LinearDelta, Variant};
-use bitdelta_engine::prompt;
+use bitdelta_engine::{BaseDtype, prompt};
 use bitdelta_model::{Base, chat::Template};
 use list::Rise;
 use serde::{Deserialize, Serialize};
@@ -144,7 +144,7 @@ pub(super) fn learn(work: &Work<'_>, resume: Option<&Path>, warnings: Vec<String
         Some(_) => progress.say(&format!("continuing after step {}", state.step)),
         None => fs::write(&log, "").map_err(|source| Error::io(&log, source))?,
     }
-    let sampler = Sampler::new(base, context)?;
+    let sampler = Sampler::new(base, BaseDtype::Int8, context)?;
     let tokens = Cell::new(0);
     let start = Instant::now();
     let mut learner = Learner { work, sampler, context, train, held_out, compared, state, tokens };
