@@ -22,6 +22,13 @@ use std::path::{Path, PathBuf};
 /// Of what is drawn and of the order of training.
 const SEED: u64 = 42;
 
+/// Conversations that are drawn where no number is given, as the help says.
+const DRAWS: usize = 256;
+/// Below so many bits a weight, weights alone lose much that draws keep.
+const FEW_BITS: f64 = 0.05;
+/// Weights of the linears up to which drawing and training on it takes minutes, and is done unasked.
+const WEIGHTS_OF_MINUTES: u64 = 500_000_000;
+
 /// Arguments of `compress`.
 #[derive(Debug, Clone, clap::Args)]
 #[command(group(clap::ArgGroup::new("examples").args(["data", "draw"]).multiple(true)))]
@@ -45,6 +52,9 @@ pub struct CompressArgs {
     #[arg(long, value_name = "FILE")]
     data: Option<String>,
     /// Draw so many conversations from the fine-tuned model itself and train on them, beside --data or where there is none
+    ///
+    /// Without --data and below 0.05 bits a weight, models of up to 500 million weights draw 256 unasked: weights alone keep
+    /// far less there, in seconds instead of minutes (0 asks for that)
     #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "256")]
     draw: Option<usize>,
     /// Passes over data and draws; 0 with --bits chooses the codes for their inputs and trains nothing, which takes a minute
@@ -94,7 +104,7 @@ pub fn run(args: &CompressArgs) -> Result<(), Error> {
         return to_budget(args, bytes, (&base, &finetuned), &doing, cost);
     }
     let (mut variant, mut report) = compress_pair(&base, &finetuned, &config, &Bar::new()).context(doing.as_str())?;
-    if args.data.is_some() || args.draw.is_some() {
+    if args.data.is_some() || args.draw.is_some_and(|count| count > 0) {
         distil(args, &base, &finetuned, &mut variant, &mut report, &doing)?;
     }
     let bytes = variant.write(&args.output).context("writing the variant")?;
@@ -122,13 +132,21 @@ fn to_budget(
     cost: Cost,
 ) -> Result<(), Error> {
     let (interrupt, bar) = (Interrupt::watch()?, Bar::new());
-    let examples = args.examples(base, finetuned)?;
+    let unasked = args.draws_unasked(bytes, base, finetuned);
+    let draws = args.draw.unwrap_or(if unasked { DRAWS } else { 0 });
+    let examples = args.examples(base, finetuned, draws).or_else(|error| {
+        let without = unasked.then(|| bar.say(&format!("warning: the weights alone are used: {error}")));
+        without.map(|()| Vec::new()).ok_or(error)
+    })?;
     let mut options = budget::Options { rank: args.rank, ..budget::Options::new(bytes) };
     options.schedule = args.schedule(options.schedule);
     let mut info =
         Info::new(base.fingerprint(), &base.name, args.config(), &base.tokenizer.template_id(&Template::Model));
     info.notes.insert("method".into(), json!("compress"));
     info.notes.insert("budget".into(), json!(bytes));
+    if !examples.is_empty() {
+        info.notes.insert("trained_on".into(), json!({"examples": examples.len(), "drawn": draws}));
+    }
     let work = || budget::compress_to(base, finetuned, &examples, &options, info, (&bar, interrupt.flag()));
     let variant = interrupt.during(work).context(doing)?;
     if interrupt.asked() {
@@ -154,7 +172,7 @@ fn distil(
     doing: &str,
 ) -> Result<(), Error> {
     let bar = Bar::new();
-    let examples = args.examples(base, finetuned)?;
+    let examples = args.examples(base, finetuned, args.draw.unwrap_or(0))?;
     let schedule = args.schedule(Schedule { epochs: 2.0, batch: 8, rate: SCALE_RATE, seed: SEED });
     if schedule.epochs == 0.0 {
         budget::refine_codes(base, finetuned, variant, &examples, schedule.seed, &bar).context(doing)?;
@@ -179,17 +197,38 @@ fn distil(
 }
 
 impl CompressArgs {
-    /// The conversations of `--data` and `--draw` as the model sees them; none without either.
-    fn examples(&self, base: &Base, finetuned: &Base) -> Result<Vec<Example>, Error> {
+    /// The conversations of `--data` and so many drawn ones as the model sees them.
+    fn examples(&self, base: &Base, finetuned: &Base, draws: usize) -> Result<Vec<Example>, Error> {
         let mut conversations = match &self.data {
             Some(data) => data::load(data, Path::new(".")).context("reading the data")?,
             None => Vec::new(),
         };
-        if let Some(count) = self.draw {
-            let drawn = draw::conversations(finetuned, &Template::Model, count, SEED, &Bar::new());
+        if draws > 0 {
+            let drawn = draw::conversations(finetuned, &Template::Model, draws, SEED, &Bar::new());
             conversations.extend(drawn.context("drawing from the fine-tuned model")?);
         }
         budget::examples(base, &Template::Model, &conversations).context("making prompts of the data")
+    }
+
+    /// Whether a budget of so few bytes is worth draws that nobody asked for; says so, or what could be asked for.
+    fn draws_unasked(&self, bytes: u64, base: &Base, finetuned: &Base) -> bool {
+        if self.data.is_some() || self.draw.is_some() || bytes >= budget::bytes_at(base, FEW_BITS) {
+            return false;
+        }
+        let possible = finetuned.tokenizer.chat_template().is_some();
+        let worth = possible && base.linear_weights() <= WEIGHTS_OF_MINUTES;
+        Bar::new().say(match (worth, possible) {
+            (true, _) => {
+                "so few bytes keep far more when they are trained: conversations are drawn from the fine-tuned \
+                model, which takes minutes (--data FILE gives yours, --draw 0 uses the weights alone)"
+            }
+            (_, true) => {
+                "so few bytes keep far more when they are trained: --draw draws conversations from the fine-tuned \
+                model, --data FILE gives yours"
+            }
+            _ => "so few bytes keep far more when they are trained: --data FILE gives conversations",
+        });
+        worth
     }
 
     fn schedule(&self, default: Schedule) -> Schedule {
@@ -269,4 +308,34 @@ fn summary(path: &Path, bytes: u64, bits: f64, config: &BitDeltaConfig, report: 
         text += &format!(", at worst {error:.4} ({name})");
     }
     text + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        compress: CompressArgs,
+    }
+
+    #[test]
+    fn few_bytes_without_data_are_worth_draws_that_nobody_asked_for() {
+        let folder = |name: &str| format!("{}/../../tests/golden/{name}", env!("CARGO_MANIFEST_DIR"));
+        let [base, tuned] =
+            ["tiny-llama", "tiny-llama-ft"].map(|name| Base::open(&folder(name)).expect("a tiny model"));
+        let draws = |bytes, more: &[&str]| {
+            let pair = ["compress", "--base", "b", "--finetuned", "f", "-o", "v"];
+            let line = Line::try_parse_from(pair.iter().chain(more)).expect("arguments");
+            line.compress.draws_unasked(bytes, &base, &tuned)
+        };
+        let few = budget::bytes_at(&base, FEW_BITS) - 1;
+        assert!(draws(few, &[]));
+        assert!(!draws(few + 1, &[]));
+        for asked in [&["--data", "d"][..], &["--draw"], &["--draw", "0"]] {
+            assert!(!draws(few, asked), "{asked:?}");
+        }
+    }
 }

@@ -44,6 +44,10 @@ fn the_way_of_a_variant_is_reported_as_json_at_every_step() {
     assert!(report(&[&pair[..], &chosen].concat())["bytes"].is_number());
     let chosen = report(&["inspect", &codes]);
     assert_eq!(chosen["info"]["notes"]["codes_chosen_for"]["examples"], 1, "{chosen}");
+    let drawn = ["--budget", "2500B", "--draw", "4", "--epochs", "1"];
+    assert!(report(&[&pair[..], &drawn].concat())["bytes"].as_u64() <= Some(2_500));
+    let drawn = report(&["inspect", &codes]);
+    assert_eq!(drawn["info"]["notes"]["trained_on"]["drawn"], 4, "{drawn}");
     let eval = report(&["eval", &made, "--model", &base, "--data", &data, "--finetuned", &tuned]);
     assert!(eval["retention"].is_number() && eval["bytes"].is_number(), "{eval}");
     assert_eq!(report(&["export", &made, "--base", &base, "-o", &path("merged")])["format"], "hf");

@@ -115,7 +115,7 @@ pub fn entries(sizes: &[String], only: &[String]) -> Result<Vec<Entry>, Error> {
         parse_bytes(size).map_err(|message| Error::Usage(format!("--sizes {size}: {message}")))?;
         let budget = format!("--budget {size}");
         let label = |how: &str| format!("{size}, {how}");
-        let (weights, data) = (compress(&budget, false), compress(&budget, true));
+        let (weights, data) = (compress(&format!("{budget} --draw 0"), false), compress(&budget, true));
         all.push(entry(format!("weights-{size}"), label("from weights alone"), Family::Weights, weights));
         let drawn = compress(&format!("{budget} --draw"), false);
         all.push(entry(format!("drawn-{size}"), label("from the fine-tune and its draws"), Family::Drawn, drawn));
