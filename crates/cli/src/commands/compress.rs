@@ -25,7 +25,7 @@ const SEED: u64 = 42;
 /// Conversations that are drawn where no number is given, as the help says.
 const DRAWS: usize = 256;
 /// Below so many bits a weight, weights alone lose much that draws keep.
-const FEW_BITS: f64 = 0.05;
+const FEW_BITS: f64 = 0.1;
 /// Weights of the linears up to which drawing and training on it takes minutes, and is done unasked.
 const WEIGHTS_OF_MINUTES: u64 = 500_000_000;
 
@@ -53,11 +53,12 @@ pub struct CompressArgs {
     data: Option<String>,
     /// Draw so many conversations from the fine-tuned model itself and train on them, beside --data or where there is none
     ///
-    /// Without --data and below 0.05 bits a weight, models of up to 500 million weights draw 256 unasked: weights alone keep
+    /// Without --data and below 0.1 bits a weight, models of up to 500 million weights draw 256 unasked: weights alone keep
     /// far less there, in seconds instead of minutes (0 asks for that)
     #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "256")]
     draw: Option<usize>,
-    /// Passes over data and draws; 0 with --bits chooses the codes for their inputs and trains nothing, which takes a minute
+    /// Passes over data and draws; 0 trains nothing, which takes a minute: codes (--bits) are chosen for their inputs, bits of a
+    /// budget go where their gradients say
     #[arg(long, value_name = "N", requires = "examples")]
     epochs: Option<f64>,
     /// Largest rank of the factors; by default what the size leaves about a bit for each of their entries

@@ -117,12 +117,13 @@ pub fn compress_to(
 ) -> Result<Variant, Error> {
     check_shapes(base, finetuned)?;
     let extras = affordable(base, finetuned, options.bytes, progress)?;
-    let bits = if examples.is_empty() { BITS_AN_ENTRY_WITHOUT_DATA } else { BITS_AN_ENTRY };
+    let learns = !examples.is_empty() && options.schedule.epochs > 0.0;
+    let bits = if !learns { BITS_AN_ENTRY_WITHOUT_DATA } else { BITS_AN_ENTRY };
     let rank = options.rank.unwrap_or_else(|| rank_at(base, options.bytes, bits));
     let factors = factors_of_pair(base, finetuned, rank, options.schedule.seed, progress)?;
     let rows = match examples.is_empty() || !sums::are_affordable(base, options.bytes) {
         true => Vec::new(),
-        false => row_sensitivities(base, examples, options.schedule.seed, progress)?,
+        false => row_sensitivities(finetuned, examples, options.schedule.seed, progress)?,
     };
     let weights = |index: usize| rows.get(index).map_or(&[][..], Vec::as_slice);
     let each = factors.iter().enumerate();
@@ -142,7 +143,7 @@ pub fn compress_to(
         Ok::<_, Error>(whole(linears))
     });
     let sums = sums.transpose()?;
-    let variant = if examples.is_empty() {
+    let variant = if !learns {
         sums.map_or_else(|| alone(&coded), Ok)?
     } else {
         let teacher = &Teacher::new(finetuned, base, examples, progress)?;

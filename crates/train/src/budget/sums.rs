@@ -82,19 +82,22 @@ pub fn are_affordable(base: &Base, bytes: u64) -> bool {
     base.linear_weights() <= bytes * MOST_WEIGHTS_PER_BYTE
 }
 
-/// The root of the mean squared gradient of the loss by the weights of each row of each linear.
+/// How much an error in each row of each linear matters: the fourth root of the mean squared gradient of the loss by the row's
+/// weights, about 1. The square root, which is the curvature's, leaves rows out that are of use: what a small budget leaves
+/// out is no small error. (A persona in 340 KB from its weights alone, with nothing trained: retention 0.779 by the square
+/// root, 0.893 where all rows count the same, 0.914 by the fourth root.)
 ///
 /// # Errors
 /// What the graph reports.
 pub fn row_sensitivities(
-    base: &Base,
+    model: &Base,
     examples: &[Example],
     seed: u64,
     progress: &dyn Progress,
 ) -> Result<Vec<Vec<f32>>, Error> {
     let longest = examples.iter().map(|example| example.tokens.len()).max().unwrap_or(0);
-    let graph = Graph::kept(&base.config, base, Adaptation::Full, Keeping::FAST, longest, false)?;
-    let mut sums: Vec<Vec<f32>> = base.linears().iter().map(|linear| vec![0.0; linear.rows]).collect();
+    let graph = Graph::kept(&model.config, model, Adaptation::Full, Keeping::FAST, longest, false)?;
+    let mut sums: Vec<Vec<f32>> = model.linears().iter().map(|linear| vec![0.0; linear.rows]).collect();
     let order = batch::order(examples.len(), usize::MAX >> 1, seed, true);
     let probes: Vec<&[usize]> = order[..PROBES.min(order.len())].chunks(EXAMPLES_PER_PROBE).collect();
     progress.begin("sensitivities", probes.len() as u64, "batches");
@@ -113,8 +116,8 @@ pub fn row_sensitivities(
         progress.advance(1, "");
     }
     progress.end();
-    for (sums, linear) in sums.iter_mut().zip(base.linears()) {
-        sums.iter_mut().for_each(|sum| *sum = (*sum / linear.cols as f32).sqrt());
+    for (sums, linear) in sums.iter_mut().zip(model.linears()) {
+        sums.iter_mut().for_each(|sum| *sum = (*sum / linear.cols as f32).sqrt().sqrt());
     }
     // Of no consequence but that distortions stay near those of differences.
     let mean = sums.iter().flatten().sum::<f32>() / sums.iter().map(Vec::len).sum::<usize>().max(1) as f32;
