@@ -118,7 +118,7 @@ pub fn compress_to(
     check_shapes(base, finetuned)?;
     let extras = affordable(base, finetuned, options.bytes, progress)?;
     let learns = !examples.is_empty() && options.schedule.epochs > 0.0;
-    let bits = if !learns { BITS_AN_ENTRY_WITHOUT_DATA } else { BITS_AN_ENTRY };
+    let bits = if learns { BITS_AN_ENTRY } else { BITS_AN_ENTRY_WITHOUT_DATA };
     let rank = options.rank.unwrap_or_else(|| rank_at(base, options.bytes, bits));
     let factors = factors_of_pair(base, finetuned, rank, options.schedule.seed, progress)?;
     let rows = match examples.is_empty() || !sums::are_affordable(base, options.bytes) {
