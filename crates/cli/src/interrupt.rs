@@ -5,7 +5,30 @@ use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering},
 };
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// SIGINT and SIGTERM, which end the process no longer.
+#[derive(Debug)]
+pub struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    /// Installs the handlers, in the runtime that the caller is in.
+    ///
+    /// # Errors
+    /// When the system gives none.
+    pub fn new() -> Result<Self, Error> {
+        let handler = |kind| signal(kind).context("installing a signal handler");
+        Ok(Self { interrupt: handler(SignalKind::interrupt())?, terminate: handler(SignalKind::terminate())? })
+    }
+
+    /// Waits for the next of either.
+    pub async fn next(&mut self) {
+        tokio::select! { _ = self.interrupt.recv() => {}, _ = self.terminate.recv() => {} }
+    }
+}
 
 /// Watches for Ctrl-C from now on.
 #[derive(Debug, Clone)]
@@ -25,17 +48,14 @@ impl Interrupt {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().context(doing)?;
         let watcher = this.clone();
         // Installed before this returns: work that has begun is never ended by a signal that nobody watches yet.
-        let (mut pressed, mut terminate) = {
+        let mut signals = {
             let _entered = runtime.enter();
-            (signal(SignalKind::interrupt()).context(doing)?, signal(SignalKind::terminate()).context(doing)?)
+            Signals::new()?
         };
         let watch = move || {
             runtime.block_on(async {
                 loop {
-                    tokio::select! {
-                        _ = pressed.recv() => {}
-                        _ = terminate.recv() => {}
-                    }
+                    signals.next().await;
                     let ends_the_process =
                         !watcher.busy.load(Ordering::SeqCst) || watcher.asked.swap(true, Ordering::SeqCst);
                     if ends_the_process {

@@ -1,10 +1,10 @@
 //! Products with a packed delta, straight from its bit planes: it is never expanded whole.
 //!
 //! An element of a b-bit matrix is `offset + scale · Σ_p 2^p · s_p`, s_p = +1 where bit p of its code is 1 and −1 where
-//! it is 0; scale and offset belong to its group. Sixteen elements at a time are made from sixteen bits of each plane and
-//! multiplied: in registers for a few rows of X, in a cache for many, four outputs at a time, by the product of a base's
-//! floats. So the making is shared by the rows, and 4 bits cost many rows no more than 1 (it was once the inputs' signs that
-//! were flipped, for each row and plane: a third as fast at 4 bits). Bytes: b/8 a weight and 2 a group.
+//! it is 0; scale and offset belong to its group. Sixteen elements at a time are made from sixteen bits of each plane, four
+//! outputs of them in a cache, and multiplied as a base's floats are. So the making is shared by the rows, and 4 bits cost
+//! many rows no more than 1. (Flipping the inputs' signs, for each row and plane, was a fifth to an eighth as fast for many
+//! rows; multiplying in registers is no faster for a single one.) Bytes: b/8 a weight and 2 a group.
 //!
 //! Two directions are needed: `run_product` for dense deltas and the first factor of a low-rank one, `run_transposed` for
 //! its second factor, which is stored (rank, outputs) so that its long side is packed.
@@ -119,68 +119,12 @@ pub(crate) fn run_transposed(isa: Isa, job: Job, t: &[f32], d: &Packed) {
     dispatch!(isa, transposed(job: Job, t: &[f32], d: &Packed));
 }
 
-/// Rows of X for which floats are made in the cache.
-const MANY_ROWS: usize = 8;
-
+/// All rows of X, four outputs at a time.
+///
 /// # Safety
 /// The matrix and the job were checked, and the job's outputs are rows of the matrix.
 #[inline(always)]
 unsafe fn product<V: Vector>(job: Job, d: &Packed) {
-    let whole_chunks = d.group >= d.cols || d.group.is_multiple_of(LANES);
-    // SAFETY: the caller's promise; the rows of every tile are the job's.
-    unsafe {
-        if job.rows.len() >= MANY_ROWS || !whole_chunks {
-            return product_of_floats::<V>(job, d);
-        }
-        for output in job.first..job.last {
-            let mut row = job.rows.start;
-            while row + 4 <= job.rows.end {
-                dots::<V, 4>(&job, d, row, output);
-                row += 4;
-            }
-            while row < job.rows.end {
-                dots::<V, 1>(&job, d, row, output);
-                row += 1;
-            }
-        }
-    }
-}
-
-/// MR rows of X against one row of D, whose groups are whole chunks; the bits are those of [`product_of_floats`].
-///
-/// # Safety
-/// As [`product`], and the rows and the output are the job's.
-#[inline(always)]
-unsafe fn dots<V: Vector, const MR: usize>(job: &Job, d: &Packed, row: usize, output: usize) {
-    // SAFETY: columns stay below `cols`, rows are the job's; the last chunk is partial.
-    unsafe {
-        let x = job.x.values.as_ptr().add(row * d.cols);
-        let mut sums = [V::splat(0.0); MR];
-        for group in 0..d.groups() {
-            let end = ((group + 1) * d.group).min(d.cols);
-            let (scale, offset) = d.line::<V>(output, group);
-            for col in (group * d.group..end).step_by(LANES) {
-                let (lanes, values) = (LANES.min(end - col), offset.fma(odd(d, output, col), scale));
-                for (m, sum) in sums.iter_mut().enumerate() {
-                    let x = x.add(m * d.cols + col);
-                    *sum = sum.fma(if lanes == LANES { V::load(x) } else { V::load_partial(x, lanes) }, values);
-                }
-            }
-        }
-        for (m, sum) in sums.into_iter().enumerate() {
-            let y = job.y.add((row + m - job.y_row) * job.outputs + output);
-            let sum = sum.sum();
-            *y = if job.add { *y + sum } else { sum };
-        }
-    }
-}
-
-/// All rows of X, four outputs at a time.
-///
-/// # Safety
-/// As [`product`].
-#[inline(always)]
-unsafe fn product_of_floats<V: Vector>(job: Job, d: &Packed) {
     let mut floats = vec![0.0f32; TILE_OUTPUTS * d.cols];
     for rows in job.row_blocks(size_of::<f32>()) {
         let job = Job { rows, ..job.clone() };
@@ -211,7 +155,8 @@ unsafe fn expand<V: Vector>(d: &Packed, row: usize, to: &mut [f32]) {
             let end = ((group + 1) * d.group).min(d.cols);
             let (scale, offset) = d.line::<V>(row, group);
             for col in (group * d.group..end).step_by(LANES) {
-                offset.fma(odd(d, row, col), scale).store_partial(to.as_mut_ptr().add(col), LANES.min(end - col));
+                let (values, to) = (offset.fma(odd(d, row, col), scale), to.as_mut_ptr().add(col));
+                if end - col < LANES { values.store_partial(to, end - col) } else { values.store(to) }
             }
         }
     }

@@ -192,9 +192,9 @@ fn conversations_drawn_from_the_fine_tune_bring_its_delta_nearer_to_it() {
     let (base, tuned) = pair();
     let draw = |count, seed| draw::conversations(&tuned, &Template::Model, count, seed, &Silent).unwrap();
     let drawn = draw(24, 1);
-    assert!(drawn.len() > 12 && drawn[..] != draw(24, 2)[..drawn.len().min(12)], "seeds differ");
-    let twice = draw(24, 1);
-    assert_eq!(drawn, twice, "a seed says what is drawn");
+    assert!(drawn.len() > 12);
+    assert_eq!(drawn, draw(24, 1), "a seed says what is drawn");
+    assert_ne!(drawn, draw(24, 2));
     let marks = |text: &str| text.contains("<|im_") || text.contains("assistant\n");
     for Conversation { messages } in &drawn {
         assert_eq!(messages.iter().map(|turn| turn.role.as_str()).collect::<Vec<_>>(), ["user", "assistant"]);

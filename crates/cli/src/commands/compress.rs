@@ -135,10 +135,13 @@ fn to_budget(
     let (interrupt, bar) = (Interrupt::watch()?, Bar::new());
     let unasked = args.draws_unasked(bytes, base, finetuned);
     let draws = args.draw.unwrap_or(if unasked { DRAWS } else { 0 });
-    let examples = args.examples(base, finetuned, draws).or_else(|error| {
-        let without = unasked.then(|| bar.say(&format!("warning: the weights alone are used: {error}")));
-        without.map(|()| Vec::new()).ok_or(error)
-    })?;
+    let examples = match args.examples(base, finetuned, draws) {
+        Err(error) if unasked => {
+            bar.say(&format!("warning: the weights alone are used: {error}"));
+            Vec::new()
+        }
+        found => found?,
+    };
     let mut options = budget::Options { rank: args.rank, ..budget::Options::new(bytes) };
     options.schedule = args.schedule(options.schedule);
     let mut info =
@@ -218,17 +221,15 @@ impl CompressArgs {
         }
         let possible = finetuned.tokenizer.chat_template().is_some();
         let worth = possible && base.linear_weights() <= WEIGHTS_OF_MINUTES;
-        Bar::new().say(match (worth, possible) {
+        let how = match (worth, possible) {
             (true, _) => {
-                "so few bytes keep far more when they are trained: conversations are drawn from the fine-tuned \
-                model, which takes minutes (--data FILE gives yours, --draw 0 uses the weights alone)"
+                "conversations are drawn from the fine-tuned model, which takes minutes (--data FILE gives yours, --draw 0 \
+                 uses the weights alone)"
             }
-            (_, true) => {
-                "so few bytes keep far more when they are trained: --draw draws conversations from the fine-tuned \
-                model, --data FILE gives yours"
-            }
-            _ => "so few bytes keep far more when they are trained: --data FILE gives conversations",
-        });
+            (_, true) => "--draw draws conversations from the fine-tuned model, --data FILE gives yours",
+            _ => "--data FILE gives conversations",
+        };
+        Bar::new().say(&format!("so few bytes keep far more when they are trained: {how}"));
         worth
     }
 

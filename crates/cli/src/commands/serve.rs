@@ -2,16 +2,14 @@
 use crate::{
     Context, Error,
     commands::{base::BaseArgs, keys::AuthArgs},
+    interrupt::Signals,
     output,
     sizes::parse_bytes,
 };
 use bitdelta_engine::{Engine, EngineOptions, Registry, RegistryOptions};
 use bitdelta_server::{Defaults, HttpOptions, Service, http_options};
 use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
-use tokio::{
-    net::TcpListener,
-    signal::unix::{Signal, SignalKind, signal},
-};
+use tokio::net::TcpListener;
 
 /// What the help of a server's commands says of the ways to set an option.
 pub const SETTINGS: &str = "\
@@ -184,18 +182,13 @@ async fn serve(listener: TcpListener, service: Arc<Service>, options: HttpOption
 
 /// Resolves at the first SIGINT or SIGTERM; the second one ends the process at once.
 fn stop_signal() -> Result<impl Future<Output = ()> + Send + 'static, Error> {
-    let handler = |kind| signal(kind).context("installing a signal handler");
-    let (mut interrupt, mut terminate) = (handler(SignalKind::interrupt())?, handler(SignalKind::terminate())?);
+    let mut signals = Signals::new()?;
     Ok(async move {
-        either(&mut interrupt, &mut terminate).await;
+        signals.next().await;
         tracing::info!("stopping: running answers are finished first; a second signal stops at once");
         tokio::spawn(async move {
-            either(&mut interrupt, &mut terminate).await;
+            signals.next().await;
             std::process::exit(i32::from(Error::Interrupted.exit_code()));
         });
     })
-}
-
-async fn either(a: &mut Signal, b: &mut Signal) {
-    tokio::select! { _ = a.recv() => {}, _ = b.recv() => {} }
 }

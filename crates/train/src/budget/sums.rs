@@ -6,8 +6,8 @@
 //! where it is less so, and dense at one to four bits where D is small. A matrix is kept as [`Part::Sparse`] or
 //! [`Part::Dense`], whichever takes less memory: in the file both are the same levels in the same stream.
 //!
-//! *With data* an error counts by what it does to the loss: the mean squared gradient of each row of a linear, which is that of the
-//! row's output times the second moment of its inputs, weighs the row's errors, and its steps are D over the root of it.
+//! *With data* a row's errors count by its weight, which goes by the gradients of the loss ([`row_sensitivities`]), and its
+//! steps are D over that.
 //!
 //! *How many components.* Where the rest is coded, an error that a factor makes is not lost but coded with it. An element
 //! of variance σ² coded in steps of D < σ costs more bits by e / (2 ln 2 · σ²) when its variance grows by e, and a bit is worth
