@@ -11,6 +11,7 @@ use crate::{
     progress::Progress,
     sample::{Answer, Drawing, Sampler},
 };
+use bitdelta_delta::Variant;
 use bitdelta_engine::BaseDtype;
 use bitdelta_model::{
     Base,
@@ -24,13 +25,14 @@ const QUESTION: usize = 64;
 const ANSWER: usize = 128;
 
 /// At most `count` conversations of one question and one answer, drawn at temperature 1; the same for the same seed. Those
-/// in which either is blank are left out.
+/// in which either is blank are left out. With a variant, `model` is its base.
 ///
 /// # Errors
 /// [`Error::Setting`] where the template writes nothing that a question could follow or the model says nothing; what the
 /// template and the engine report.
 pub fn conversations(
     model: &Base,
+    variant: Option<Variant>,
     template: &Template,
     count: usize,
     seed: u64,
@@ -38,10 +40,11 @@ pub fn conversations(
 ) -> Result<Vec<Conversation>, Error> {
     let (opening, end) = around_a_question(model, template)?;
     let sampler = Sampler::new(model, BaseDtype::Bf16, 2 * opening.len() + QUESTION + ANSWER)?;
+    let variant = variant.map(|variant| sampler.prepare(variant)).transpose()?;
     let draw = |prompts: &[Vec<u32>], max_tokens, seed, what| {
         let drawing = Drawing { temperature: 1.0, top_p: 1.0, max_tokens };
         progress.begin(what, prompts.len() as u64, "turns");
-        let answers = sampler.answers(prompts, None, drawing, seed, progress, &AtomicBool::new(false))?;
+        let answers = sampler.answers(prompts, variant.as_ref(), drawing, seed, progress, &AtomicBool::new(false))?;
         progress.end();
         Ok::<_, Error>(answers.expect("nothing stops it"))
     };

@@ -1,33 +1,43 @@
 //! A variant moved to a new version of its base.
 //!
-//! There are two honest ways, and where conversations are given, both are measured and the better one is taken:
+//! There are three honest ways, and where conversations are given, all that apply are measured and the best is taken:
 //!
 //! | method | what the new file holds | what it stands for |
 //! | --- | --- | --- |
 //! | [`Method::Keep`] | the same parts | what the user's training changed, on top of the new base |
 //! | [`Method::Recompute`] | fine-tune − new base, quantised or made to a size as before | the user's fine-tune as it was |
+//! | [`Method::Refit`] | the same parts, trained so that the new base with them answers as the old one did | the user's answers as they were |
 //!
 //! A variant fits a base by its weights, so nothing is moved on trust: without conversations and without the fine-tune
 //! there is nothing to tell whether it still holds, and a variant that makes answers on the new base worse than none is
-//! refused. Fitting a variant anew against the new base by distillation would be a third method here.
+//! refused. Refitting takes minutes, so it is tried where it is named or conversations to learn from are given.
 
 use crate::{
     Error,
     budget::{self, compress_to},
     compress::{check_shapes, compress_pair},
     data::Conversation,
+    draw,
     evaluate::{Subject, evaluate, recorded_template},
     progress::Progress,
 };
 use bitdelta_delta::{Part, Variant, part};
 use bitdelta_engine::{Model, ModelOptions, check_fits};
-use bitdelta_model::{Base, chat::Template};
+use bitdelta_model::{
+    Base,
+    chat::{Template, Tokenizer},
+};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::{
     path::Path,
     sync::{Arc, atomic::AtomicBool},
 };
+
+/// Conversations that refitting draws.
+const DRAWS: usize = 192;
+/// Of what is drawn.
+const SEED: u64 = 42;
 
 /// How a variant is moved. See the module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -38,6 +48,8 @@ pub enum Method {
     Keep,
     /// The kept fine-tune's difference from the new base.
     Recompute,
+    /// The parts, trained on the new base towards the old one with them.
+    Refit,
 }
 
 impl Method {
@@ -46,6 +58,7 @@ impl Method {
         match self {
             Self::Keep => "keep",
             Self::Recompute => "recompute",
+            Self::Refit => "refit",
         }
     }
 }
@@ -64,6 +77,8 @@ pub struct Request<'a> {
     pub finetuned: Option<&'a Base>,
     /// Held-out conversations of the user.
     pub conversations: Option<&'a [Conversation]>,
+    /// Conversations that refitting learns from; without any, the old base with the variant is made to say some.
+    pub lessons: Option<&'a [Conversation]>,
     /// The template that prompts are made with; by default the one that the variant recorded.
     pub template: Option<Template>,
     /// The only method to try.
@@ -111,12 +126,24 @@ pub struct Report {
     pub warnings: Vec<String>,
 }
 
-/// Moves a variant. Holds one loaded model at a time.
+impl Report {
+    /// Whether refitting was not tried and more than a tenth of what the variant gained on the old base is lost.
+    pub fn loses(&self) -> bool {
+        let (Some(before), Some(after)) = (self.before, self.after) else { return false };
+        let refitted = self.tried.iter().any(|tried| tried.method == Method::Refit);
+        !refitted && after.variant - before.variant > 0.1 * (before.base - before.variant)
+    }
+}
+
+/// Moves a variant. Holds one loaded model at a time. A raised `stop` ends refitting early with what it has.
 ///
 /// # Errors
 /// [`Error::Rebase`] for bases that are no two versions of one model, for nothing to measure or recompute by, and for a
 /// variant that no longer helps; a variant that is not of `from` ([`check_fits`]); what compressing and evaluating return.
-pub fn rebase(request: &Request<'_>, progress: &dyn Progress) -> Result<(Variant, Report), Error> {
+pub fn rebase(
+    request: &Request<'_>,
+    (progress, stop): (&dyn Progress, &AtomicBool),
+) -> Result<(Variant, Report), Error> {
     let Request { variant, path, from, to, .. } = request;
     check_fits(from, variant, path)?;
     let mut warnings = request.check()?;
@@ -128,7 +155,7 @@ pub fn rebase(request: &Request<'_>, progress: &dyn Progress) -> Result<(Variant
     };
     let mut made = Vec::new();
     for method in methods {
-        let moved = request.moved(method, progress)?;
+        let moved = request.moved(method, progress, stop)?;
         made.push((method, moved));
     }
     let mut tried = Vec::new();
@@ -147,11 +174,13 @@ pub fn rebase(request: &Request<'_>, progress: &dyn Progress) -> Result<(Variant
     let after = tried[best].losses;
     if let Some(Losses { base, variant }) = after.filter(|after| after.variant >= after.base) {
         let problem = format!("on the new base it makes answers worse than none (loss {variant:.4} against {base:.4})");
-        return Err(request.refuse(&format!("{problem}: train it anew")));
+        let what = match method {
+            Method::Refit => "train it anew",
+            _ => "refit it to answer as before (--method refit), or train it anew",
+        };
+        return Err(request.refuse(&format!("{problem}: {what}")));
     }
-    let rebased = json!({ "from": from.name, "from_base": from.fingerprint(), "method": method.name(),
-        "loss_before": before.map(|losses| losses.variant), "loss_after": after.map(|losses| losses.variant) });
-    moved.info.notes.insert("rebased".into(), rebased);
+    moved.info.notes.insert("rebased".into(), request.note(method, before, after));
     warnings.iter().for_each(|warning| progress.say(warning));
     Ok((moved, Report { method, before, after, tried, base_moved, variant_moves, warnings }))
 }
@@ -198,50 +227,91 @@ impl Request<'_> {
 
     /// The methods to try, the one that changes least first.
     fn methods(&self, warnings: &mut Vec<String>) -> Result<Vec<Method>, Error> {
-        match (self.method, self.finetuned.is_some(), self.conversations.is_some()) {
-            (Some(Method::Recompute), false, _) => Err(self.refuse("recomputing needs the fine-tune (--finetuned)")),
-            (_, false, false) | (Some(Method::Keep), true, false) => Err(self.refuse(
+        let (recomputes, measures) = (self.finetuned.is_some(), self.conversations.is_some());
+        match self.method {
+            Some(Method::Recompute) if !recomputes => Err(self.refuse("recomputing needs the fine-tune (--finetuned)")),
+            None | Some(Method::Recompute) if recomputes && !measures => Ok(vec![Method::Recompute]),
+            _ if !measures => Err(self.refuse(
                 "nothing tells whether it still holds on the new base: give held-out conversations (--data), or the \
                  fine-tune to recompute it from (--finetuned)",
             )),
-            (Some(method), ..) => Ok(vec![method]),
-            (None, true, false) => Ok(vec![Method::Recompute]),
-            (None, false, true) => Ok(vec![Method::Keep]),
-            (None, true, true) => {
-                let parts = self.variant.linears.iter().flat_map(|linear| &linear.parts);
-                let has_codes =
-                    parts.into_iter().any(|part| matches!(part, Part::Dense(_) | Part::Sparse(_) | Part::Full { .. }));
-                if has_codes {
-                    return Ok(vec![Method::Keep, Method::Recompute]);
+            Some(method) => Ok(vec![method]),
+            None => {
+                let mut methods = vec![Method::Keep];
+                if recomputes && (self.has_codes() || self.budget().is_some()) {
+                    methods.push(Method::Recompute);
+                } else if recomputes {
+                    warnings.push(
+                        "the variant is low-rank and a difference of models is not: it is not recomputed (ask for \
+                         recompute to have a dense variant of the fine-tune)"
+                            .into(),
+                    );
                 }
-                warnings.push(
-                    "the variant is low-rank and a difference of models is not: its parts are kept (ask for recompute \
-                     to have a dense variant of the fine-tune)"
-                        .into(),
-                );
-                Ok(vec![Method::Keep])
+                methods.extend(self.lessons.map(|_| Method::Refit));
+                Ok(methods)
             }
         }
     }
 
-    /// The bytes that the variant was made to have, if it was.
+    /// Whether it holds more than low-rank factors.
+    fn has_codes(&self) -> bool {
+        let mut parts = self.variant.linears.iter().flat_map(|linear| &linear.parts);
+        parts.any(|part| matches!(part, Part::Dense(_) | Part::Sparse(_) | Part::Full { .. }))
+    }
+
+    /// The bytes that the variant was made to have, if it was, less what its note of this move takes.
     fn budget(&self) -> Option<u64> {
-        self.variant.info.notes.get("budget")?.as_u64()
+        /// Nothing is written longer.
+        const DIGITS: f64 = -std::f64::consts::PI / 1e100;
+        let losses = Some(Losses { base: DIGITS, variant: DIGITS });
+        let note = json!({ "rebased": self.note(Method::Recompute, losses, losses) }).to_string();
+        Some(self.variant.info.notes.get("budget")?.as_u64()?.saturating_sub(note.len() as u64))
+    }
+
+    /// What the file says of its move.
+    fn note(&self, method: Method, before: Option<Losses>, after: Option<Losses>) -> Value {
+        let loss = |losses: Option<Losses>| losses.map(|losses| losses.variant);
+        json!({ "from": self.from.name, "from_base": self.from.fingerprint(), "method": method.name(),
+            "loss_before": loss(before), "loss_after": loss(after) })
+    }
+
+    /// The prompts' template, unless the model's own.
+    fn template(&self, tokenizer: &Tokenizer) -> Template {
+        self.template.clone().or_else(|| recorded_template(self.variant, tokenizer)).unwrap_or_default()
+    }
+
+    /// The variant trained on the new base.
+    fn refitted(&self, progress: &dyn Progress, stop: &AtomicBool) -> Result<Variant, Error> {
+        let template = self.template(&self.from.tokenizer);
+        let examples = match self.lessons {
+            Some(lessons) => budget::examples(&self.from, &template, lessons)?,
+            None => {
+                let variant = Some(self.variant.clone());
+                let drawn = draw::conversations(&self.from, variant, &template, DRAWS, SEED, progress)?;
+                budget::examples(&self.from, &template, &drawn)?
+            }
+        };
+        let bytes = match self.budget() {
+            Some(bytes) => bytes,
+            None => self.variant.to_bytes()?.len() as u64,
+        };
+        budget::refit((&self.from, &self.to), self.variant, &examples, bytes, (progress, stop))
     }
 
     /// The variant on the new base.
-    fn moved(&self, method: Method, progress: &dyn Progress) -> Result<Variant, Error> {
+    fn moved(&self, method: Method, progress: &dyn Progress, stop: &AtomicBool) -> Result<Variant, Error> {
         let mut moved = match (method, self.finetuned, self.budget()) {
             // What was made to a size is made to it again.
             (Method::Recompute, Some(finetuned), Some(bytes)) => {
                 let options = budget::Options::new(bytes);
                 let info = self.variant.info.clone();
-                compress_to(&self.to, finetuned, &[], &options, info, (progress, &AtomicBool::new(false)))?
+                compress_to(&self.to, finetuned, &[], &options, info, (progress, stop))?
             }
             (Method::Recompute, Some(finetuned), None) => {
                 let (moved, _) = compress_pair(&self.to, finetuned, &self.variant.info.config, progress)?;
                 moved
             }
+            (Method::Refit, ..) => self.refitted(progress, stop)?,
             _ => self.variant.clone(),
         };
         let made = std::mem::take(&mut moved.info.notes);
@@ -260,11 +330,11 @@ impl Request<'_> {
         conversations: &[Conversation],
         progress: &dyn Progress,
     ) -> Result<Losses, Error> {
-        let template = self.template.clone().or_else(|| recorded_template(&variant, &base.tokenizer));
+        let template = self.template(&base.tokenizer);
         let model = Model::load(Arc::clone(base), self.options.clone())?;
         let bytes = variant.payload_bytes();
         let subject = Subject { base: &model, variant, path: self.path, bytes, finetuned: None };
-        let report = evaluate(subject, &template.unwrap_or_default(), conversations, progress)?;
+        let report = evaluate(subject, &template, conversations, progress)?;
         Ok(Losses { base: report.loss_base, variant: report.loss_variant })
     }
 

@@ -21,7 +21,7 @@ use bitdelta_train::{
 };
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
 };
 
 fn golden(name: &str) -> PathBuf {
@@ -281,11 +281,12 @@ fn moved(
         to: again(to),
         finetuned,
         conversations: data,
+        lessons: None,
         template: Some(Template::ChatMl),
         method,
         options: ModelOptions::default(),
     };
-    rebase(&request, &Silent)
+    rebase(&request, (&Silent, &AtomicBool::new(false)))
 }
 
 #[test]
@@ -314,6 +315,13 @@ fn a_variant_moves_to_a_new_base_by_keeping_or_from_its_fine_tune() {
         assert!(losses.iter().all(|loss| after.variant <= *loss) && after.variant < after.base, "{report:?}");
         assert_eq!(best.info.base, new.fingerprint());
     }
+    let (refitted, report) = moved((&old, &new), &variant, None, Some(&data), Some(Method::Refit)).unwrap();
+    assert_eq!(
+        (report.method, report.tried.len(), &refitted.info.base),
+        (Method::Refit, 1, &new.fingerprint().to_owned())
+    );
+    assert_ne!(refitted.linears, variant.linears);
+    assert!(report.after.unwrap().variant < report.after.unwrap().base, "{report:?}");
 }
 
 #[test]
@@ -326,6 +334,7 @@ fn what_nobody_can_vouch_for_is_not_moved() {
     let message = refused((&old, &new), None, None, None);
     assert!(message.contains("--data") && message.contains("--finetuned"), "{message}");
     assert!(refused((&old, &new), None, None, Some(Method::Recompute)).contains("needs the fine-tune"));
+    assert!(refused((&old, &new), Some(&tuned), None, Some(Method::Refit)).contains("--data"));
     assert!(refused((&old, &old), Some(&tuned), None, None).contains("the same base"));
     assert!(refused((&new, &old), Some(&tuned), None, None).contains("was made on base"));
     let other = open(&golden("tiny-qwen3"));

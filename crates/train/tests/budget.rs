@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use bitdelta_delta::{BitDeltaConfig, Info, Part, Variant};
+use bitdelta_delta::{BitDeltaConfig, Info, LinearDelta, Part, Variant};
 use bitdelta_model::{
     Base, Dtype,
     chat::{Message, Template},
@@ -10,11 +10,14 @@ use bitdelta_model::{
 use bitdelta_train::{
     Error, TrainConfig,
     batch::Example,
-    budget::{self, Options, SCALE_RATE, Schedule, Teacher, compress_to, distil_scales, measure_errors, refine_codes},
+    budget::{
+        self, Options, SCALE_RATE, Schedule, Teacher, compress_to, distil_scales, measure_errors, refine_codes, refit,
+    },
     compress::compress_pair,
     config::Size,
     data::Conversation,
     draw,
+    merge::export_hf,
     progress::Silent,
     run,
 };
@@ -190,7 +193,7 @@ fn training_on_data_brings_the_same_bytes_nearer_to_the_fine_tune() {
 #[test]
 fn conversations_drawn_from_the_fine_tune_bring_its_delta_nearer_to_it() {
     let (base, tuned) = pair();
-    let draw = |count, seed| draw::conversations(&tuned, &Template::Model, count, seed, &Silent).unwrap();
+    let draw = |count, seed| draw::conversations(&tuned, None, &Template::Model, count, seed, &Silent).unwrap();
     let drawn = draw(24, 1);
     assert!(drawn.len() > 12);
     assert_eq!(drawn, draw(24, 1), "a seed says what is drawn");
@@ -208,6 +211,43 @@ fn conversations_drawn_from_the_fine_tune_bring_its_delta_nearer_to_it() {
     };
     let (without, with) = (divergence(&[], 1.0), divergence(&drawn, 8.0));
     assert!(with < 0.8 * without, "{with} {without}");
+}
+
+#[test]
+fn a_variant_refitted_to_a_moved_base_answers_more_as_it_did_on_the_old_one() {
+    let (old, tuned) = pair();
+    let keep = tempfile::tempdir().unwrap();
+    let opened = |name: &str| Base::open(keep.path().join(name).to_str().unwrap()).unwrap();
+    let mut state = 1u32;
+    let mut moved = |_: &str, values: Vec<f32>| {
+        let size = values.iter().map(|x| x.abs()).sum::<f32>() / values.len() as f32;
+        let mut noise = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            state as f32 / u32::MAX as f32 - 0.5
+        };
+        Ok(values.into_iter().map(|value| value + 0.2 * size * noise()).collect())
+    };
+    old.export_hf(&keep.path().join("new"), Dtype::F32, &mut moved).unwrap();
+    let new = opened("new");
+    let (dense, _) = compress_pair(&old, &tuned, &BitDeltaConfig::default(), &Silent).unwrap();
+    let sized = compress_to(&old, &tuned, &[], &options(6_000, 0.0), info(&old), (&Silent, &NEVER)).unwrap();
+    let examples = examples(&new);
+    let (lessons, held) = examples.split_at(16);
+    let lessons: &Vec<Example> = &(0..8).flat_map(|_| lessons.iter().cloned()).collect();
+    for (kind, variant) in [("dense", dense), ("sized", sized)] {
+        export_hf(&old, &variant, Path::new("v"), &keep.path().join(kind), Dtype::F32, &Silent).unwrap();
+        let teacher = Teacher::new(&opened(kind), &new, held, &Silent).unwrap();
+        let bytes = variant.to_bytes().unwrap().len() as u64;
+        let fitted = refit((&old, &new), &variant, lessons, bytes, (&Silent, &NEVER)).unwrap();
+        let found = fitted.to_bytes().unwrap().len() as u64;
+        assert!(found <= bytes, "{kind}: {found} of {bytes}");
+        let [before, after] = [&variant, &fitted].map(|variant| teacher.divergence_of(&new, variant, held).unwrap());
+        assert!(after < 0.9 * before, "{kind}: {after} {before}");
+        let empty = variant.linears.iter().map(|linear| LinearDelta { parts: Vec::new(), ..linear.clone() });
+        let nothing = Variant::new(info(&old), empty.collect());
+        let none = refit((&old, &new), &nothing, lessons, bytes, (&Silent, &NEVER)).unwrap_err();
+        assert!(none.to_string().contains("neither dense codes nor low-rank factors"), "{none}");
+    }
 }
 
 #[test]

@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 const SEED: u64 = 42;
 
 /// Conversations that are drawn where no number is given, as the help says.
-const DRAWS: usize = 256;
+const DRAWS: usize = 192;
 /// Below so many bits a weight, weights alone lose much that draws keep.
 const FEW_BITS: f64 = 0.1;
 /// Weights of the linears up to which drawing and training on it takes minutes, and is done unasked.
@@ -53,9 +53,9 @@ pub struct CompressArgs {
     data: Option<String>,
     /// Draw so many conversations from the fine-tuned model itself and train on them, beside --data or where there is none
     ///
-    /// Without --data and below 0.1 bits a weight, models of up to 500 million weights draw 256 unasked: weights alone keep
+    /// Without --data and below 0.1 bits a weight, models of up to 500 million weights draw 192 unasked: weights alone keep
     /// far less there, in seconds instead of minutes (0 asks for that)
-    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "256")]
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "192")]
     draw: Option<usize>,
     /// Passes over data and draws; 0 trains nothing, which takes a minute: codes (--bits) are chosen for their inputs, bits of a
     /// budget go where their gradients say
@@ -208,7 +208,7 @@ impl CompressArgs {
             None => Vec::new(),
         };
         if draws > 0 {
-            let drawn = draw::conversations(finetuned, &Template::Model, draws, SEED, &Bar::new());
+            let drawn = draw::conversations(finetuned, None, &Template::Model, draws, SEED, &Bar::new());
             conversations.extend(drawn.context("drawing from the fine-tuned model")?);
         }
         budget::examples(base, &Template::Model, &conversations).context("making prompts of the data")

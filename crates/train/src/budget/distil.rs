@@ -25,7 +25,7 @@ use bitdelta_delta::{
     part,
     tread::{LARGEST, SMALLEST, Step},
 };
-use bitdelta_model::Base;
+use bitdelta_model::{Base, ModelConfig};
 use rayon::prelude::*;
 use std::{
     convert::Infallible,
@@ -64,8 +64,18 @@ impl Teacher {
     /// # Errors
     /// An unreadable tensor, or what the graph reports.
     pub fn new(finetuned: &Base, base: &Base, examples: &[Example], progress: &dyn Progress) -> Result<Self, Error> {
+        Self::with_weights((&finetuned.config, finetuned), base, examples, progress)
+    }
+
+    /// Runs the model of these weights over `examples`, for students on `base`.
+    pub(super) fn with_weights(
+        (config, weights): (&ModelConfig, &dyn Weights),
+        base: &Base,
+        examples: &[Example],
+        progress: &dyn Progress,
+    ) -> Result<Self, Error> {
         let longest = examples.iter().map(|example| example.tokens.len()).max().unwrap_or(0);
-        let graph = Graph::new(&finetuned.config, finetuned, Adaptation::Frozen, longest, false)?;
+        let graph = Graph::new(config, weights, Adaptation::Frozen, longest, false)?;
         let teacher = Self::of(&graph, examples, progress)?;
         let name = if base.config.tied { "model.embed_tokens.weight" } else { "lm_head.weight" };
         let same = base.tensor_f32(name)? == graph.head().values();

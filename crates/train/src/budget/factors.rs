@@ -28,6 +28,13 @@ impl Factors {
         self.a.len() / self.cols
     }
 
+    /// The same product with components of zeros up to `rank`.
+    pub fn padded(mut self, rank: usize) -> Self {
+        self.a.resize(rank * self.cols, 0.0);
+        self.bt.resize(rank * self.rows, 0.0);
+        self
+    }
+
     /// Δ (rows, cols), row-major.
     pub fn product(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.rows * self.cols];

@@ -22,6 +22,7 @@ mod calibrate;
 mod distil;
 mod factors;
 mod rate;
+mod refit;
 mod scales;
 mod sums;
 mod svd;
@@ -30,6 +31,7 @@ pub use calibrate::refine_codes;
 pub use distil::{Distillation, Lesson, Schedule, Teacher, distil};
 pub use factors::{Factors, Student};
 pub use rate::{Coded, Sensitivity, fit_to};
+pub use refit::refit;
 pub use scales::{SCALE_RATE, distil_scales};
 use sums::{Pair, row_sensitivities};
 pub use svd::truncated;
@@ -63,6 +65,8 @@ pub const RATE: f64 = 0.2;
 pub const TRAINED_RATE: f64 = 0.05;
 /// Norms and biases may take one part of so many of a budget.
 const EXTRAS_SHARE: u64 = 8;
+/// Bytes of a manifest for distinct shapes with their ranks and bits, while those are not known.
+const CLASSES_BYTES: u64 = 400;
 /// Largest rank.
 const MOST_RANK: usize = 128;
 
@@ -211,9 +215,7 @@ pub(crate) fn size_of(base: &Base, info: &Info, coded: &[Coded]) -> Result<u64, 
 
 /// About what a file takes beside its coded stream: the header, the description of each linear, the info.
 pub(crate) fn header_bytes(base: &Base, info: &Info) -> Result<u64, Error> {
-    /// Distinct shapes with their ranks and bits, which are not known yet.
-    const CLASSES: u64 = 400;
-    Ok(size_of(base, info, &vec![Coded::default(); base.linears().len()])? + CLASSES)
+    Ok(size_of(base, info, &vec![Coded::default(); base.linears().len()])? + CLASSES_BYTES)
 }
 
 /// The rank at which `bytes` leave about two bits for each entry of all factors.
