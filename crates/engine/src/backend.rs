@@ -167,6 +167,8 @@ pub trait Backend: Sized + Send + Sync + 'static {
     fn weights(&self, tensor: HostTensor, rows: usize, cols: usize, arena: &mut Self::Arena) -> Self::Weights;
     /// Moves a matrix's delta to the device, still packed.
     fn delta(&self, delta: LinearDelta, arena: &mut Self::Arena) -> Self::Delta;
+    /// A delta's product comes next but one: what has to be looked up for it may be asked of the memory meanwhile.
+    fn expect(&self, delta: &Self::Delta);
     /// Bytes that a delta holds on the device.
     fn delta_bytes(&self, delta: &Self::Delta) -> u64;
     /// A buffer of `len` values.

@@ -20,6 +20,7 @@ use bitdelta_model::CodeBlocks;
 use factors::CpuFactors;
 use half::{bf16, f16};
 pub use kv::CpuKv;
+use smallvec::SmallVec;
 use std::ops::Range;
 
 /// Runs on the machine's cores, with a team of threads of its own.
@@ -114,7 +115,8 @@ fn widen(tensor: HostTensor) -> Vec<f32> {
 
 /// One linear's delta: what the base's dtype lets be multiplied with rounded activations, and the rest as it is.
 pub struct CpuDelta {
-    tiles: Vec<Tiles>,
+    /// One in most deltas, which lies with its neighbours' in a row then.
+    tiles: SmallVec<[Tiles; 1]>,
     factors: Vec<CpuFactors>,
     rest: LinearDelta,
 }
@@ -209,7 +211,7 @@ impl Backend for Cpu {
     }
 
     fn delta(&self, delta: LinearDelta, arena: &mut Arena) -> CpuDelta {
-        let mut tiles = Vec::new();
+        let mut tiles = SmallVec::new();
         let mut factors = Vec::new();
         let mut parts = Vec::new();
         for part in delta.parts {
@@ -227,6 +229,10 @@ impl Backend for Cpu {
         factors.shrink_to_fit();
         parts.shrink_to_fit();
         CpuDelta { tiles, factors, rest: LinearDelta { parts, ..delta } }
+    }
+
+    fn expect(&self, delta: &CpuDelta) {
+        kernels::prefetch_value(delta);
     }
 
     fn delta_bytes(&self, delta: &CpuDelta) -> u64 {

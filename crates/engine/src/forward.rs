@@ -262,11 +262,13 @@ fn vector<'a, B: Backend>(model: &'a Model<B>, segment: &Segment<'a, B>, place: 
     segment.variant.and_then(|variant| variant.vector(place)).or(model.weights.vectors[place].as_ref())
 }
 
-/// Normalises each segment with its own weight.
+/// Normalises each segment with its own weight; neighbours that have the same one together.
 fn norm<B: Backend>(model: &Model<B>, segments: &[Segment<B>], place: usize, x: &B::Buffer, y: &mut B::Buffer) {
-    for segment in segments {
-        if let Some(weight) = vector(model, segment, place) {
-            model.backend().rms_norm(x, weight, model.base().config.rms_eps, segment.rows.clone(), y);
+    let address = |segment: &Segment<B>| vector(model, segment, place).map(std::ptr::from_ref);
+    for run in segments.chunk_by(|a, b| address(a) == address(b)) {
+        let rows = run[0].rows.start..run[run.len() - 1].rows.end;
+        if let Some(weight) = vector(model, &run[0], place) {
+            model.backend().rms_norm(x, weight, model.base().config.rms_eps, rows, y);
         }
     }
 }
@@ -291,6 +293,7 @@ fn project<B: Backend, const N: usize>(
     mut to: [(LinearKind, &mut B::Buffer); N],
     add: bool,
 ) {
+    expect(model, segments, layer * LinearKind::ALL.len() + to[N - 1].0 as usize);
     let mut projections = Vec::with_capacity(N);
     for (kind, y) in &mut to {
         let index = layer * LinearKind::ALL.len() + *kind as usize;
@@ -304,6 +307,15 @@ fn project<B: Backend, const N: usize>(
                 model.backend().add_bias(bias, segment.rows.clone(), y);
             }
         }
+    }
+}
+
+/// Announces the deltas of the linears after the one at `last`, as many as may share their rows.
+fn expect<B: Backend>(model: &Model<B>, segments: &[Segment<B>], last: usize) {
+    const TOGETHER: usize = 3;
+    let next = last + 1..model.weights.linears.len().min(last + 1 + TOGETHER);
+    for variant in segments.iter().filter_map(|segment| segment.variant) {
+        next.clone().for_each(|index| model.backend().expect(variant.delta(index)));
     }
 }
 

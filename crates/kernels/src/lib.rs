@@ -50,3 +50,4 @@ pub use quantize::{Pair, Survey, clip_magnitudes, survey, survey_on};
 pub use rounded::Activations;
 pub use rows::{add, add_bias, add_scaled, dot, rms_norm, rope, silu_mul};
 pub use sparse::SparseRows;
+pub use vector::prefetch_value;

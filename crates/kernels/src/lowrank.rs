@@ -12,10 +12,10 @@
 //! read, so that a factor is one stream (as planes it was a stream for each rank and plane).
 //!
 //! The second product needs t in integers, yet the scales of B run along the outputs: t[r] counts scale[r, o / 64]
-//! times. So for every row and every 64 outputs `scale · t` is rounded anew over the ranks, to two digits as in
-//! [`crate::rounded`]: some forty operations beside the 4 · rank of the products. Another way keeps t exact: the
+//! times. So for every row and every group of outputs `scale · t` is rounded anew over the ranks, to one digit: an error of
+//! half a hundredth of the largest beside that of the codes, which is ten times as much. Another way keeps t exact: the
 //! sixteen values of a code, times `scale · t`, in one register, and a permutation that looks codes up; but it takes
-//! three operations for 16 outputs of one rank where the digits take three for four ranks.
+//! three operations for 16 outputs of one rank where the digit takes two for four ranks.
 //!
 //! What has no such layout (odd group sizes, offsets, more than four bits, very many ranks), and exact activations, go the
 //! way of [`crate::packed`].
@@ -29,7 +29,7 @@ use crate::{
     isa::{Isa, dispatch_int8},
     packed::Packed,
     project::Job,
-    rounded::{BLOCK, FINE},
+    rounded::BLOCK,
     vector::{LANES, Vector, int8::Int8Vector, prefetch},
 };
 use half::f16;
@@ -346,11 +346,11 @@ unsafe fn dots<V: Int8Vector, D: Tiles, const R: usize>(job: &Job, d: D, row: us
 
 /// `scale · t` of all ranks, rounded.
 struct Digits {
-    /// Coarse and fine; 0 from the last rank up to a whole vector, and not written past it.
-    codes: [[i8; MAX_RANK]; 2],
-    /// What 128 · coarse + fine is multiplied with.
+    /// 0 from the last rank up to a whole vector, and not written past it.
+    codes: [i8; MAX_RANK],
+    /// What codes are multiplied with.
     scale: f32,
-    /// Σ 128 · coarse + fine
+    /// Σ codes
     sum: f32,
 }
 
@@ -376,17 +376,14 @@ impl Digits {
             // Below that its inverse would not be finite.
             let inverse = V::splat(if greatest > 1e-30 { 127.0 / greatest } else { 0.0 });
             let mut sums = V::splat(0.0);
-            let coarse_codes = (&raw mut (*to).codes).cast::<i8>();
+            let codes = (&raw mut (*to).codes).cast::<i8>();
             for part in 0..parts {
-                let steps = values[part].mul(inverse);
-                let coarse = steps.round();
-                let fine = steps.sub(coarse).mul(V::splat(FINE)).round();
-                coarse.store_i8(coarse_codes.add(part * LANES));
-                fine.store_i8(coarse_codes.add(MAX_RANK + part * LANES));
-                sums = sums.add(fine.fma(coarse, V::splat(FINE)));
+                let rounded = values[part].mul(inverse).round();
+                rounded.store_i8(codes.add(part * LANES));
+                sums = sums.add(rounded);
             }
             (&raw mut (*to).sum).write(sums.sum());
-            (&raw mut (*to).scale).write(greatest / (127.0 * FINE));
+            (&raw mut (*to).scale).write(greatest / 127.0);
         }
     }
 }
@@ -430,19 +427,25 @@ unsafe fn outputs<V: Int8Vector, D: Tiles, const R: usize>(
     digits: &mut [MaybeUninit<Digits>; 2 * AHEAD],
 ) {
     let LowRankTiles { rank, b, .. } = d.tiles();
-    // SAFETY: as promised; the factor has scales for each block that fill a vector, and every block its digits.
+    // SAFETY: as promised; the factor has scales for each group that fill a vector, and there are at least as
+    // many digits as blocks, so as groups.
     unsafe {
-        for (i, block) in blocks.clone().enumerate() {
-            let scales = b.scales.as_ptr().add(block / b.blocks_per_group * rank.next_multiple_of(QUAD));
+        // Blocks of one group have the same scales, so the same digits.
+        let first = blocks.start / b.blocks_per_group;
+        let last = (blocks.end - 1) / b.blocks_per_group;
+        for group in first..=last {
+            let scales = b.scales.as_ptr().add(group * rank.next_multiple_of(QUAD));
             for r in 0..R {
                 let at = (row + r - job.rows.start) * rank;
-                Digits::round::<V::Floats>(digits[2 * i + r].as_mut_ptr(), t.get_unchecked(at..at + rank), scales);
+                let to = digits[2 * (group - first) + r].as_mut_ptr();
+                Digits::round::<V::Floats>(to, t.get_unchecked(at..at + rank), scales);
             }
         }
-        for (i, block) in blocks.enumerate() {
-            let mut of_rows = [digits[2 * i].as_ptr(); R];
+        for block in blocks {
+            let group = block / b.blocks_per_group - first;
+            let mut of_rows = [digits[2 * group].as_ptr(); R];
             for r in 0..R {
-                of_rows[r] = digits[2 * i + r].as_ptr();
+                of_rows[r] = digits[2 * group + r].as_ptr();
             }
             block_outputs::<V, D, R>(job, d, row, block, of_rows);
         }
@@ -467,28 +470,22 @@ unsafe fn block_outputs<V: Int8Vector, D: Tiles, const R: usize>(
     unsafe {
         for pack in 0..D::PACKS {
             let from = b.units.as_ptr().add((block * D::PACKS + pack) * quads * PACK);
-            // (vectors, rows, digits); vectors are at most four.
-            let mut sums = [[[V::begin_narrow(); 2]; R]; 4];
+            // (vectors, rows); vectors are at most four.
+            let mut sums = [[V::begin_narrow(); R]; 4];
             for first in (0..quads).step_by(NARROW) {
-                let mut narrow = [[[V::narrow(); 2]; R]; 4];
+                let mut narrow = [[V::narrow(); R]; 4];
                 for quad in first..quads.min(first + NARROW) {
                     for vector in 0..D::VECTORS {
                         let codes = D::load::<V>(from.add(quad * PACK), vector);
                         for r in 0..R {
-                            for digit in 0..2 {
-                                let codes_of = (&raw const (*digits[r]).codes).cast::<i8>().add(digit * MAX_RANK);
-                                let z = codes_of.add(quad * QUAD).cast::<i32>();
-                                narrow[vector][r][digit] =
-                                    V::add_narrow(narrow[vector][r][digit], codes, z.read_unaligned());
-                            }
+                            let z = (&raw const (*digits[r]).codes).cast::<i8>().add(quad * QUAD).cast::<i32>();
+                            narrow[vector][r] = V::add_narrow(narrow[vector][r], codes, z.read_unaligned());
                         }
                     }
                 }
                 for vector in 0..D::VECTORS {
                     for r in 0..R {
-                        for digit in 0..2 {
-                            sums[vector][r][digit] = sums[vector][r][digit].widen(narrow[vector][r][digit]);
-                        }
+                        sums[vector][r] = sums[vector][r].widen(narrow[vector][r]);
                     }
                 }
             }
@@ -501,7 +498,7 @@ unsafe fn block_outputs<V: Int8Vector, D: Tiles, const R: usize>(
                 for r in 0..R {
                     let scale = (*digits[r]).scale * b.tensor_scale;
                     let less = V::Floats::splat(-(b.zero as f32) * scale * (*digits[r]).sum);
-                    let sum = sums[vector][r][0].join(sums[vector][r][1]).to_floats();
+                    let sum = sums[vector][r].to_floats();
                     let y = job.y.add((row + r - job.y_row) * job.outputs + at);
                     let total = V::Floats::load_partial(y, lanes).add(less);
                     total.fma(sum, V::Floats::splat(2.0 * scale)).store_partial(y, lanes);

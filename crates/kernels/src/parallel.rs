@@ -314,6 +314,56 @@ pub fn for_each_chunk<T: Send + Copy>(y: &mut [T], width: usize, f: impl Fn(usiz
     });
 }
 
+/// Small tasks that must all be done before what an operation's other tasks need of them, without an operation of their own:
+/// whoever comes first does them, and who needs them waits for those alone that others are still at.
+pub(crate) struct Before {
+    tasks: usize,
+    next: Line<AtomicUsize>,
+    done: Line<AtomicUsize>,
+}
+
+/// Counts a task as done, also in a panic: nobody may wait for it then.
+struct Done<'a>(&'a AtomicUsize);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Release);
+    }
+}
+
+impl Before {
+    pub fn new(tasks: usize) -> Self {
+        Self { tasks, next: Line(AtomicUsize::new(0)), done: Line(AtomicUsize::new(0)) }
+    }
+
+    /// Does tasks while there are any that nobody began.
+    #[inline]
+    pub fn help(&self, task: impl Fn(usize)) {
+        while self.next.0.load(Relaxed) < self.tasks {
+            let i = self.next.0.fetch_add(1, Relaxed);
+            if i < self.tasks {
+                let _done = Done(&self.done.0);
+                task(i);
+            }
+        }
+    }
+
+    /// Helps, and returns when all tasks are done.
+    #[inline]
+    pub fn wait(&self, task: impl Fn(usize)) {
+        self.help(task);
+        let mut looks = 0usize;
+        while self.done.0.load(Acquire) < self.tasks {
+            looks += 1;
+            if looks.is_multiple_of(1 << 12) {
+                // Somebody else may need this core to end a task.
+                std::thread::yield_now();
+            }
+            std::hint::spin_loop();
+        }
+    }
+}
+
 /// Threads that an operation of this thread is spread over.
 pub fn threads() -> usize {
     let current = CURRENT.get();
@@ -344,6 +394,28 @@ mod tests {
                 }
             });
         }
+    }
+
+    #[test]
+    fn what_comes_before_is_done_once_and_whole_when_it_is_needed() {
+        for threads in [1, 2, 5] {
+            let team = Team::new(threads).expect("threads");
+            team.install(|| {
+                for operation in 0..500 {
+                    let (tasks, before) = (operation % 7, Before::new(operation % 7));
+                    let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+                    let task = |i: usize| add(&counts[i], 1);
+                    for_each(operation % 11, |_| {
+                        before.help(task);
+                        before.wait(task);
+                        assert!(counts.iter().all(|count| count.load(Relaxed) == 1), "operation {operation}");
+                    });
+                }
+            });
+        }
+        let before = Before::new(1);
+        assert!(catch_unwind(AssertUnwindSafe(|| before.help(|_| panic!("on purpose")))).is_err());
+        before.wait(|_| unreachable!("it was begun"));
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! Projections: `Y = X · Wᵀ` of a base matrix for all rows, plus each user's own delta for that user's rows, for as many
 //! matrices as share the rows X (queries, keys and values; gate and up).
 //!
-//! Two operations for the team: first the small products that must be whole before anything else (`A · x` of each
-//! low-rank delta), then everything else, each task taking a range of outputs of one matrix. A task multiplies the base
-//! and then adds every delta to the same outputs while they are in cache.
+//! One operation for the team, each task taking a range of outputs of one matrix. A task multiplies the base and then adds
+//! every delta to the same outputs while they are in cache. The small products that must be whole before a delta is added
+//! (`A · x` of each low-rank one) are done by the first tasks: an operation of their own made all threads meet once more.
 
 use crate::{
     ahead::{Ahead, Pieces},
@@ -12,7 +12,7 @@ use crate::{
     lowrank::{self, LowRankTiles},
     matmul::{Weights, run_floats},
     packed::{self, Packed},
-    parallel::{Output, for_each, threads},
+    parallel::{Before, Output, for_each, threads},
     planes::{PlaneTiles, Tables, run_planes},
     rounded::{Activations, BLOCK, Rounded},
     sparse::{SparseRows, run_sparse},
@@ -25,6 +25,8 @@ const TASKS: usize = 8;
 const WORTH_SPLITTING: usize = 1 << 16;
 /// Bytes of activations that stay in a core's second cache beside the weights that pass through.
 const CACHED: usize = 256 << 10;
+/// Pieces of the first factors for each thread.
+const FACTOR_PIECES: usize = 4;
 /// Rows of x that one task of a first factor takes.
 const FACTOR_ROWS: usize = 16;
 
@@ -149,7 +151,6 @@ pub fn project_on(isa: Isa, x: &Activations, products: &mut [Product]) {
     for product in &*products {
         check(isa, x, product);
     }
-    let factors = Factors::new(isa, x, products);
     let tables = tables(isa, x, products);
     let mut tasks = Vec::new();
     let total: usize = products.iter().map(|product| work(x, product)).sum();
@@ -164,9 +165,12 @@ pub fn project_on(isa: Isa, x: &Activations, products: &mut [Product]) {
     }
     let out: Vec<Output> = products.iter_mut().map(|product| Output::new(product.y)).collect();
     let products = &*products;
+    let mut values = Vec::new();
+    let factors = Factors::new((isa, x), products, &mut values);
     let each = |i: usize| {
         let (index, range): &(usize, Range<usize>) = &tasks[i];
-        let small = Small { factors: factors.of(*index), tables: tables.as_ref() };
+        factors.help();
+        let small = Small { product: *index, factors: &factors, tables: tables.as_ref() };
         run_terms(isa, x, &products[*index], small, range.clone(), out[*index].pointer());
     };
     if pieces == 1 { (0..tasks.len()).for_each(each) } else { for_each(tasks.len(), each) }
@@ -198,69 +202,87 @@ fn work(x: &Activations, product: &Product) -> usize {
 }
 
 /// `A · x` of every low-rank term of every product.
-struct Factors {
+struct Factors<'a> {
+    isa: Isa,
+    x: &'a Activations<'a>,
     /// (rows of the term, rank), one term after another.
-    values: Vec<f32>,
+    values: Output,
     /// Where each term's begin, product by product.
     begins: Vec<usize>,
     /// The first term of each product.
     products: Vec<usize>,
+    tasks: Vec<FirstFactor<'a>>,
+    /// Tasks of one piece: each is a matter of a microsecond.
+    together: usize,
+    before: Before,
 }
 
-impl Factors {
-    fn new(isa: Isa, x: &Activations, products: &[Product]) -> Self {
+/// Some rows of x by one first factor.
+struct FirstFactor<'a> {
+    matrix: &'a Matrix<'a>,
+    rank: usize,
+    rows: Range<usize>,
+    /// Where the result begins.
+    at: usize,
+}
+
+impl<'a> Factors<'a> {
+    /// `values` becomes the memory of the results.
+    fn new((isa, x): (Isa, &'a Activations<'a>), products: &'a [Product<'a>], values: &'a mut Vec<f32>) -> Self {
         let (mut begins, mut firsts, mut length) = (Vec::new(), Vec::with_capacity(products.len()), 0);
+        let mut tasks = Vec::new();
         for product in products {
             firsts.push(begins.len());
             for term in &product.terms {
                 begins.push(length);
-                length += term.rows.len() * term.matrix.rank().unwrap_or(0);
-            }
-        }
-        let mut factors = Self { values: vec![0.0; length], begins, products: firsts };
-        if length > 0 {
-            factors.compute(isa, x, products);
-        }
-        factors
-    }
-
-    fn compute(&mut self, isa: Isa, x: &Activations, products: &[Product]) {
-        let mut tasks = Vec::new();
-        let terms = products.iter().flat_map(|product| &product.terms);
-        for (term, begin) in terms.zip(&self.begins) {
-            let Some(rank) = term.matrix.rank() else { continue };
-            for first in term.rows.clone().step_by(FACTOR_ROWS) {
-                let at = begin + (first - term.rows.start) * rank;
-                tasks.push((&term.matrix, rank, first..term.rows.end.min(first + FACTOR_ROWS), at));
-            }
-        }
-        let values = Output::new(&mut self.values);
-        // Each is a matter of a microsecond: several to a piece.
-        let together = tasks.len().div_ceil(threads() * TASKS).max(1);
-        for_each(tasks.len().div_ceil(together), |piece| {
-            for (i, (matrix, rank, rows, at)) in tasks.iter().enumerate().skip(piece * together).take(together) {
-                // SAFETY: the task's part of the values lies at `at`.
-                let y = unsafe { values.pointer().add(*at) };
-                let (rows, y_row) = (rows.clone(), rows.start);
-                let job = Job { x, rows, outputs: *rank, first: 0, last: *rank, y, y_row, add: false };
-                match matrix {
-                    Matrix::LowRankTiles(d) => {
-                        if let Some((Matrix::LowRankTiles(next), ..)) = tasks.get(i + 1) {
-                            next.prefetch_first();
-                        }
-                        lowrank::run_first(isa, job, d);
-                    }
-                    Matrix::LowRank(a, _) => packed::run_product(isa, job, a),
-                    Matrix::Factors(a, ..) => run_floats(isa, job, a),
-                    _ => unreachable!("it has a rank"),
+                let Some(rank) = term.matrix.rank() else { continue };
+                for first in term.rows.clone().step_by(FACTOR_ROWS) {
+                    let rows = first..term.rows.end.min(first + FACTOR_ROWS);
+                    let at = length + (first - term.rows.start) * rank;
+                    tasks.push(FirstFactor { matrix: &term.matrix, rank, rows, at });
                 }
+                length += term.rows.len() * rank;
             }
-        });
+        }
+        values.resize(length, 0.0);
+        let together = tasks.len().div_ceil(threads() * FACTOR_PIECES).max(1);
+        let before = Before::new(tasks.len().div_ceil(together));
+        Self { isa, x, values: Output::new(values), begins, products: firsts, tasks, together, before }
     }
 
-    /// For each term of a product where its values begin.
-    fn of(&self, product: usize) -> impl Iterator<Item = &[f32]> {
-        self.begins[self.products[product]..].iter().map(|begin| &self.values[*begin..])
+    /// Computes what nobody else has begun.
+    fn help(&self) {
+        self.before.help(|piece| self.compute(piece));
+    }
+
+    /// `A · x` of a term of a product, which is of `length` values, when all are there.
+    fn of(&self, product: usize, term: usize, length: usize) -> &[f32] {
+        self.before.wait(|piece| self.compute(piece));
+        let begin = self.begins[self.products[product] + term];
+        // SAFETY: the term's values lie there, and nobody writes any more.
+        unsafe { std::slice::from_raw_parts(self.values.pointer().add(begin), length) }
+    }
+
+    fn compute(&self, piece: usize) {
+        let (isa, x) = (self.isa, self.x);
+        for (i, task) in self.tasks.iter().enumerate().skip(piece * self.together).take(self.together) {
+            let FirstFactor { matrix, rank, rows, at } = task;
+            // SAFETY: the task's part of the values lies at `at`.
+            let y = unsafe { self.values.pointer().add(*at) };
+            let job =
+                Job { x, rows: rows.clone(), outputs: *rank, first: 0, last: *rank, y, y_row: rows.start, add: false };
+            match matrix {
+                Matrix::LowRankTiles(d) => {
+                    if let Some(FirstFactor { matrix: Matrix::LowRankTiles(next), .. }) = self.tasks.get(i + 1) {
+                        next.prefetch_first();
+                    }
+                    lowrank::run_first(isa, job, d);
+                }
+                Matrix::LowRank(a, _) => packed::run_product(isa, job, a),
+                Matrix::Factors(a, ..) => run_floats(isa, job, a),
+                _ => unreachable!("it has a rank"),
+            }
+        }
     }
 }
 
@@ -272,26 +294,21 @@ fn tables(isa: Isa, x: &Activations, products: &[Product]) -> Option<Tables> {
     Some(Tables::new(isa, x.rounded.as_ref()?, x.rows, terms().filter(looked_up).map(|term| term.rows.clone())))
 }
 
-/// The small products that were computed before.
-struct Small<'a, F> {
-    /// `A · x` of each term of the product.
-    factors: F,
+/// What the terms of a product need beside them.
+#[derive(Clone, Copy)]
+struct Small<'a> {
+    product: usize,
+    factors: &'a Factors<'a>,
     tables: Option<&'a Tables>,
 }
 
-fn run_terms<'f>(
-    isa: Isa,
-    x: &Activations,
-    product: &Product,
-    small: Small<impl Iterator<Item = &'f [f32]>>,
-    range: Range<usize>,
-    y: *mut f32,
-) {
+fn run_terms(isa: Isa, x: &Activations, product: &Product, small: Small, range: Range<usize>, y: *mut f32) {
     let mut add = product.add;
     let outputs = product.y.len() / x.rows;
-    for (index, (term, t)) in product.terms.iter().zip(small.factors).enumerate() {
+    for (index, term) in product.terms.iter().enumerate() {
         let rows = term.rows.clone();
         let job = Job { x, rows, outputs, first: range.start, last: range.end, y, y_row: 0, add };
+        let t = |rank: usize| small.factors.of(small.product, index, term.rows.len() * rank);
         match &term.matrix {
             Matrix::Floats(w) => run_floats(isa, job, w),
             Matrix::Int8(w) => {
@@ -304,9 +321,9 @@ fn run_terms<'f>(
             }
             Matrix::Packed(d) => packed::run_product(isa, job, d),
             Matrix::Sparse(d) => run_sparse(isa, job, d),
-            Matrix::LowRank(_, b) => packed::run_transposed(isa, job, t, b),
-            Matrix::LowRankTiles(d) => lowrank::run_second(isa, job, t, d),
-            Matrix::Factors(_, b, scale) => run_second(isa, job, t, b, *scale),
+            Matrix::LowRank(_, b) => packed::run_transposed(isa, job, t(b.rows), b),
+            Matrix::LowRankTiles(d) => lowrank::run_second(isa, job, t(d.rank()), d),
+            Matrix::Factors(_, b, scale) => run_second(isa, job, t(b.cols), b, *scale),
         }
         add = true;
     }

@@ -140,3 +140,11 @@ pub(crate) fn prefetch_far(at: *const u8) {
     #[cfg(not(target_arch = "x86_64"))]
     let _ = at;
 }
+
+/// Asks the memory for a value that is about to be read.
+pub fn prefetch_value<T>(value: &T) {
+    let start = std::ptr::from_ref(value).cast::<u8>();
+    for line in (0..size_of::<T>()).step_by(64) {
+        prefetch(start.wrapping_add(line));
+    }
+}

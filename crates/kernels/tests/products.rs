@@ -10,8 +10,8 @@ use half::{bf16, f16};
 /// Relative to the sum of absolute terms: f32 rounding over at most a few hundred additions.
 const TOLERANCE: f64 = 1e-5;
 
-/// Half a step of two digits, relative to the greatest of what is rounded together.
-const DIGITS: f64 = 0.5 / (127.0 * 128.0);
+/// Half a step of a digit, relative to the greatest of what is rounded together.
+const DIGIT: f64 = 0.5 / 127.0;
 
 /// Odd sizes on purpose: below, at and above a vector, a word and a tile.
 const SHAPES: [(usize, usize, usize); 9] =
@@ -308,9 +308,9 @@ fn low_rank_products_are_right_for_every_width_rank_and_group() {
             let tiles = LowRankTiles::new(&factors.0, &factors.1, &mut Arena::default());
             assert_eq!(tiles.is_none(), offset, "{what} in tiles");
             let Some(tiles) = tiles else { continue };
-            // Two digits of the greatest |scale · t|, over the ranks.
+            // One digit of the greatest |scale · t|, over the ranks.
             let mut want = wanted(&rounded_inputs(&x, cols, 1));
-            want.iter_mut().for_each(|want| want.1 += DIGITS * want.1 / TOLERANCE);
+            want.iter_mut().for_each(|want| want.1 += DIGIT * want.1 / TOLERANCE);
             check(&what, &x, cols, &y, outputs, &want, |isa, x, y| {
                 multiply(isa, x, cols, true, Matrix::LowRankTiles(&tiles), y, true);
             });

@@ -68,8 +68,6 @@ pub unsafe trait Int8Vector: Copy {
     unsafe fn load_inputs_four_times(from: *const i8) -> Self::Inputs;
     /// Adds the products of each four codes with the four inputs in their place.
     unsafe fn add_narrow_neighbours(narrow: Self::Narrow, codes: Self::Codes, x: Self::Inputs) -> Self::Narrow;
-    /// 128 · self + fine.
-    unsafe fn join(self, fine: Self) -> Self;
     /// The sums as floats.
     unsafe fn to_floats(self) -> Self::Floats;
 }
@@ -126,9 +124,6 @@ unsafe impl Int8Vector for Scalar {
     }
     unsafe fn widen(self, narrow: Self) -> Self {
         Self(std::array::from_fn(|o| self.0[o] + narrow.0[o]))
-    }
-    unsafe fn join(self, fine: Self) -> Self {
-        Self(std::array::from_fn(|o| (self.0[o] << 7) + fine.0[o]))
     }
     unsafe fn load_fields<const BITS: usize>(from: *const u8, field: usize) -> [u8; 64] {
         // SAFETY: the caller promises 64 readable bytes.
@@ -278,16 +273,6 @@ mod x86 {
             unsafe { Self(_mm256_add_epi32(self.0, pairs(narrow.0)), _mm256_add_epi32(self.1, pairs(narrow.1))) }
         }
 
-        #[inline(always)]
-        unsafe fn join(self, fine: Self) -> Self {
-            // SAFETY: see the impl.
-            unsafe {
-                Self(
-                    _mm256_add_epi32(_mm256_slli_epi32::<7>(self.0), fine.0),
-                    _mm256_add_epi32(_mm256_slli_epi32::<7>(self.1), fine.1),
-                )
-            }
-        }
         #[inline(always)]
         unsafe fn load_fields<const BITS: usize>(from: *const u8, field: usize) -> (__m256i, __m256i) {
             // SAFETY: see the impl. What is shifted in from the neighbouring byte is masked out.
@@ -439,11 +424,6 @@ mod x86 {
             }
         }
 
-        #[inline(always)]
-        unsafe fn join(self, fine: Self) -> Self {
-            // SAFETY: see the impl.
-            Self(unsafe { _mm512_add_epi32(_mm512_slli_epi32::<7>(self.0), fine.0) })
-        }
         #[inline(always)]
         unsafe fn load_fields<const BITS: usize>(from: *const u8, field: usize) -> __m512i {
             // SAFETY: see the impl. What is shifted in from the neighbouring byte is masked out.

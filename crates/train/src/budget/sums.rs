@@ -56,6 +56,9 @@ const CLAMPED: f32 = 0.01;
 const SPARSE: usize = 12;
 /// A file so small beside the weights has none left for them one by one; a coded stream may not hold more of them either.
 const MOST_WEIGHTS_PER_BYTE: u64 = 1000;
+/// Bits a weight below which no pair was seen to have any left for a rest (factors alone were taken up to 0.075), which takes
+/// minutes to find out for a base of billions of weights.
+const LEAST_BITS: f64 = 0.05;
 /// Bits of a normally distributed element in steps of its deviation.
 const BITS_AT_ONE_DEVIATION: f64 = 2.05;
 /// Distortions that are tried until the size is met.
@@ -157,7 +160,7 @@ impl Pair<'_> {
         size: impl Fn(Vec<LinearDelta>) -> Result<u64, Error>,
         progress: &dyn Progress,
     ) -> Result<Option<Sums>, Error> {
-        if !are_affordable(self.base, bytes) {
+        if !are_affordable(self.base, bytes) || bytes < super::bytes_at(self.base, LEAST_BITS) {
             return Ok(None);
         }
         let of_factors = self.code(alone, false, progress)?;
