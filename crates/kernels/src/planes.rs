@@ -16,7 +16,7 @@ use crate::{
     int8::{HALVES, TILE, store},
     isa::{Isa, dispatch_lookup},
     packed::Packed,
-    parallel::{Output, for_each},
+    parallel::{Before, Output},
     project::Job,
     rounded::{BLOCK, Rounded},
     vector::{
@@ -32,8 +32,6 @@ const UNITS: usize = BLOCK / UNIT;
 const UNIT_BYTES: usize = UNIT * TILE / 8;
 /// Words of a block's plane for the outputs of a tile.
 const BLOCK_WORDS: usize = UNITS * UNIT_BYTES / 8;
-/// Tables that one thread makes sooner by itself.
-const WORTH_SPLITTING: usize = 1 << 11;
 
 /// A packed matrix in tiles of 32 outputs.
 #[derive(Debug, Clone, PartialEq)]
@@ -220,22 +218,28 @@ impl Layout {
     }
 }
 
-/// The sums of inputs that products look up, of some rows of activations.
-pub(crate) struct Tables {
-    /// Place of each row in `tables`, in rows.
+/// The sums of inputs that products look up, of some rows of activations, which the threads make that need them.
+pub(crate) struct Tables<'a> {
+    isa: Isa,
+    x: &'a Rounded,
+    /// Place of each row among those that are looked up.
     places: Vec<Option<usize>>,
-    /// row → block → unit.
-    tables: Vec<MaybeUninit<UnitTables>>,
-    blocks: usize,
+    /// The row of each place.
+    wanted: Vec<usize>,
+    /// place → block → unit
+    tables: Output<MaybeUninit<UnitTables>>,
+    _memory: Vec<MaybeUninit<UnitTables>>,
+    /// A task for each place.
+    before: Before,
 }
 
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct UnitTables([u8; TABLES]);
 
-impl Tables {
+impl<'a> Tables<'a> {
     /// Of the rows that are looked up, of `rows` in all.
-    pub fn new(isa: Isa, x: &Rounded, rows: usize, looked_up: impl Iterator<Item = Range<usize>>) -> Self {
+    pub fn new(isa: Isa, x: &'a Rounded, rows: usize, looked_up: impl Iterator<Item = Range<usize>>) -> Self {
         let (mut places, mut wanted) = (vec![None; rows], Vec::new());
         for row in looked_up.flatten() {
             if places[row].is_none() {
@@ -243,31 +247,40 @@ impl Tables {
                 wanted.push(row);
             }
         }
-        let each = x.blocks * UNITS;
-        let mut tables: Vec<MaybeUninit<UnitTables>> = Vec::with_capacity(wanted.len() * each);
+        let length = wanted.len() * x.blocks * UNITS;
+        let mut memory: Vec<MaybeUninit<UnitTables>> = Vec::with_capacity(length);
         // SAFETY: there is room, and whoever may be anything need not be written.
-        unsafe { tables.set_len(wanted.len() * each) };
-        let to = Output::new(&mut tables);
-        let write = |i: usize| {
-            let codes = &x.codes[wanted[i] * x.blocks * BLOCK..][..x.blocks * BLOCK];
-            // SAFETY: the row's tables lie there, and each row is written once.
-            let to = unsafe { to.pointer().add(i * each) }.cast::<u8>();
-            run_tables(isa, codes, to);
-        };
-        if wanted.len() * each < WORTH_SPLITTING {
-            (0..wanted.len()).for_each(write);
-        } else {
-            for_each(wanted.len(), write);
-        }
-        Self { places, tables, blocks: x.blocks }
+        unsafe { memory.set_len(length) };
+        let before = Before::new(wanted.len());
+        Self { isa, x, places, wanted, tables: Output::new(&mut memory), _memory: memory, before }
     }
 
-    /// The tables of a row.
+    /// Makes what nobody else has begun.
+    pub fn help(&self) {
+        self.before.help(|place| self.write(place));
+    }
+
+    /// Returns when all are made.
+    fn wait(&self) {
+        self.before.wait(|place| self.write(place));
+    }
+
+    fn write(&self, place: usize) {
+        let inputs = self.x.blocks * BLOCK;
+        let codes = &self.x.codes[self.wanted[place] * inputs..][..inputs];
+        run_tables(self.isa, codes, self.at(place));
+    }
+
+    fn at(&self, place: usize) -> *mut u8 {
+        // SAFETY: there are as many places.
+        unsafe { self.tables.pointer().add(place * self.x.blocks * UNITS) }.cast()
+    }
+
+    /// The tables of a row, when all are made.
     #[inline(always)]
     fn of(&self, row: usize) -> *const u8 {
-        let each = self.blocks * UNITS;
         match self.places[row] {
-            Some(place) => self.tables[place * each..][..each].as_ptr().cast(),
+            Some(place) => self.at(place),
             None => unreachable!("tables were made of every row that is looked up"),
         }
     }
@@ -315,6 +328,7 @@ fn transpose<const N: usize, const WIDE: usize>(rows: &[u64; TILE], to: &mut [u6
 }
 
 pub(crate) fn run_planes(isa: Isa, job: Job, d: &PlaneTiles, tables: &Tables) {
+    tables.wait();
     match d.bits {
         1 => look_up_1(isa, job, d, tables),
         2 => look_up_2(isa, job, d, tables),

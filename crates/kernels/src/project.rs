@@ -2,8 +2,8 @@
 //! matrices as share the rows X (queries, keys and values; gate and up).
 //!
 //! One operation for the team, each task taking a range of outputs of one matrix. A task multiplies the base and then adds
-//! every delta to the same outputs while they are in cache. The small products that must be whole before a delta is added
-//! (`A · x` of each low-rank one) are done by the first tasks: an operation of their own made all threads meet once more.
+//! every delta to the same outputs while they are in cache. What must be whole before a delta is added (`A · x` of each
+//! low-rank one, the tables of dense ones) is done by the first tasks: in an operation of its own, all threads met once more.
 
 use crate::{
     ahead::{Ahead, Pieces},
@@ -170,6 +170,7 @@ pub fn project_on(isa: Isa, x: &Activations, products: &mut [Product]) {
     let each = |i: usize| {
         let (index, range): &(usize, Range<usize>) = &tasks[i];
         factors.help();
+        tables.iter().for_each(Tables::help);
         let small = Small { product: *index, factors: &factors, tables: tables.as_ref() };
         run_terms(isa, x, &products[*index], small, range.clone(), out[*index].pointer());
     };
@@ -287,7 +288,7 @@ impl<'a> Factors<'a> {
 }
 
 /// What is looked up, if anything is.
-fn tables(isa: Isa, x: &Activations, products: &[Product]) -> Option<Tables> {
+fn tables<'a>(isa: Isa, x: &'a Activations, products: &[Product]) -> Option<Tables<'a>> {
     let terms = || products.iter().flat_map(|product| &product.terms);
     let looked_up = |term: &&Term| matches!(term.matrix, Matrix::Planes(_));
     terms().find(looked_up)?;
@@ -299,7 +300,7 @@ fn tables(isa: Isa, x: &Activations, products: &[Product]) -> Option<Tables> {
 struct Small<'a> {
     product: usize,
     factors: &'a Factors<'a>,
-    tables: Option<&'a Tables>,
+    tables: Option<&'a Tables<'a>>,
 }
 
 fn run_terms(isa: Isa, x: &Activations, product: &Product, small: Small, range: Range<usize>, y: *mut f32) {
