@@ -39,6 +39,8 @@ use std::{
 /// is to the sum of single ones.
 pub(super) const PROBES: usize = 96;
 pub(super) const EXAMPLES_PER_PROBE: usize = 4;
+/// Examples that are run at once where nothing learns.
+const TOGETHER: usize = 8;
 /// Steps between two looks at the coded size.
 const CONTROL_EVERY: usize = 4;
 /// Share of all steps after which the distortion stays.
@@ -89,7 +91,7 @@ impl Teacher {
     pub fn of(graph: &Graph, examples: &[Example], progress: &dyn Progress) -> Result<Self, Error> {
         progress.begin("asking the teacher", examples.len() as u64, "examples");
         let mut hidden = Vec::with_capacity(examples.len());
-        for examples in examples.chunks(8) {
+        for examples in examples.chunks(TOGETHER) {
             let packed = batch::pack(examples);
             let all = graph.hidden(&packed)?;
             let mut from = 0;
@@ -115,11 +117,11 @@ impl Teacher {
         let merged = Merged { base, variant };
         let graph = Graph::new(&base.config, &merged, Adaptation::Frozen, longest, false)?;
         let (mut sum, mut tokens) = (0.0, 0);
-        for (at, example) in examples.iter().enumerate() {
-            let packed = batch::pack([example]);
-            let hidden = graph.hidden(&packed)?;
+        for (examples, states) in examples.chunks(TOGETHER).zip(self.hidden.chunks(TOGETHER)) {
+            let packed = batch::pack(examples);
             let head = self.head.as_ref().unwrap_or(graph.head());
-            sum += kl(&hidden, &self.hidden[at], graph.head(), head, None)?.loss;
+            let found = kl(&graph.hidden(&packed)?, &stacked(states), graph.head(), head, None)?;
+            sum += found.loss;
             tokens += packed.rows.len();
         }
         Ok(sum / tokens as f64)
@@ -271,13 +273,17 @@ pub(super) fn divergence(
     chosen: &[usize],
     scale: f32,
 ) -> Result<f64, Error> {
-    let states = chosen.iter().map(|&index| &teacher.hidden[index]);
-    let (rows, width) = (packed.rows.len(), teacher.hidden[chosen[0]].cols());
-    let wanted = Matrix::new(rows, width, states.flat_map(|states| states.values()).copied().collect());
+    let wanted = stacked(chosen.iter().map(|&index| &teacher.hidden[index]));
     graph.accumulate_by(packed, |hidden, head| {
         let found = kl(hidden, &wanted, head, teacher.head.as_ref().unwrap_or(head), Some(scale))?;
         Ok((found.loss, found.gradient))
     })
+}
+
+/// All rows, one matrix after another.
+fn stacked<'a>(parts: impl IntoIterator<Item = &'a Matrix> + Clone) -> Matrix {
+    let (rows, width) = parts.clone().into_iter().fold((0, 0), |(rows, _), part| (rows + part.rows(), part.cols()));
+    Matrix::new(rows, width, parts.into_iter().flat_map(|part| part.values()).copied().collect())
 }
 
 impl Lesson<'_> {
