@@ -177,15 +177,7 @@ impl Shared {
         let mine = catch_unwind(AssertUnwindSafe(|| self.take_tasks(job, 0)));
         self.open.store(0, SeqCst);
         // Whoever saw the operation open had counted itself in before it closed, and so before this.
-        let mut looks = 0usize;
-        while self.inside.load(SeqCst) != 0 {
-            looks += 1;
-            if looks.is_multiple_of(1 << 12) {
-                // Somebody else may need this core to end a worker's task.
-                std::thread::yield_now();
-            }
-            std::hint::spin_loop();
-        }
+        wait_until(|| self.inside.load(SeqCst) == 0);
         if let Err(panic) = mine {
             resume_unwind(panic);
         }
@@ -262,6 +254,20 @@ impl Shared {
         let mut sleepers = lock(&self.sleepers);
         self.asleep.store(false, SeqCst);
         sleepers.drain(..).for_each(|thread| thread.unpark());
+    }
+}
+
+/// Watches for what other threads are about to bring about.
+#[inline]
+fn wait_until(done: impl Fn() -> bool) {
+    let mut looks = 0usize;
+    while !done() {
+        looks += 1;
+        if looks.is_multiple_of(1 << 12) {
+            // Somebody else may need this core to end a task.
+            std::thread::yield_now();
+        }
+        std::hint::spin_loop();
     }
 }
 
@@ -352,15 +358,7 @@ impl Before {
     #[inline]
     pub fn wait(&self, task: impl Fn(usize)) {
         self.help(task);
-        let mut looks = 0usize;
-        while self.done.0.load(Acquire) < self.tasks {
-            looks += 1;
-            if looks.is_multiple_of(1 << 12) {
-                // Somebody else may need this core to end a task.
-                std::thread::yield_now();
-            }
-            std::hint::spin_loop();
-        }
+        wait_until(|| self.done.0.load(Acquire) >= self.tasks);
     }
 }
 

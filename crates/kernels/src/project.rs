@@ -165,8 +165,7 @@ pub fn project_on(isa: Isa, x: &Activations, products: &mut [Product]) {
     }
     let out: Vec<Output> = products.iter_mut().map(|product| Output::new(product.y)).collect();
     let products = &*products;
-    let mut values = Vec::new();
-    let factors = Factors::new((isa, x), products, &mut values);
+    let factors = Factors::new(isa, x, products);
     let each = |i: usize| {
         let (index, range): &(usize, Range<usize>) = &tasks[i];
         factors.help();
@@ -208,6 +207,7 @@ struct Factors<'a> {
     x: &'a Activations<'a>,
     /// (rows of the term, rank), one term after another.
     values: Output,
+    _memory: Vec<f32>,
     /// Where each term's begin, product by product.
     begins: Vec<usize>,
     /// The first term of each product.
@@ -228,8 +228,7 @@ struct FirstFactor<'a> {
 }
 
 impl<'a> Factors<'a> {
-    /// `values` becomes the memory of the results.
-    fn new((isa, x): (Isa, &'a Activations<'a>), products: &'a [Product<'a>], values: &'a mut Vec<f32>) -> Self {
+    fn new(isa: Isa, x: &'a Activations<'a>, products: &'a [Product<'a>]) -> Self {
         let (mut begins, mut firsts, mut length) = (Vec::new(), Vec::with_capacity(products.len()), 0);
         let mut tasks = Vec::new();
         for product in products {
@@ -245,10 +244,11 @@ impl<'a> Factors<'a> {
                 length += term.rows.len() * rank;
             }
         }
-        values.resize(length, 0.0);
+        let mut memory = vec![0.0; length];
         let together = tasks.len().div_ceil(threads() * FACTOR_PIECES).max(1);
         let before = Before::new(tasks.len().div_ceil(together));
-        Self { isa, x, values: Output::new(values), begins, products: firsts, tasks, together, before }
+        let values = Output::new(&mut memory);
+        Self { isa, x, values, _memory: memory, begins, products: firsts, tasks, together, before }
     }
 
     /// Computes what nobody else has begun.

@@ -83,6 +83,11 @@ pub fn order(count: usize, epoch: usize, seed: u64, shuffle: bool) -> Vec<usize>
     order
 }
 
+/// Tokens of the longest of `examples`, 0 without any.
+pub fn longest(examples: &[Example]) -> usize {
+    examples.iter().map(|example| example.tokens.len()).max().unwrap_or(0)
+}
+
 /// Lays `examples` one after another.
 pub fn pack<'a>(examples: impl IntoIterator<Item = &'a Example>) -> PackedBatch {
     let mut batch = PackedBatch { starts: vec![0], ..Default::default() };

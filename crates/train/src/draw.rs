@@ -19,6 +19,8 @@ use bitdelta_model::{
 };
 use std::sync::atomic::AtomicBool;
 
+/// Conversations that are drawn where nobody says how many.
+pub const COUNT: usize = 192;
 /// Most tokens of a question.
 const QUESTION: usize = 64;
 /// Most tokens of an answer.

@@ -225,9 +225,8 @@ impl Import<'_> {
         let names: Vec<&str> = base.matrices().map(|matrix| matrix.name.as_str()).collect();
         let with = |coded: &[Coded]| {
             let mut variant = variant.clone();
-            for (place, coded) in places.iter().zip(coded).filter(|(_, coded)| coded.rank() > 0) {
-                let part = Part::LowRank { a: coded.a.pack(names[*place])?, bt: coded.bt.pack(names[*place])? };
-                variant.linears[*place].parts.push(part);
+            for (place, coded) in places.iter().zip(coded) {
+                variant.linears[*place].parts.extend(coded.part(names[*place])?);
             }
             Ok::<_, Error>(variant)
         };

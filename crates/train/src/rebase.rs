@@ -34,8 +34,6 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
 };
 
-/// Conversations that refitting draws.
-const DRAWS: usize = 192;
 /// Of what is drawn.
 const SEED: u64 = 42;
 
@@ -283,14 +281,16 @@ impl Request<'_> {
     /// The variant trained on the new base.
     fn refitted(&self, progress: &dyn Progress, stop: &AtomicBool) -> Result<Variant, Error> {
         let template = self.template(&self.from.tokenizer);
-        let examples = match self.lessons {
-            Some(lessons) => budget::examples(&self.from, &template, lessons)?,
+        let drawn;
+        let lessons = match self.lessons {
+            Some(lessons) => lessons,
             None => {
                 let variant = Some(self.variant.clone());
-                let drawn = draw::conversations(&self.from, variant, &template, DRAWS, SEED, progress)?;
-                budget::examples(&self.from, &template, &drawn)?
+                drawn = draw::conversations(&self.from, variant, &template, draw::COUNT, SEED, progress)?;
+                &drawn
             }
         };
+        let examples = budget::examples(&self.from, &template, lessons)?;
         let bytes = match self.budget() {
             Some(bytes) => bytes,
             None => self.variant.to_bytes()?.len() as u64,

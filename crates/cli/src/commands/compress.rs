@@ -22,8 +22,6 @@ use std::path::{Path, PathBuf};
 /// Of what is drawn and of the order of training.
 const SEED: u64 = 42;
 
-/// Conversations that are drawn where no number is given, as the help says.
-const DRAWS: usize = 192;
 /// Below so many bits a weight, weights alone lose much that draws keep.
 const FEW_BITS: f64 = 0.1;
 /// Weights of the linears up to which drawing and training on it takes minutes, and is done unasked.
@@ -134,7 +132,7 @@ fn to_budget(
 ) -> Result<(), Error> {
     let (interrupt, bar) = (Interrupt::watch()?, Bar::new());
     let unasked = args.draws_unasked(bytes, base, finetuned);
-    let draws = args.draw.unwrap_or(if unasked { DRAWS } else { 0 });
+    let draws = args.draw.unwrap_or(if unasked { draw::COUNT } else { 0 });
     let examples = match args.examples(base, finetuned, draws) {
         Err(error) if unasked => {
             bar.say(&format!("warning: the weights alone are used: {error}"));

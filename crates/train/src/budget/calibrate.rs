@@ -40,7 +40,7 @@ pub fn refine_codes(
     if examples.is_empty() {
         return Err(Error::setting("data", "codes are chosen for conversations, and there are none with an answer"));
     }
-    let longest = examples.iter().map(|example| example.tokens.len()).max().unwrap_or(0);
+    let longest = batch::longest(examples);
     let graph = Graph::kept(&finetuned.config, finetuned, Adaptation::Frozen, Keeping::FAST, longest, false)?;
     let batches = sample(examples, seed);
     let stacks: Vec<Vec<usize>> =

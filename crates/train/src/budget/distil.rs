@@ -76,7 +76,7 @@ impl Teacher {
         examples: &[Example],
         progress: &dyn Progress,
     ) -> Result<Self, Error> {
-        let longest = examples.iter().map(|example| example.tokens.len()).max().unwrap_or(0);
+        let longest = batch::longest(examples);
         let graph = Graph::new(config, weights, Adaptation::Frozen, longest, false)?;
         let teacher = Self::of(&graph, examples, progress)?;
         let name = if base.config.tied { "model.embed_tokens.weight" } else { "lm_head.weight" };
@@ -113,7 +113,7 @@ impl Teacher {
     /// # Errors
     /// As [`Teacher::new`].
     pub fn divergence_of(&self, base: &Base, variant: &Variant, examples: &[Example]) -> Result<f64, Error> {
-        let longest = examples.iter().map(|example| example.tokens.len()).max().unwrap_or(0);
+        let longest = batch::longest(examples);
         let merged = Merged { base, variant };
         let graph = Graph::new(&base.config, &merged, Adaptation::Frozen, longest, false)?;
         let (mut sum, mut tokens) = (0.0, 0);

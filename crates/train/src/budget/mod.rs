@@ -38,7 +38,7 @@ pub use svd::truncated;
 
 use crate::{
     Error, TrainConfig,
-    batch::Example,
+    batch::{self, Example},
     compress::{check_shapes, moved_vectors, tables_moved},
     data::Conversation,
     graph::{Adaptation, Graph, Keeping},
@@ -151,7 +151,7 @@ pub fn compress_to(
         sums.map_or_else(|| alone(&coded), Ok)?
     } else {
         let teacher = &Teacher::new(finetuned, base, examples, progress)?;
-        let longest = examples.iter().map(|example| example.tokens.len()).max().unwrap_or(0);
+        let longest = batch::longest(examples);
         let adaptation = Adaptation::LowRank { rank, scale: 1.0, seed: 0 };
         let graph = Graph::kept(&base.config, base, adaptation, Keeping::FAST, longest, false)?;
         let student = &Student::new(&graph);
@@ -266,10 +266,7 @@ pub fn variant_of(base: &Base, info: Info, coded: &[Coded]) -> Result<Variant, E
 /// Linears of coded factors, and beside each what is kept of its rest, where there is any.
 fn linears_of(base: &Base, coded: &[Coded], rests: &[Option<Part>]) -> Result<Vec<LinearDelta>, Error> {
     let linears = base.linears().iter().zip(coded).enumerate().map(|(index, (linear, coded))| {
-        let mut parts = Vec::new();
-        if coded.rank() > 0 {
-            parts.push(Part::LowRank { a: coded.a.pack(&linear.name)?, bt: coded.bt.pack(&linear.name)? });
-        }
+        let mut parts = Vec::from_iter(coded.part(&linear.name)?);
         parts.extend(rests.get(index).cloned().flatten());
         Ok(LinearDelta { rows: linear.rows, cols: linear.cols, parts, relative_error: None })
     });

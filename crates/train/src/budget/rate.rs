@@ -1,7 +1,9 @@
 //! Which steps the factors are rounded in, so that the file has the size that was asked for.
 
 use super::Factors;
+use crate::Error;
 use bitdelta_delta::{
+    Part,
     file::coded_bytes,
     tread::{Levels, SMALLEST, Step},
 };
@@ -75,6 +77,17 @@ impl Coded {
             }
         }
         coded
+    }
+
+    /// The part of the linear `tensor`; `None` where no component is left.
+    ///
+    /// # Errors
+    /// None that rounded factors give.
+    pub fn part(&self, tensor: &str) -> Result<Option<Part>, Error> {
+        if self.rank() == 0 {
+            return Ok(None);
+        }
+        Ok(Some(Part::LowRank { a: self.a.pack(tensor)?, bt: self.bt.pack(tensor)? }))
     }
 
     /// Without components of zeros.

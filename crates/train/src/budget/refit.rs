@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     Error,
-    batch::Example,
+    batch::{self, Example},
     graph::{Adaptation, Graph, Keeping},
     progress::Progress,
 };
@@ -56,16 +56,13 @@ pub fn refit(
     let whole = |coded: &[Coded]| {
         let mut all = rest.clone();
         for ((delta, coded), linear) in all.linears.iter_mut().zip(coded).zip(to.linears()) {
-            if coded.rank() > 0 {
-                let part = Part::LowRank { a: coded.a.pack(&linear.name)?, bt: coded.bt.pack(&linear.name)? };
-                delta.parts.insert(0, part);
-            }
+            delta.parts.splice(0..0, coded.part(&linear.name)?);
             delta.relative_error = None;
         }
         Ok::<_, Error>(all)
     };
     let size = |coded: &[Coded]| Ok::<_, Error>(whole(coded)?.to_bytes()?.len() as u64);
-    let longest = examples.iter().map(|example| example.tokens.len()).max().unwrap_or(0);
+    let longest = batch::longest(examples);
     let adaptation = Adaptation::LowRank { rank, scale: 1.0, seed: 0 };
     let graph =
         Graph::kept(&to.config, &Merged { base: to, variant: &rest }, adaptation, Keeping::FAST, longest, false)?;

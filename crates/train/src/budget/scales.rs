@@ -52,7 +52,7 @@ pub fn distil_scales(
     schedule: Schedule,
     (progress, stop): (&dyn Progress, &AtomicBool),
 ) -> Result<(f64, f64), Error> {
-    let longest = examples.iter().map(|example| example.tokens.len()).max().unwrap_or(0);
+    let longest = batch::longest(examples);
     let graph = Graph::new(&base.config, base, Adaptation::Full, longest, false)?;
     let scaled = scaled(base, &graph, variant)?;
     if scaled.is_empty() || examples.is_empty() {

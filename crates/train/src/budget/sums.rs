@@ -98,7 +98,7 @@ pub fn row_sensitivities(
     seed: u64,
     progress: &dyn Progress,
 ) -> Result<Vec<Vec<f32>>, Error> {
-    let longest = examples.iter().map(|example| example.tokens.len()).max().unwrap_or(0);
+    let longest = batch::longest(examples);
     let graph = Graph::kept(&model.config, model, Adaptation::Full, Keeping::FAST, longest, false)?;
     let mut sums: Vec<Vec<f32>> = model.linears().iter().map(|linear| vec![0.0; linear.rows]).collect();
     let order = batch::order(examples.len(), usize::MAX >> 1, seed, true);
