@@ -57,6 +57,27 @@ fn a_report_has_every_entry_for_every_seed_and_is_not_made_twice() {
     assert!(!output.join("runs/greetings/seed-1/finetuned").exists());
     let second = run("bitdelta", &arguments);
     assert_eq!((stderr(&second), stdout(&second)), (String::new(), stdout(&first)));
+
+    // Nor elsewhere, by who knows the report; a third seed is trained at the rates that were found.
+    let known = output.join("report.json");
+    let (elsewhere, known) = (keep.path().join("elsewhere"), known.to_str().expect("UTF-8"));
+    let elsewhere = elsewhere.to_str().expect("UTF-8");
+    let one_more = [
+        ["report", "--model", TINY, "--task", task, "--general", general, "--output", elsewhere].as_slice(),
+        &["--seeds", "3", "--sizes", "8KB", "--batch", "0", "--json", "--only", "full,lora-r1"],
+        &["--train", "--max-steps 2 --cutoff-len 64", "--known", known],
+    ]
+    .concat();
+    let third = run("bitdelta", &one_more);
+    assert!(third.status.success(), "{}", stderr(&third));
+    assert!(!stderr(&third).contains("seed 1") && stderr(&third).contains("seed 3: lora-r1@"), "{}", stderr(&third));
+    let together: Value = serde_json::from_str(&stdout(&third)).expect("pure JSON");
+    let summaries = together["summaries"].as_array().expect("an array");
+    let seeds: Vec<_> =
+        summaries.iter().map(|one| (one["id"].as_str().expect("text"), one["seeds"].as_u64())).collect();
+    let two = Some(2);
+    let want = [("full", Some(3)), ("lora-r1", Some(3)), ("bits1", two), ("trained-8KB", two), ("data-8KB", two)];
+    assert!(want.iter().all(|one| seeds.contains(one)) && seeds.len() == want.len(), "{seeds:?}");
 }
 
 #[test]

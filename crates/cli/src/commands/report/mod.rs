@@ -1,9 +1,10 @@
 //! `bitdelta report`: what each way to make a variant keeps of a fine-tune, in how many bytes, at what cost; over several tasks and
 //! seeds, every training with a swept learning rate, as a page (HTML), as Markdown and as JSON.
 //!
-//! It runs this program's own commands (`runs`), a task and a seed at a time (`study`), for the entries of `plan`;
-//! `summary` takes medians, `tables` holds the ZIP-7 page's claims beside what was measured, and `page` writes it down.
+//! It runs this program's own commands (`runs`), a task and a seed at a time (`study`), for the entries of `plan`, less what earlier
+//! reports have (`known`); `summary` takes medians, `tables` holds the ZIP-7 page's claims beside what was measured, and `page` writes it down.
 
+mod known;
 mod page;
 mod plan;
 mod runs;
@@ -12,10 +13,11 @@ mod summary;
 mod tables;
 
 use crate::{Error, output};
-use plan::entries;
+use known::Known;
+use plan::{Entry, FULL, entries};
 use runs::Runner;
 use std::path::PathBuf;
-use study::{Figures, Rates, Row, Setting, Study, Task};
+use study::{Setting, Study, Task};
 use summary::Summary;
 
 /// Arguments of `report`.
@@ -46,6 +48,9 @@ pub struct ReportArgs {
     /// Only these entries, and the full fine-tune that others are made from (full, bits1, data-340KB, lora-r16, …)
     #[arg(long, value_name = "ID", value_delimiter = ',')]
     only: Vec<String>,
+    /// Earlier reports (report.json): what they have is not run again, and is in the new one too
+    #[arg(long, value_name = "FILE")]
+    known: Vec<PathBuf>,
     /// More options of every training, as in --train '--epochs 1'; may be given several times
     #[arg(long, value_name = "OPTIONS", allow_hyphen_values = true)]
     train: Vec<String>,
@@ -78,27 +83,26 @@ pub fn run(args: &ReportArgs) -> Result<(), Error> {
         batch: args.batch,
         keep: args.keep,
     };
+    let mut known = Known::read(&args.known)?;
     let mut runner = Runner::new()?;
-    let mut rows: Vec<Row> = Vec::new();
     for task in &tasks {
-        let mut rates = Rates::new();
-        let mut runs: Vec<Vec<Figures>> = vec![Vec::new(); entries.len()];
+        let mut rates = known.rates(&task.name);
         for seed in 1..=args.seeds {
+            let missing = |entry: &&Entry| !known.has(&task.name, &entry.id, seed);
+            if !entries.iter().any(|entry| missing(&entry)) {
+                continue;
+            }
+            // Others are made from the full fine-tune.
+            let wanted: Vec<&Entry> = entries.iter().filter(|entry| entry.id == FULL || missing(entry)).collect();
             let study = Study { setting: &setting, task, seed };
-            let found = study.run(&entries, &mut rates, &mut runner)?;
-            runs.iter_mut().zip(found).for_each(|(runs, figures)| runs.push(figures));
+            let found = study.run(&wanted, &mut rates, &mut runner)?;
+            wanted.iter().zip(found).for_each(|(entry, figures)| known.add(&task.name, entry, figures));
         }
-        rows.extend(entries.iter().zip(runs).map(|(entry, runs)| Row {
-            task: task.name.clone(),
-            id: entry.id.clone(),
-            label: entry.label.clone(),
-            family: entry.family,
-            runs,
-        }));
     }
+    let rows = known.rows(&entries);
     let base = setting.base_speed(&mut runner)?;
     let summaries: Vec<Summary> = rows.iter().map(Summary::of).collect();
-    let written = page::write(&args.output, &setting.model, args.seeds, &rows, &summaries, base)?;
+    let written = page::write(&args.output, &setting.model, &rows, &summaries, base)?;
     if args.json {
         return output::text(&written.json);
     }

@@ -75,7 +75,6 @@ const COLUMNS: [&str; 13] = [
 pub fn write(
     folder: &Path,
     model: &str,
-    seeds: u64,
     rows: &[Row],
     summaries: &[Summary],
     base_speed: Option<f64>,
@@ -83,6 +82,7 @@ pub fn write(
     let mut tasks: Vec<&str> = summaries.iter().map(|summary| summary.task.as_str()).collect();
     tasks.dedup();
     let claims = tables(summaries, base_speed);
+    let seeds = rows.iter().map(|row| row.runs.len()).max().unwrap_or_default();
     let mut sections = Vec::new();
     for task in tasks {
         let of_task: Vec<&Summary> = summaries.iter().filter(|summary| summary.task == task).collect();

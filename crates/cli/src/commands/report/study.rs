@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{Context, Error};
 use bitdelta_delta::Variant;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
@@ -43,7 +43,7 @@ pub struct Setting {
 }
 
 /// What one variant measured.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Figures {
     /// The run's seed.
     pub seed: u64,
@@ -54,7 +54,7 @@ pub struct Figures {
     /// `bitdelta eval`'s figures.
     pub eval: Value,
     /// Seconds that making it took, without its fine-tune.
-    pub seconds: f64,
+    pub seconds: Option<f64>,
     /// Most memory that making it held, in bytes.
     pub peak_memory: Option<f64>,
     /// Training tokens a second.
@@ -64,7 +64,7 @@ pub struct Figures {
 }
 
 /// Figures of one entry over all seeds.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Row {
     /// The task.
     pub task: String,
@@ -83,7 +83,7 @@ const RESULT: &str = "result.json";
 /// Variants above so many bytes are not served in a batch to see how fast they are.
 const LARGEST_SERVED: u64 = 100_000_000;
 
-/// Rates that were best with the first seed, by entry.
+/// Rates that were best with the first seed, by the entry's id.
 pub type Rates = BTreeMap<String, f64>;
 
 /// A variant that was made.
@@ -109,7 +109,7 @@ impl Study<'_> {
     ///
     /// # Errors
     /// What a command reports.
-    pub fn run(&self, entries: &[Entry], rates: &mut Rates, runner: &mut Runner) -> Result<Vec<Figures>, Error> {
+    pub fn run(&self, entries: &[&Entry], rates: &mut Rates, runner: &mut Runner) -> Result<Vec<Figures>, Error> {
         let mut made: Vec<Made> = Vec::new();
         for entry in entries {
             made.push(match &entry.make {
@@ -131,7 +131,7 @@ impl Study<'_> {
                 rate: made.rate,
                 command: format!("bitdelta {}", shown(&made.saved.command)),
                 eval,
-                seconds: printed("seconds").unwrap_or(f64::NAN),
+                seconds: printed("seconds"),
                 peak_memory: printed("peak_memory"),
                 training_tokens_per_second: printed("tokens_per_second"),
                 tokens_per_second: self.speed(&made.variant, runner)?,

@@ -89,7 +89,7 @@ impl Summary {
             loss: eval("loss_variant"),
             exact: eval("exact"),
             drift: eval("drift"),
-            seconds: spread(&|run| Some(run.seconds)),
+            seconds: spread(&|run| run.seconds),
             peak_memory: spread(&|run| run.peak_memory),
             training_tokens_per_second: spread(&|run| run.training_tokens_per_second),
             load_seconds: eval("load_seconds"),
