@@ -120,7 +120,7 @@ impl<B: Backend> Body<B> {
             }
             Some([first, second]) => {
                 // A little more than each takes, as slabs are aligned. Whatever a changed file makes of itself is dropped.
-                let [less, more] = [file.len() / 2, file.len() * 5 / 8];
+                let [less, more] = [file.len() / 3, file.len() * 4 / 5];
                 let (first, second) = side_by_side(
                     || stored.verify().map_err(Error::from).and_then(|()| make(first, less)),
                     || make(second, more),

@@ -14,6 +14,8 @@ use std::{
 
 /// Below this the heap is as good.
 const WORTH_MAPPING: usize = 4 << 20;
+/// A huge page, at whose multiples a region starts: it would begin and end in small pages otherwise.
+const HUGE: usize = 2 << 20;
 /// Slabs start at a multiple of this.
 const ALIGN: usize = 64;
 
@@ -27,6 +29,7 @@ pub struct Arena {
 #[derive(Debug)]
 struct Region {
     start: NonNull<u8>,
+    /// From there to the end.
     bytes: usize,
     /// Unmaps when dropped.
     _map: MmapMut,
@@ -49,12 +52,13 @@ impl Arena {
         if bytes < WORTH_MAPPING {
             return Self::default();
         }
-        let region = MmapOptions::new().len(bytes).map_anon().ok().and_then(|mut map| {
+        let region = MmapOptions::new().len(bytes + HUGE).map_anon().ok().and_then(|mut map| {
             #[cfg(target_os = "linux")]
             // Where the system has no huge pages, small ones do.
             let _ = map.advise(memmap2::Advice::HugePage);
-            let (start, bytes) = (NonNull::new(map.as_mut_ptr())?, map.len());
-            Some(Arc::new(Region { start, bytes, _map: map }))
+            let before = map.as_ptr().align_offset(HUGE);
+            let start = NonNull::new(map.get_mut(before..)?.as_mut_ptr())?;
+            Some(Arc::new(Region { start, bytes: map.len() - before, _map: map }))
         });
         Self { region, used: 0 }
     }

@@ -189,14 +189,14 @@ impl<'a> Stored<'a> {
         self.decode_some(0..self.plan.linears.len(), each)
     }
 
-    /// Two ranges of matrices, of about two and three fifths of the weights, that [`Self::decode_some`] can decode side by side:
+    /// Two ranges of matrices, of about one and three quarters of the weights, that [`Self::decode_some`] can decode side by side:
     /// the second takes about as long as [`Self::verify`] and the first together. `None` where a coded stream has to be read from its beginning.
     pub fn halves(&self) -> Option<[Range<usize>; 2]> {
         let weights: Vec<u64> = self.shapes().map(|(rows, cols)| rows as u64 * cols as u64).collect();
         let (total, mut before) = (weights.iter().sum::<u64>(), 0);
         let middle = weights.iter().position(|weights| {
             before += weights;
-            5 * before >= 2 * total
+            4 * before >= total
         });
         let middle = middle? + 1;
         (self.plan.coded == 0).then_some([0..middle, middle..weights.len()])
