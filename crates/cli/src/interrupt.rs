@@ -68,12 +68,22 @@ impl Interrupt {
         Ok(this)
     }
 
-    /// Runs `work`; meanwhile one Ctrl-C only makes [`Self::asked`] true, a second one ends the process.
-    pub fn during<T>(&self, work: impl FnOnce() -> T) -> T {
+    /// From now on one Ctrl-C only makes [`Self::asked`] true, until [`Self::free`].
+    pub fn busy(&self) {
         self.asked.store(false, Ordering::SeqCst);
         self.busy.store(true, Ordering::SeqCst);
-        let result = work();
+    }
+
+    /// From now on Ctrl-C ends the process.
+    pub fn free(&self) {
         self.busy.store(false, Ordering::SeqCst);
+    }
+
+    /// Runs `work`; meanwhile one Ctrl-C only makes [`Self::asked`] true, a second one ends the process.
+    pub fn during<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.busy();
+        let result = work();
+        self.free();
         result
     }
 

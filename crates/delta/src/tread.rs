@@ -39,12 +39,12 @@ impl Step {
     }
 
     /// Its place in the table.
-    pub(crate) fn code(self) -> u8 {
+    pub fn code(self) -> u8 {
         self.0
     }
 
     /// The step at a place; `None` beyond the table.
-    pub(crate) fn from_code(code: u8) -> Option<Self> {
+    pub fn from_code(code: u8) -> Option<Self> {
         (code < STEPS).then_some(Self(code))
     }
 

@@ -9,7 +9,7 @@ use crate::{
     optimiser::AdamW,
 };
 use safetensors::{Dtype, SafeTensors, tensor::View};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Serialize, de::DeserializeOwned};
 use std::{
     borrow::Cow,
     fs::{self, File},
@@ -23,24 +23,6 @@ const STATE: &str = "state.json";
 const PREFIX: &str = "checkpoint-";
 /// What a folder is called while it is written.
 const PARTIAL: &str = ".checkpoint-";
-
-/// What is not a tensor.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
-#[serde(default)]
-pub(super) struct State {
-    /// Optimiser steps done.
-    pub step: usize,
-    /// Hash of the settings, data and base that decide the result.
-    pub identity: String,
-    /// Held-out loss of the base.
-    pub loss_base: Option<f64>,
-    /// Held-out loss when last measured.
-    pub loss_held_out: Option<f64>,
-    /// Lowest held-out loss so far.
-    pub best: Option<f64>,
-    /// Measurements since then.
-    pub since_best: usize,
-}
 
 /// A matrix as safetensors writes it.
 struct Stored<'a> {
@@ -67,9 +49,9 @@ impl View for Stored<'_> {
 }
 
 /// Writes `output_dir/checkpoint-{step}` and removes the oldest beyond `keep`. `best` are the best weights so far.
-pub(super) fn save(
+pub(crate) fn save(
     output_dir: &Path,
-    state: &State,
+    (step, state): (usize, &impl Serialize),
     parameters: &[Arc<Parameter>],
     optimiser: &AdamW,
     best: Option<&[Matrix]>,
@@ -89,16 +71,16 @@ pub(super) fn save(
     let tensors = |folder: &Path| {
         let path = folder.join(TENSORS);
         safetensors::serialize_to_file(tensors, None, &path).map_err(|error| Error::Checkpoint {
-            path: output_dir.join(format!("{PREFIX}{}", state.step)),
+            path: output_dir.join(format!("{PREFIX}{step}")),
             problem: format!("it could not be written: {error}"),
         })?;
         sync(&path)
     };
-    publish(output_dir, (state.step, state), tensors, keep)
+    publish(output_dir, (step, state), tensors, keep)
 }
 
 /// As [`save`], a state with no tensors beside it.
-pub(super) fn save_state(output_dir: &Path, step: usize, state: &impl Serialize) -> Result<PathBuf, Error> {
+pub(crate) fn save_state(output_dir: &Path, step: usize, state: &impl Serialize) -> Result<PathBuf, Error> {
     publish(output_dir, (step, state), |_| Ok(()), Some(1))
 }
 
@@ -133,15 +115,17 @@ fn publish(
     Ok(target)
 }
 
-/// Reads a checkpoint into `parameters` and `optimiser`; returns its state and the best weights, if any are kept.
-pub(super) fn load(
+/// Reads a checkpoint into `parameters` and the optimiser's moments; returns its state, whose identity `of` knows, and the best
+/// weights, if any are kept.
+pub(crate) fn load<T: DeserializeOwned>(
     folder: &Path,
     identity: &str,
+    of: impl Fn(&T) -> &str,
     parameters: &[Arc<Parameter>],
     optimiser: &mut AdamW,
-) -> Result<(State, Option<Vec<Matrix>>), Error> {
+) -> Result<(T, Option<Vec<Matrix>>), Error> {
     let wrong = |problem: String| Error::Checkpoint { path: folder.into(), problem };
-    let state: State = load_state(folder, identity, |state: &State| &state.identity)?;
+    let state = load_state(folder, identity, of)?;
     let bytes = fs::read(folder.join(TENSORS)).map_err(|error| wrong(format!("{TENSORS}: {error}")))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|error| wrong(format!("{TENSORS}: {error}")))?;
     let matrix = |what: &str, parameter: &Parameter| -> Result<Matrix, Error> {
@@ -163,12 +147,11 @@ pub(super) fn load(
             best.push(matrix("best", parameter)?);
         }
     }
-    optimiser.step = state.step;
     Ok((state, has_best.then_some(best)))
 }
 
 /// The state in a checkpoint, if its identity is the run's.
-pub(super) fn load_state<T: DeserializeOwned>(
+pub(crate) fn load_state<T: DeserializeOwned>(
     folder: &Path,
     identity: &str,
     of: impl Fn(&T) -> &str,
@@ -185,7 +168,7 @@ pub(super) fn load_state<T: DeserializeOwned>(
 }
 
 /// The checkpoints of a folder by rising step.
-pub(super) fn list(output_dir: &Path) -> Vec<(usize, PathBuf)> {
+pub(crate) fn list(output_dir: &Path) -> Vec<(usize, PathBuf)> {
     let entries = fs::read_dir(output_dir).into_iter().flatten().flatten();
     let mut found: Vec<(usize, PathBuf)> = entries
         .filter_map(|entry| {
@@ -198,7 +181,7 @@ pub(super) fn list(output_dir: &Path) -> Vec<(usize, PathBuf)> {
 }
 
 /// Removes what a run that was killed while saving left behind.
-pub(super) fn clean(output_dir: &Path) {
+pub(crate) fn clean(output_dir: &Path) {
     for entry in fs::read_dir(output_dir).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with(PARTIAL) {
             // Not being able to remove it harms nothing but disk space.

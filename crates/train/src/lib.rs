@@ -7,6 +7,7 @@
 //! (`bitdelta-delta`), generation (`bitdelta-engine`), and anything that prints.
 pub mod batch;
 pub mod budget;
+mod checkpoint;
 pub mod compress;
 pub mod config;
 pub mod data;

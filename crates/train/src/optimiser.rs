@@ -16,7 +16,8 @@ const VALUES_PER_TASK: usize = 1 << 14;
 pub struct AdamW {
     beta1: f64,
     beta2: f64,
-    epsilon: f64,
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
     weight_decay: f64,
     /// Steps done.
     pub step: usize,

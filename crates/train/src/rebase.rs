@@ -14,7 +14,7 @@
 
 use crate::{
     Error,
-    budget::{self, compress_to},
+    budget::{self, Watch, compress_to},
     compress::{check_shapes, compress_pair},
     data::Conversation,
     draw,
@@ -295,7 +295,7 @@ impl Request<'_> {
             Some(bytes) => bytes,
             None => self.variant.to_bytes()?.len() as u64,
         };
-        budget::refit((&self.from, &self.to), self.variant, &examples, bytes, (progress, stop))
+        budget::refit((&self.from, &self.to), self.variant, &examples, bytes, Watch::new(progress, stop))
     }
 
     /// The variant on the new base.
@@ -305,7 +305,7 @@ impl Request<'_> {
             (Method::Recompute, Some(finetuned), Some(bytes)) => {
                 let options = budget::Options::new(bytes);
                 let info = self.variant.info.clone();
-                compress_to(&self.to, finetuned, &[], &options, info, (progress, stop))?
+                compress_to(&self.to, finetuned, &[], &options, info, Watch::new(progress, stop))?
             }
             (Method::Recompute, Some(finetuned), None) => {
                 let (moved, _) = compress_pair(&self.to, finetuned, &self.variant.info.config, progress)?;

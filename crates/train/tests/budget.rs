@@ -11,7 +11,8 @@ use bitdelta_train::{
     Error, TrainConfig,
     batch::Example,
     budget::{
-        self, Options, SCALE_RATE, Schedule, Teacher, compress_to, distil_scales, measure_errors, refine_codes, refit,
+        self, Options, SCALE_RATE, Schedule, Teacher, Watch, compress_to, distil_scales, measure_errors, refine_codes,
+        refit,
     },
     compress::compress_pair,
     config::Size,
@@ -31,6 +32,11 @@ fn golden(name: &str) -> String {
 
 fn pair() -> (Base, Base) {
     (Base::open(&golden("tiny-llama")).unwrap(), Base::open(&golden("tiny-llama-ft")).unwrap())
+}
+
+/// Nobody follows.
+fn alone() -> Watch<'static> {
+    Watch::new(&Silent, &NEVER)
 }
 
 fn info(base: &Base) -> Info {
@@ -65,8 +71,7 @@ fn a_file_keeps_its_size_to_the_byte_or_less_and_more_bytes_come_closer() {
     let errors: Vec<f32> = [2_500, 5_000, 12_345, 20_000]
         .into_iter()
         .map(|bytes| {
-            let mut variant =
-                compress_to(&base, &tuned, &[], &options(bytes, 1.0), info(&base), (&Silent, &NEVER)).unwrap();
+            let mut variant = compress_to(&base, &tuned, &[], &options(bytes, 1.0), info(&base), alone()).unwrap();
             let found = variant.to_bytes().unwrap();
             assert!(found.len() as u64 <= bytes && found.len() as u64 > bytes * 8 / 10, "{} of {bytes}", found.len());
             let (read, _) = Variant::from_bytes(&found, Path::new("v")).unwrap();
@@ -125,8 +130,7 @@ fn each_difference_gets_the_kind_that_suits_it() {
     ];
     for (what, change, bytes, kinds, most) in cases {
         let (_folder, base, tuned) = changed(change);
-        let mut variant =
-            compress_to(&base, &tuned, &[], &options(bytes, 1.0), info(&base), (&Silent, &NEVER)).unwrap();
+        let mut variant = compress_to(&base, &tuned, &[], &options(bytes, 1.0), info(&base), alone()).unwrap();
         assert!(variant.to_bytes().unwrap().len() as u64 <= bytes, "{what}");
         let error = measure_errors(&mut variant, &base, &tuned).unwrap();
         let is_there = |kind: fn(&Part) -> bool| parts(&variant).into_iter().any(kind);
@@ -154,7 +158,7 @@ fn rows_that_matter_more_to_the_answers_get_more_of_the_bits() {
     let examples = examples(&base);
     let teacher = Teacher::new(&tuned, &base, &examples, &Silent).unwrap();
     let made = |with: &[Example]| {
-        let variant = compress_to(&base, &tuned, with, &options(16_000, 6.0), info(&base), (&Silent, &NEVER)).unwrap();
+        let variant = compress_to(&base, &tuned, with, &options(16_000, 6.0), info(&base), alone()).unwrap();
         assert!(variant.to_bytes().unwrap().len() <= 16_000);
         variant
     };
@@ -169,7 +173,7 @@ fn rows_that_matter_more_to_the_answers_get_more_of_the_bits() {
 #[test]
 fn too_few_bytes_are_refused_with_how_many_it_takes() {
     let (base, tuned) = pair();
-    match compress_to(&base, &tuned, &[], &options(100, 1.0), info(&base), (&Silent, &NEVER)) {
+    match compress_to(&base, &tuned, &[], &options(100, 1.0), info(&base), alone()) {
         Err(Error::Budget { bytes: 100, least }) => assert!(least > 100 && least < 2_000, "{least}"),
         other => panic!("{other:?}"),
     }
@@ -181,8 +185,7 @@ fn training_on_data_brings_the_same_bytes_nearer_to_the_fine_tune() {
     let examples = examples(&base);
     let teacher = Teacher::new(&tuned, &base, &examples, &Silent).unwrap();
     let divergence = |with: &[Example], epochs| {
-        let variant =
-            compress_to(&base, &tuned, with, &options(4_000, epochs), info(&base), (&Silent, &NEVER)).unwrap();
+        let variant = compress_to(&base, &tuned, with, &options(4_000, epochs), info(&base), alone()).unwrap();
         assert!(variant.to_bytes().unwrap().len() <= 4_000);
         teacher.divergence_of(&base, &variant, &examples).unwrap()
     };
@@ -206,7 +209,7 @@ fn conversations_drawn_from_the_fine_tune_bring_its_delta_nearer_to_it() {
     let [drawn, held] = [drawn, draw(24, 3)].map(|drawn| budget::examples(&base, &Template::Model, &drawn).unwrap());
     let teacher = Teacher::new(&tuned, &base, &held, &Silent).unwrap();
     let divergence = |with: &[Example], epochs| {
-        let made = compress_to(&base, &tuned, with, &options(4_000, epochs), info(&base), (&Silent, &NEVER)).unwrap();
+        let made = compress_to(&base, &tuned, with, &options(4_000, epochs), info(&base), alone()).unwrap();
         teacher.divergence_of(&base, &made, &held).unwrap()
     };
     let (without, with) = (divergence(&[], 1.0), divergence(&drawn, 8.0));
@@ -230,7 +233,7 @@ fn a_variant_refitted_to_a_moved_base_answers_more_as_it_did_on_the_old_one() {
     old.export_hf(&keep.path().join("new"), Dtype::F32, &mut moved).unwrap();
     let new = opened("new");
     let (dense, _) = compress_pair(&old, &tuned, &BitDeltaConfig::default(), &Silent).unwrap();
-    let sized = compress_to(&old, &tuned, &[], &options(6_000, 0.0), info(&old), (&Silent, &NEVER)).unwrap();
+    let sized = compress_to(&old, &tuned, &[], &options(6_000, 0.0), info(&old), alone()).unwrap();
     let examples = examples(&new);
     let (lessons, held) = examples.split_at(16);
     let lessons: &Vec<Example> = &(0..8).flat_map(|_| lessons.iter().cloned()).collect();
@@ -238,14 +241,14 @@ fn a_variant_refitted_to_a_moved_base_answers_more_as_it_did_on_the_old_one() {
         export_hf(&old, &variant, Path::new("v"), &keep.path().join(kind), Dtype::F32, &Silent).unwrap();
         let teacher = Teacher::new(&opened(kind), &new, held, &Silent).unwrap();
         let bytes = variant.to_bytes().unwrap().len() as u64;
-        let fitted = refit((&old, &new), &variant, lessons, bytes, (&Silent, &NEVER)).unwrap();
+        let fitted = refit((&old, &new), &variant, lessons, bytes, alone()).unwrap();
         let found = fitted.to_bytes().unwrap().len() as u64;
         assert!(found <= bytes, "{kind}: {found} of {bytes}");
         let [before, after] = [&variant, &fitted].map(|variant| teacher.divergence_of(&new, variant, held).unwrap());
         assert!(after < 0.9 * before, "{kind}: {after} {before}");
         let empty = variant.linears.iter().map(|linear| LinearDelta { parts: Vec::new(), ..linear.clone() });
         let nothing = Variant::new(info(&old), empty.collect());
-        let none = refit((&old, &new), &nothing, lessons, bytes, (&Silent, &NEVER)).unwrap_err();
+        let none = refit((&old, &new), &nothing, lessons, bytes, alone()).unwrap_err();
         assert!(none.to_string().contains("neither dense codes nor low-rank factors"), "{none}");
     }
 }
@@ -258,7 +261,7 @@ fn trained_scales_come_nearer_than_fitted_ones_and_codes_stay() {
     let teacher = Teacher::new(&tuned, &base, &examples, &Silent).unwrap();
     let (fitted, before) = (variant.clone(), teacher.divergence_of(&base, &variant, &examples).unwrap());
     let schedule = Schedule { epochs: 6.0, batch: 8, rate: SCALE_RATE, seed: 1 };
-    distil_scales(&base, &teacher, &mut variant, &examples, schedule, (&Silent, &NEVER)).unwrap();
+    distil_scales(&base, &teacher, &mut variant, &examples, schedule, alone()).unwrap();
     let after = teacher.divergence_of(&base, &variant, &examples).unwrap();
     assert!(after < 0.8 * before, "{after} {before}");
     for (fitted, trained) in fitted.linears.iter().zip(&variant.linears) {

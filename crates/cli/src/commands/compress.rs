@@ -11,7 +11,7 @@ use bitdelta_delta::{BitDeltaConfig, GroupSize, Info, Variant, metrics::bits_per
 use bitdelta_model::{Base, chat::Template};
 use bitdelta_train::{
     batch::Example,
-    budget::{self, SCALE_RATE, Schedule, Teacher, distil_scales},
+    budget::{self, SCALE_RATE, Schedule, Teacher, Watch, distil_scales},
     compress::{Report, compress_pair},
     data, draw,
     progress::Progress,
@@ -59,6 +59,13 @@ pub struct CompressArgs {
     /// budget go where their gradients say
     #[arg(long, value_name = "N", requires = "examples")]
     epochs: Option<f64>,
+    /// Conversations that are not trained on but watched, four times a pass: what came nearest to the fine-tuned model on them
+    /// is kept
+    #[arg(long, value_name = "FILE", requires = "examples")]
+    eval_data: Option<String>,
+    /// End when so many looks at --eval-data in a row show no gain
+    #[arg(long, value_name = "N", default_value_t = 4, requires = "eval_data")]
+    patience: usize,
     /// Largest rank of the factors; by default what the size leaves about a bit for each of their entries
     #[arg(long, value_name = "R")]
     rank: Option<usize>,
@@ -106,7 +113,7 @@ pub fn run(args: &CompressArgs) -> Result<(), Error> {
     if args.data.is_some() || args.draw.is_some_and(|count| count > 0) {
         distil(args, &base, &finetuned, &mut variant, &mut report, &doing)?;
     }
-    let bytes = variant.write(&args.output).context("writing the variant")?;
+    let bytes = args.write(&variant)?;
     let bits = bits_per_weight(bytes, report.weights);
     if args.json {
         let mut figures = json!({
@@ -130,7 +137,7 @@ fn to_budget(
     doing: &str,
     cost: Cost,
 ) -> Result<(), Error> {
-    let (interrupt, bar) = (Interrupt::watch()?, Bar::new());
+    let bar = Bar::new();
     let unasked = args.draws_unasked(bytes, base, finetuned);
     let draws = args.draw.unwrap_or(if unasked { draw::COUNT } else { 0 });
     let examples = match args.examples(base, finetuned, draws) {
@@ -149,12 +156,10 @@ fn to_budget(
     if !examples.is_empty() {
         info.notes.insert("trained_on".into(), json!({"examples": examples.len(), "drawn": draws}));
     }
-    let work = || budget::compress_to(base, finetuned, &examples, &options, info, (&bar, interrupt.flag()));
-    let variant = interrupt.during(work).context(doing)?;
-    if interrupt.asked() {
-        return Err(Error::Interrupted);
-    }
-    let bytes = variant.write(&args.output).context("writing the variant")?;
+    let watched = args.watched(base)?;
+    let follow = |watch: Watch| budget::compress_to(base, finetuned, &examples, &options, info, watch);
+    let variant = args.lesson(&bar, &watched, follow, doing)?;
+    let bytes = args.write(&variant)?;
     let bits = bits_per_weight(bytes, variant.weights(base.linears().len()));
     if args.json {
         let mut figures = json!({"path": args.output, "bytes": bytes, "bits_per_weight": bits});
@@ -182,23 +187,98 @@ fn distil(
         variant.info.notes.insert("codes_chosen_for".into(), json!({"examples": examples.len()}));
         return Ok(());
     }
-    let interrupt = Interrupt::watch()?;
-    let work = || {
-        let teacher = Teacher::new(finetuned, base, &examples, &bar)?;
-        let found = distil_scales(base, &teacher, variant, &examples, schedule, (&bar, interrupt.flag()))?;
+    let watched = args.watched(base)?;
+    let follow = |watch: Watch| {
+        let teacher = Teacher::new(finetuned, base, &[&examples[..], &watched].concat(), &bar)?;
+        let found = distil_scales(base, &teacher, variant, &examples, schedule, watch)?;
         report.relative_error = budget::measure_errors(variant, base, finetuned)?;
-        Ok::<_, bitdelta_train::Error>(found)
+        Ok(found)
     };
-    let (first, last) = interrupt.during(work).context(doing)?;
-    if interrupt.asked() {
-        return Err(Error::Interrupted);
-    }
+    let (first, last) = args.lesson(&bar, &watched, follow, doing)?;
     bar.say(&format!("KL to the fine-tuned model: {first:.4} nats a token in the first pass, {last:.4} in the last"));
     variant.info.notes.insert("distilled".into(), json!({"epochs": schedule.epochs, "examples": examples.len()}));
     Ok(())
 }
 
+/// Shows progress, and lets Ctrl-C end the process but while a lesson lasts, which is left with a checkpoint.
+struct Lessons<'a> {
+    bar: &'a Bar,
+    interrupt: Interrupt,
+}
+
+impl Progress for Lessons<'_> {
+    fn begin(&self, phase: &str, total: u64, unit: &str) {
+        if phase == budget::LESSON {
+            self.interrupt.busy();
+        }
+        self.bar.begin(phase, total, unit);
+    }
+
+    fn advance(&self, n: u64, note: &str) {
+        self.bar.advance(n, note);
+    }
+
+    fn end(&self) {
+        self.interrupt.free();
+        self.bar.end();
+    }
+
+    fn say(&self, line: &str) {
+        self.bar.say(line);
+    }
+}
+
 impl CompressArgs {
+    /// Does `work`, whose lesson goes on from its checkpoint when the same command runs again.
+    fn lesson<T>(
+        &self,
+        bar: &Bar,
+        watched: &[Example],
+        work: impl FnOnce(Watch<'_>) -> Result<T, bitdelta_train::Error>,
+        doing: &str,
+    ) -> Result<T, Error> {
+        let interrupt = Interrupt::watch()?;
+        let (progress, checkpoint) = (Lessons { bar, interrupt: interrupt.clone() }, self.checkpoint());
+        let watch = Watch {
+            progress: &progress,
+            stop: interrupt.flag(),
+            checkpoint: Some(&checkpoint),
+            watched,
+            patience: self.patience,
+        };
+        match work(watch) {
+            Err(stopped @ bitdelta_train::Error::Interrupted { .. }) => {
+                bar.say(&stopped.to_string());
+                Err(Error::Interrupted)
+            }
+            result => result.context(doing),
+        }
+    }
+
+    /// The folder of a lesson's checkpoints.
+    fn checkpoint(&self) -> PathBuf {
+        let mut name = self.output.file_name().unwrap_or_default().to_owned();
+        name.push(".checkpoints");
+        self.output.with_file_name(name)
+    }
+
+    /// Writes the variant; checkpoints have had their use then. Returns its bytes.
+    fn write(&self, variant: &Variant) -> Result<u64, Error> {
+        let bytes = variant.write(&self.output).context("writing the variant")?;
+        let checkpoint = self.checkpoint();
+        if checkpoint.exists() {
+            std::fs::remove_dir_all(&checkpoint).context(format!("removing {}", checkpoint.display()))?;
+        }
+        Ok(bytes)
+    }
+
+    /// The conversations of `--eval-data` as the model sees them.
+    fn watched(&self, base: &Base) -> Result<Vec<Example>, Error> {
+        let Some(data) = &self.eval_data else { return Ok(Vec::new()) };
+        let conversations = data::load(data, Path::new(".")).context("reading the data to watch")?;
+        budget::examples(base, &Template::Model, &conversations).context("making prompts of the data to watch")
+    }
+
     /// The conversations of `--data` and so many drawn ones as the model sees them.
     fn examples(&self, base: &Base, finetuned: &Base, draws: usize) -> Result<Vec<Example>, Error> {
         let mut conversations = match &self.data {

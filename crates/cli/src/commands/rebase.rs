@@ -107,12 +107,10 @@ pub fn run(args: &RebaseArgs) -> Result<(), Error> {
         }),
         options: ModelOptions { threads: args.threads, base_dtype: args.base_dtype.into(), ..ModelOptions::default() },
     };
-    let (interrupt, bar) = (Interrupt::watch()?, Bar::new());
-    let work = || rebase(&request, (&bar, interrupt.flag()));
-    let (moved, report) = interrupt.during(work).context(format!("rebasing {}", path.display()))?;
-    if interrupt.asked() {
-        return Err(Error::Interrupted);
-    }
+    // Nothing is there to be kept before the end: Ctrl-C may end it at any time.
+    let interrupt = Interrupt::watch()?;
+    let doing = || format!("rebasing {}", path.display());
+    let (moved, report) = rebase(&request, (&Bar::new(), interrupt.flag())).context(doing())?;
     let bytes = moved.write(&args.output).context("writing the variant")?;
     if args.json {
         return output::line(&json!({ "path": args.output, "bytes": bytes, "report": report }).to_string());

@@ -3,6 +3,7 @@ use crate::{command, golden, run, stderr, stdout};
 use std::{
     fs::File,
     io::{BufRead, BufReader, Write},
+    path::Path,
     process::{Command, Stdio},
     time::Duration,
 };
@@ -107,6 +108,43 @@ fn an_interrupt_ends_with_130() {
         }
     };
     assert_eq!(code, Some(130));
+}
+
+#[test]
+fn a_lesson_that_is_interrupted_is_taken_up_by_the_same_command() {
+    let keep = tempfile::tempdir().expect("a folder");
+    let (data, output) = (keep.path().join("data.jsonl"), keep.path().join("user.safetensors"));
+    let line = |i: usize| format!("{{\"prompt\": \"question {i}?\", \"response\": \"yes, dear {}\"}}\n", i % 3);
+    std::fs::write(&data, (0..8).map(line).collect::<String>()).expect("written");
+    // Its standard error up to a line with these words.
+    let until = |child: &mut std::process::Child, words: &str| -> bool {
+        let lines = BufReader::new(child.stderr.as_mut().expect("a pipe")).lines();
+        lines.map_while(Result::ok).any(|line| line.contains(words))
+    };
+    let start = || {
+        command("bitdelta")
+            .args(["compress", "--base", &golden("tiny-llama"), "--finetuned", &golden("tiny-llama-ft"), "--bits", "1"])
+            .args(["--epochs", "100000", "--data"])
+            .args([&data, Path::new("-o"), &output])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("it starts")
+    };
+    let interrupt = |child: &std::process::Child| {
+        let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill runs");
+        assert!(sent.success());
+    };
+    let mut first = start();
+    assert!(until(&mut first, "distilling: "));
+    interrupt(&first);
+    assert!(until(&mut first, "the same command again continues from"));
+    assert_eq!(first.wait().expect("its status").code(), Some(130));
+    assert!(!output.exists() && keep.path().join("user.safetensors.checkpoints").is_dir());
+    let mut second = start();
+    assert!(until(&mut second, "continuing after step"));
+    second.kill().expect("killed");
+    second.wait().expect("its status");
 }
 
 #[test]

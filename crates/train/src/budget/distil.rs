@@ -6,7 +6,8 @@
 //! budget. In the end levels nearest to a smaller one give way until the file fits to the byte.
 
 use super::{
-    Coded, Factors, Sensitivity, Student,
+    Coded, Factors, Sensitivity, Student, Watch,
+    course::{Learner, follow},
     rate::{DEAD, Steps},
 };
 use crate::{
@@ -27,13 +28,9 @@ use bitdelta_delta::{
 };
 use bitdelta_model::{Base, ModelConfig};
 use rayon::prelude::*;
-use std::{
-    convert::Infallible,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::{convert::Infallible, sync::Arc};
 
 /// Examples whose gradients tell the sensitivities, and how many go into one gradient: the fewer, the nearer its square
 /// is to the sum of single ones.
@@ -116,16 +113,32 @@ impl Teacher {
         let longest = batch::longest(examples);
         let merged = Merged { base, variant };
         let graph = Graph::new(&base.config, &merged, Adaptation::Frozen, longest, false)?;
-        let (mut sum, mut tokens) = (0.0, 0);
-        for (examples, states) in examples.chunks(TOGETHER).zip(self.hidden.chunks(TOGETHER)) {
-            let packed = batch::pack(examples);
-            let head = self.head.as_ref().unwrap_or(graph.head());
-            let found = kl(&graph.hidden(&packed)?, &stacked(states), graph.head(), head, None)?;
-            sum += found.loss;
-            tokens += packed.rows.len();
-        }
-        Ok(sum / tokens as f64)
+        divergence_of(&graph, self, 0, examples)
     }
+
+    /// What it was made of, example by example.
+    pub(super) fn states(&self) -> impl Iterator<Item = &Matrix> {
+        self.hidden.iter()
+    }
+}
+
+/// Mean KL(teacher ‖ graph) of a token over `examples`, which the teacher was made of from number `first` on.
+pub(super) fn divergence_of(
+    graph: &Graph,
+    teacher: &Teacher,
+    first: usize,
+    examples: &[Example],
+) -> Result<f64, Error> {
+    let (mut sum, mut tokens) = (0.0, 0);
+    let states = &teacher.hidden[first..first + examples.len()];
+    for (examples, states) in examples.chunks(TOGETHER).zip(states.chunks(TOGETHER)) {
+        let packed = batch::pack(examples);
+        let head = teacher.head.as_ref().unwrap_or(graph.head());
+        let found = kl(&graph.hidden(&packed)?, &stacked(states), graph.head(), head, None)?;
+        sum += found.loss;
+        tokens += packed.rows.len();
+    }
+    Ok(sum / tokens as f64)
 }
 
 /// Base and variant as one set of weights.
@@ -193,49 +206,116 @@ pub struct Lesson<'a> {
     pub student: &'a Student<'a>,
     /// What is read.
     pub examples: &'a [Example],
-    /// What is to be matched on `examples`.
+    /// What is to be matched on `examples`, and then on what is watched.
     pub teacher: &'a Teacher,
     /// How long and how fast.
     pub schedule: Schedule,
-    /// Where it is told how far it is.
-    pub progress: &'a dyn Progress,
-    /// Raised, it ends the lesson early with what was learnt.
-    pub stop: &'a AtomicBool,
+    /// Who follows it.
+    pub watch: Watch<'a>,
 }
 
 /// Trains `factors` through rounding, whose coded stream is kept at `bytes` while it goes on.
 ///
 /// # Errors
-/// [`Error::Diverged`], or what the graph reports.
+/// [`Error::Diverged`], [`Error::Interrupted`], or what the graph reports.
 pub fn distil(lesson: &Lesson<'_>, factors: &[Factors], bytes: u64) -> Result<Distillation, Error> {
-    let Lesson { student, examples, teacher, schedule, progress, stop } = *lesson;
+    let Lesson { student, examples, teacher, schedule, watch } = *lesson;
     factors.iter().enumerate().for_each(|(index, factors)| student.set(index, &factors.a, &factors.bt));
-    let mut latent = Latent::new(factors, lesson.sensitivities()?, bytes);
-    let per_epoch = examples.len().div_ceil(schedule.batch);
-    let total = (schedule.epochs * per_epoch as f64).ceil() as usize;
-    progress.begin("distilling", total as u64, "steps");
+    let latent = Latent::new(factors, lesson.sensitivities()?, bytes);
     latent.write(student);
-    for step in 0..total {
-        if stop.load(Ordering::Relaxed) {
-            break;
-        }
-        let chosen = schedule.examples(step, examples.len());
+    let total = (schedule.epochs * examples.len().div_ceil(schedule.batch) as f64).ceil();
+    let controlled = (CONTROL_UNTIL * total).ceil() as usize;
+    let mut rounded = Rounded { lesson, latent, bytes, controlled };
+    follow(&mut rounded, (examples, teacher), schedule, watch)?;
+    Ok(Distillation { latent: rounded.latent })
+}
+
+/// Factors that learn through their rounding.
+struct Rounded<'a> {
+    lesson: &'a Lesson<'a>,
+    latent: Latent,
+    bytes: u64,
+    /// Steps in which the size is looked after.
+    controlled: usize,
+}
+
+impl Learner for Rounded<'_> {
+    fn step(&mut self, chosen: &[usize], rate: f64) -> Result<f64, Error> {
+        let Lesson { student, examples, teacher, .. } = *self.lesson;
         let packed = batch::pack(chosen.iter().map(|&index| &examples[index]));
         let scale = 1.0 / packed.rows.len() as f32;
-        let loss = divergence(student.graph, &packed, teacher, &chosen, scale)? * f64::from(scale);
-        let rate = schedule.rate_at(step, total);
+        let loss = divergence(student.graph, &packed, teacher, chosen, scale)? * f64::from(scale);
         if !loss.is_finite() {
-            return Err(Error::Diverged { step: step + 1, loss, learning_rate: rate });
+            return Ok(loss);
         }
-        latent.update(student, rate);
-        if step % CONTROL_EVERY == 0 && (step as f64) < CONTROL_UNTIL * total as f64 {
-            latent.control(bytes);
+        let step = self.latent.optimiser.step;
+        self.latent.update(student, rate);
+        if step.is_multiple_of(CONTROL_EVERY) && step < self.controlled {
+            self.latent.control(self.bytes);
         }
-        latent.write(student);
-        progress.advance(1, &format!("KL {loss:.4}"));
+        self.latent.write(student);
+        Ok(loss)
     }
-    progress.end();
-    Ok(Distillation { latent })
+
+    fn graph(&self) -> &Graph {
+        self.lesson.student.graph
+    }
+
+    fn parameters(&self) -> Vec<Arc<Parameter>> {
+        self.latent.parameters()
+    }
+
+    fn optimiser(&mut self) -> &mut AdamW {
+        &mut self.latent.optimiser
+    }
+
+    fn notes(&self) -> Value {
+        json!(Notes::of(&self.latent))
+    }
+
+    fn restore(&mut self, notes: &Value) -> Result<(), Error> {
+        let notes = Notes::deserialize(notes).map_err(|error| Error::setting("checkpoint", error.to_string()))?;
+        notes.put_into(&mut self.latent)?;
+        self.latent.write(self.lesson.student);
+        Ok(())
+    }
+}
+
+/// What is known of the rounding beside the values; numbers as their bits, which no text changes.
+#[derive(Serialize, Deserialize)]
+struct Notes {
+    distortion: u32,
+    epsilon: u64,
+    /// The codes of each linear's steps.
+    steps: Vec<[Vec<u8>; 2]>,
+}
+
+impl Notes {
+    fn of(latent: &Latent) -> Self {
+        let codes = |steps: &[Step]| steps.iter().map(|step| step.code()).collect();
+        Self {
+            distortion: latent.distortion.to_bits(),
+            epsilon: latent.optimiser.epsilon.to_bits(),
+            steps: latent.steps.iter().map(|steps| [codes(&steps.a), codes(&steps.bt)]).collect(),
+        }
+    }
+
+    fn put_into(self, latent: &mut Latent) -> Result<(), Error> {
+        let wrong = || Error::setting("checkpoint", "its steps are none of these factors'");
+        let steps = |codes: &[u8], now: &[Step]| -> Result<Vec<Step>, Error> {
+            let steps: Option<Vec<Step>> = codes.iter().map(|code| Step::from_code(*code)).collect();
+            steps.filter(|steps| steps.len() == now.len()).ok_or_else(wrong)
+        };
+        if self.steps.len() != latent.steps.len() {
+            return Err(wrong());
+        }
+        for ([a, bt], now) in self.steps.iter().zip(&mut latent.steps) {
+            *now = Steps { a: steps(a, &now.a)?, bt: steps(bt, &now.bt)? };
+        }
+        latent.distortion = f32::from_bits(self.distortion);
+        latent.optimiser.epsilon = f64::from_bits(self.epsilon);
+        Ok(())
+    }
 }
 
 impl Distillation {
@@ -289,7 +369,7 @@ fn stacked<'a>(parts: impl IntoIterator<Item = &'a Matrix> + Clone) -> Matrix {
 impl Lesson<'_> {
     /// The root of the mean squared gradient of each row of the factors that are in the student.
     fn sensitivities(&self) -> Result<Vec<Sensitivity>, Error> {
-        let progress = self.progress;
+        let progress = self.watch.progress;
         let order = batch::order(self.examples.len(), usize::MAX >> 1, self.schedule.seed, true);
         let probes: Vec<&[usize]> = order[..PROBES.min(order.len())].chunks(EXAMPLES_PER_PROBE).collect();
         let mut sums: Vec<Sensitivity> = Vec::new();
@@ -339,8 +419,7 @@ struct Latent {
     /// (a, bt) of each linear, as parameters for the optimiser.
     values: Vec<[Arc<Parameter>; 2]>,
     shapes: Vec<(usize, usize)>,
-    /// Made at the first gradient.
-    optimiser: Option<AdamW>,
+    optimiser: AdamW,
     sensitivities: Vec<Sensitivity>,
     steps: Vec<Steps>,
     distortion: f32,
@@ -351,18 +430,30 @@ impl Latent {
         let (distortion, _) = super::fit_to::<Infallible>(factors, &sensitivities, bytes, |_| Ok(0))
             .unwrap_or_else(|never| match never {});
         let steps: Vec<Steps> = factors.iter().zip(&sensitivities).map(|(f, s)| Steps::at(f, s, distortion)).collect();
-        let parameter = |values: &[f32], width: usize, steps: &[Step]| {
+        let parameter = |name: String, values: &[f32], width: usize, steps: &[Step]| {
             let rows = values.chunks(width).zip(steps);
             let units = rows.flat_map(|(row, step)| row.iter().map(|x| x / step.value())).collect();
-            Arc::new(Parameter::new("factor", Matrix::new(steps.len(), width, units)))
+            Arc::new(Parameter::new(name, Matrix::new(steps.len(), width, units)))
         };
         let values: Vec<[Arc<Parameter>; 2]> = factors
             .iter()
             .zip(&steps)
-            .map(|(f, steps)| [parameter(&f.a, f.cols, &steps.a), parameter(&f.bt, f.rows, &steps.bt)])
+            .enumerate()
+            .map(|(index, (f, steps))| {
+                let a = parameter(format!("{index}.a"), &f.a, f.cols, &steps.a);
+                [a, parameter(format!("{index}.bt"), &f.bt, f.rows, &steps.bt)]
+            })
             .collect();
         let shapes = factors.iter().map(|factors| (factors.rows, factors.cols)).collect();
-        Self { values, shapes, optimiser: None, sensitivities, steps, distortion }
+        let config = TrainConfig { weight_decay: 0.0, adam_beta2: 0.99, ..TrainConfig::default() };
+        let all: Vec<Arc<Parameter>> = values.iter().flatten().cloned().collect();
+        let optimiser = AdamW::new(&config, &all);
+        Self { values, shapes, optimiser, sensitivities, steps, distortion }
+    }
+
+    /// Everything that learns.
+    fn parameters(&self) -> Vec<Arc<Parameter>> {
+        self.values.iter().flatten().cloned().collect()
     }
 
     /// The factors that the latent values stand for, not rounded.
@@ -410,18 +501,16 @@ impl Latent {
             }
         });
         student.clear_gradients();
-        let all: Vec<Arc<Parameter>> = self.values.iter().flatten().cloned().collect();
-        let optimiser = self.optimiser.get_or_insert_with(|| {
+        let all = self.parameters();
+        if self.optimiser.step == 0 {
             // In units of their steps all rows' gradients are about as large. An element whose gradient is small beside
             // that is better left where it is than moved as fast as the others, as plain Adam would: its level would
             // wander away from zero, which costs bytes and gains nothing.
             let elements: usize = all.iter().map(|parameter| parameter.len()).sum();
             let typical = gradient_norm(&all) / (elements as f64).sqrt();
-            let adam_epsilon = typical.max(f64::MIN_POSITIVE);
-            let config = TrainConfig { weight_decay: 0.0, adam_beta2: 0.99, adam_epsilon, ..TrainConfig::default() };
-            AdamW::new(&config, &all)
-        });
-        optimiser.update(&all, rate, 1.0);
+            self.optimiser.epsilon = typical.max(f64::MIN_POSITIVE);
+        }
+        self.optimiser.update(&all, rate, 1.0);
         for parameter in &all {
             // Beyond the levels there is nothing to reach.
             let bounds = (SMALLEST as f32 - 0.5, LARGEST as f32 + 0.5);

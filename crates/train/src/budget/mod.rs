@@ -19,6 +19,7 @@
 //! through their rounding. Kinds that were tried and lost are in `docs/src/explanation/quality.md`.
 
 mod calibrate;
+mod course;
 mod distil;
 mod factors;
 mod rate;
@@ -28,6 +29,8 @@ mod sums;
 mod svd;
 
 pub use calibrate::refine_codes;
+pub use course::{LESSON, Watch};
+use distil::Merged;
 pub use distil::{Distillation, Lesson, Schedule, Teacher, distil};
 pub use factors::{Factors, Student};
 pub use rate::{Coded, Sensitivity, fit_to};
@@ -49,7 +52,6 @@ use bitdelta_delta::{
     metrics::{Distance, distance},
 };
 use bitdelta_model::{Base, chat::Template};
-use std::sync::atomic::AtomicBool;
 
 /// Bits an entry that the largest rank is chosen by where a pair's factors learn: at fewer, most levels are zero and more
 /// components only cost time.
@@ -107,7 +109,7 @@ pub fn examples(base: &Base, template: &Template, conversations: &[Conversation]
 }
 
 /// The difference of a pair in at most `options.bytes`, trained towards the fine-tuned model on `examples` where there are
-/// any. `info` is what the file will say about itself, whose size counts too.
+/// any. `info` is what the file will say about itself, whose size counts too; `watch` follows the lesson.
 ///
 /// # Errors
 /// [`Error::Budget`] when not even the header fits; models that are no pair; what training reports.
@@ -117,8 +119,9 @@ pub fn compress_to(
     examples: &[Example],
     options: &Options,
     info: Info,
-    (progress, stop): (&dyn Progress, &AtomicBool),
+    watch: Watch<'_>,
 ) -> Result<Variant, Error> {
+    let progress = watch.progress;
     check_shapes(base, finetuned)?;
     let extras = affordable(base, finetuned, options.bytes, progress)?;
     let learns = !examples.is_empty() && options.schedule.epochs > 0.0;
@@ -150,15 +153,17 @@ pub fn compress_to(
     let variant = if !learns {
         sums.map_or_else(|| alone(&coded), Ok)?
     } else {
-        let teacher = &Teacher::new(finetuned, base, examples, progress)?;
-        let longest = batch::longest(examples);
+        let all = [examples, watch.watched].concat();
+        let teacher = &Teacher::new(finetuned, base, &all, progress)?;
+        let longest = batch::longest(&all);
         let adaptation = Adaptation::LowRank { rank, scale: 1.0, seed: 0 };
-        let graph = Graph::kept(&base.config, base, adaptation, Keeping::FAST, longest, false)?;
+        let still = &Merged { base, variant: &whole(Vec::new()) };
+        let graph = Graph::kept(&base.config, still, adaptation, Keeping::FAST, longest, false)?;
         let student = &Student::new(&graph);
         let beside: usize = extras.iter().map(|extra| 2 * extra.values.len()).sum();
         let stream = options.bytes.saturating_sub(header_bytes(base, &info)? + beside as u64);
         let schedule = options.schedule;
-        let done = distil(&Lesson { student, examples, teacher, schedule, progress, stop }, &factors, stream)?;
+        let done = distil(&Lesson { student, examples, teacher, schedule, watch }, &factors, stream)?;
         let learnt = alone(&done.coded(options.bytes, |coded| size(&alone(coded)?))?)?;
         // Nothing but the answers can tell whether factors that learnt or a sum that did not is nearer.
         let divergence = |variant: &Variant| teacher.divergence_of(base, variant, examples);

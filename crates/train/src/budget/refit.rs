@@ -2,22 +2,19 @@
 //! with it answers as the old base did with it.
 
 use super::{
-    CLASSES_BYTES, Coded, Factors, Lesson, RATE, SCALE_RATE, Schedule, Student, Teacher, distil, distil::Merged,
+    CLASSES_BYTES, Coded, Factors, Lesson, RATE, SCALE_RATE, Schedule, Student, Teacher, Watch, distil, distil::Merged,
     distil_scales,
 };
 use crate::{
     Error,
     batch::{self, Example},
     graph::{Adaptation, Graph, Keeping},
-    progress::Progress,
 };
 use bitdelta_delta::{Part, Variant, tread::Levels};
 use bitdelta_model::Base;
-use std::sync::atomic::AtomicBool;
 
 /// `variant` of base `from`, fitted to the base `to` on `examples`: the scales of dense codes, or else low-rank factors
-/// through their rounding, in a file of at most `bytes`. Other parts stay as they are. A raised `stop` ends it early with
-/// what it has.
+/// through their rounding, in a file of at most `bytes`. Other parts stay as they are. Nothing is watched here.
 ///
 /// # Errors
 /// [`Error::Setting`] without examples or without codes or factors; [`Error::Diverged`]; what the graph reports.
@@ -26,19 +23,20 @@ pub fn refit(
     variant: &Variant,
     examples: &[Example],
     bytes: u64,
-    (progress, stop): (&dyn Progress, &AtomicBool),
+    watch: Watch<'_>,
 ) -> Result<Variant, Error> {
     if examples.is_empty() {
         return Err(Error::setting("data", "fitting a variant anew needs conversations with an answer"));
     }
-    let teacher = &Teacher::with_weights((&from.config, &Merged { base: from, variant }), to, examples, progress)?;
+    let teacher =
+        &Teacher::with_weights((&from.config, &Merged { base: from, variant }), to, examples, watch.progress)?;
     let mut fitted = variant.clone();
     let linears = &mut fitted.linears[..to.linears().len()];
     let schedule = Schedule { epochs: 2.0, batch: 8, rate: SCALE_RATE, seed: 42 };
     // Scales of codes in the stream are steps, which only few values can be.
     let scaled = |part: &Part| matches!(part, Part::Dense(matrix) if Levels::of_matrix(matrix).is_none());
     if linears.iter().flat_map(|linear| &linear.parts).any(scaled) {
-        distil_scales(to, teacher, &mut fitted, examples, schedule, (progress, stop))?;
+        distil_scales(to, teacher, &mut fitted, examples, schedule, watch)?;
         return Ok(fitted);
     }
     let factors: Vec<Factors> =
@@ -69,7 +67,7 @@ pub fn refit(
     let student = &Student::new(&graph);
     let beside = rest.to_bytes()?.len() as u64 + CLASSES_BYTES;
     let schedule = Schedule { rate: RATE, ..schedule };
-    let lesson = Lesson { student, examples, teacher, schedule, progress, stop };
+    let lesson = Lesson { student, examples, teacher, schedule, watch };
     let done = distil(&lesson, &factors, bytes.saturating_sub(beside))?;
     whole(&done.coded(bytes, size)?)
 }

@@ -4,21 +4,22 @@
 //! The graph multiplies by base + delta as full weights, which it holds in f32 while this lasts. A scale's gradient is the
 //! sum of its group's weight gradients times their levels; Adam moves each scale as a factor of where it began.
 
-use super::{Schedule, Teacher, distil::divergence};
+use super::{
+    Schedule, Teacher, Watch,
+    course::{Learner, follow},
+    distil::{Merged, divergence},
+};
 use crate::{
     Error, TrainConfig,
     batch::{self, Example},
     graph::{Adaptation, Graph, linear::Weight, matrix::Matrix, parameter::Parameter},
     optimiser::AdamW,
-    progress::Progress,
 };
 use bitdelta_delta::{PackedMatrix, Part, Variant, part};
 use bitdelta_model::Base;
 use rayon::prelude::*;
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
-};
+use serde_json::Value;
+use std::sync::Arc;
 
 /// The rate at which factors of scales start, unless told otherwise.
 pub const SCALE_RATE: f64 = 0.02;
@@ -40,54 +41,33 @@ struct Scaled {
 }
 
 /// Trains the scales of every dense part of `variant` towards the fine-tuned model on `examples`. Returns the mean divergence
-/// of a token over the first and over the last epoch. When `stop` is raised it ends early with what it has.
+/// of a token over the first and over the last epoch. `teacher` was made of `examples` and then of what is watched.
 ///
 /// # Errors
-/// [`Error::Setting`] when there is nothing to train or to train on, [`Error::Diverged`], what the graph reports.
+/// [`Error::Setting`] when there is nothing to train or to train on, [`Error::Diverged`], [`Error::Interrupted`], what the
+/// graph reports.
 pub fn distil_scales(
     base: &Base,
     teacher: &Teacher,
     variant: &mut Variant,
     examples: &[Example],
     schedule: Schedule,
-    (progress, stop): (&dyn Progress, &AtomicBool),
+    watch: Watch<'_>,
 ) -> Result<(f64, f64), Error> {
-    let longest = batch::longest(examples);
-    let graph = Graph::new(&base.config, base, Adaptation::Full, longest, false)?;
+    let longest = batch::longest(examples).max(batch::longest(watch.watched));
+    // With its norms, biases and tables; the linears' weights are written as their scales learn.
+    let graph = Graph::new(&base.config, &Merged { base, variant }, Adaptation::Full, longest, false)?;
     let scaled = scaled(base, &graph, variant)?;
     if scaled.is_empty() || examples.is_empty() {
         return Err(Error::setting("data", "scale distillation needs conversations, and a variant with dense parts"));
     }
     let parameters: Vec<Arc<Parameter>> = scaled.iter().map(|scaled| scaled.factors.clone()).collect();
     let config = TrainConfig { weight_decay: 0.0, adam_beta2: 0.99, ..TrainConfig::default() };
-    let mut optimiser = AdamW::new(&config, &parameters);
-    let per_epoch = examples.len().div_ceil(schedule.batch);
-    let total = (schedule.epochs * per_epoch as f64).ceil() as usize;
-    progress.begin("distilling scales", total as u64, "steps");
-    let mut losses = Vec::with_capacity(total);
-    scaled.par_iter().for_each(|scaled| scaled.write(variant));
-    for step in 0..total {
-        if stop.load(Ordering::Relaxed) {
-            break;
-        }
-        let chosen = schedule.examples(step, examples.len());
-        let packed = batch::pack(chosen.iter().map(|&index| &examples[index]));
-        let scale = 1.0 / packed.rows.len() as f32;
-        let loss = divergence(&graph, &packed, teacher, &chosen, scale)? * f64::from(scale);
-        let rate = schedule.rate_at(step, total);
-        if !loss.is_finite() {
-            return Err(Error::Diverged { step: step + 1, loss, learning_rate: rate });
-        }
-        losses.push(loss);
-        scaled.par_iter().for_each(|scaled| scaled.gather(variant));
-        for stack in graph.parameters() {
-            *stack.gradient() = None;
-        }
-        optimiser.update(&parameters, rate, 1.0);
-        scaled.par_iter().for_each(|scaled| scaled.write(variant));
-        progress.advance(1, &format!("KL {loss:.4}"));
-    }
-    progress.end();
+    let optimiser = AdamW::new(&config, &parameters);
+    let mut learner = Scales { graph, scaled, variant, examples, teacher, parameters, optimiser };
+    learner.write();
+    let losses = follow(&mut learner, (examples, teacher), schedule, watch)?;
+    let Scales { scaled, .. } = learner;
     for scaled in &scaled {
         let factors = scaled.factors.value();
         if let Part::Dense(matrix) = &mut variant.linears[scaled.index].parts[scaled.part] {
@@ -96,8 +76,64 @@ pub fn distil_scales(
         variant.linears[scaled.index].relative_error = None;
     }
     let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len().max(1) as f64;
-    let epoch = per_epoch.min(losses.len());
+    let epoch = examples.len().div_ceil(schedule.batch).min(losses.len());
     Ok((mean(&losses[..epoch]), mean(&losses[losses.len() - epoch..])))
+}
+
+/// All scales of a variant, which learn.
+struct Scales<'a> {
+    graph: Graph,
+    scaled: Vec<Scaled>,
+    variant: &'a Variant,
+    examples: &'a [Example],
+    teacher: &'a Teacher,
+    parameters: Vec<Arc<Parameter>>,
+    optimiser: AdamW,
+}
+
+impl Scales<'_> {
+    fn write(&self) {
+        self.scaled.par_iter().for_each(|scaled| scaled.write(self.variant));
+    }
+}
+
+impl Learner for Scales<'_> {
+    fn step(&mut self, chosen: &[usize], rate: f64) -> Result<f64, Error> {
+        let packed = batch::pack(chosen.iter().map(|&index| &self.examples[index]));
+        let scale = 1.0 / packed.rows.len() as f32;
+        let loss = divergence(&self.graph, &packed, self.teacher, chosen, scale)? * f64::from(scale);
+        if !loss.is_finite() {
+            return Ok(loss);
+        }
+        self.scaled.par_iter().for_each(|scaled| scaled.gather(self.variant));
+        for stack in self.graph.parameters() {
+            *stack.gradient() = None;
+        }
+        self.optimiser.update(&self.parameters, rate, 1.0);
+        self.write();
+        Ok(loss)
+    }
+
+    fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    fn parameters(&self) -> Vec<Arc<Parameter>> {
+        self.parameters.clone()
+    }
+
+    fn optimiser(&mut self) -> &mut AdamW {
+        &mut self.optimiser
+    }
+
+    fn notes(&self) -> Value {
+        Value::Null
+    }
+
+    fn restore(&mut self, _: &Value) -> Result<(), Error> {
+        self.write();
+        Ok(())
+    }
 }
 
 /// Every dense part of the linears, with its place in the graph.
@@ -121,7 +157,7 @@ fn scaled(base: &Base, graph: &Graph, variant: &Variant) -> Result<Vec<Scaled>, 
                 weights: weights.clone(),
                 start: place.rows.start * delta.cols,
                 rest,
-                factors: Arc::new(Parameter::new("scales", ones)),
+                factors: Arc::new(Parameter::new(format!("{}.scales", place.index), ones)),
             });
         }
     }

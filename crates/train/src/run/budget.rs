@@ -6,7 +6,7 @@
 use crate::{
     Error,
     batch::Example,
-    budget::{Coded, Factors, Lesson, Schedule, Student, Teacher, distil, header_bytes, size_of},
+    budget::{Coded, Factors, Lesson, Schedule, Student, Teacher, Watch, distil, header_bytes, size_of},
     graph::Graph,
     progress::Progress,
 };
@@ -33,7 +33,8 @@ pub(super) fn round(
     let stream = room.saturating_sub(header_bytes(base, info)?);
     let teacher = Teacher::of(graph, examples, progress)?;
     let (student, teacher) = (&student, &teacher);
-    let done = distil(&Lesson { student, examples, teacher, schedule, progress, stop }, &factors, stream)?;
+    let watch = Watch::new(progress, stop);
+    let done = distil(&Lesson { student, examples, teacher, schedule, watch }, &factors, stream)?;
     let coded = done.coded(room, |coded: &[Coded]| size_of(base, info, coded))?;
     let least = size_of(base, info, &coded)?;
     if least > room {

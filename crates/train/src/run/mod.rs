@@ -6,7 +6,6 @@
 //! and no weights, everything from the graph on is `experience`'s.
 
 mod budget;
-mod checkpoint;
 mod data;
 mod experience;
 mod explore;
@@ -17,6 +16,7 @@ mod reward;
 use crate::{
     Error, TrainConfig, batch,
     batch::Example,
+    checkpoint,
     config::{Every, Method, Stage},
     graph::{Adaptation, Graph, matrix::Matrix, parameter::Parameter},
     objective::{self, Asked, Item, Score},
@@ -27,10 +27,9 @@ use crate::{
 };
 use bitdelta_delta::{Info, Variant};
 use bitdelta_model::{Base, chat::Template};
-use checkpoint::State;
 use data::Data;
 use explore::Explorer;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::{
     fs::{self, OpenOptions},
@@ -252,6 +251,24 @@ fn append(output_dir: &Path, line: &serde_json::Value) -> Result<(), Error> {
     written.map_err(|source| Error::io(&path, source))
 }
 
+/// What is not a tensor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(default)]
+struct State {
+    /// Optimiser steps done.
+    step: usize,
+    /// Hash of the settings, data and base that decide the result.
+    identity: String,
+    /// Held-out loss of the base.
+    loss_base: Option<f64>,
+    /// Held-out loss when last measured.
+    loss_held_out: Option<f64>,
+    /// Lowest held-out loss so far.
+    best: Option<f64>,
+    /// Measurements since then.
+    since_best: usize,
+}
+
 /// What one optimiser step did.
 struct Step {
     loss: f64,
@@ -303,7 +320,14 @@ impl Session<'_> {
     fn start(&mut self, resume: Option<&Path>) -> Result<(), Error> {
         if let Some(folder) = resume {
             let identity = self.state.identity.clone();
-            (self.state, self.best) = checkpoint::load(folder, &identity, &self.parameters, &mut self.optimiser)?;
+            (self.state, self.best) = checkpoint::load(
+                folder,
+                &identity,
+                |state: &State| &state.identity,
+                &self.parameters,
+                &mut self.optimiser,
+            )?;
+            self.optimiser.step = self.state.step;
             self.progress.say(&format!("continuing after step {}", self.state.step));
             return Ok(());
         }
@@ -475,7 +499,7 @@ impl Session<'_> {
         let keep = self.config.save_total_limit;
         checkpoint::save(
             &self.config.output_dir,
-            &self.state,
+            (self.state.step, &self.state),
             &self.parameters,
             &self.optimiser,
             self.best.as_deref(),

@@ -23,9 +23,9 @@ mod list;
 #[cfg(test)]
 mod tests;
 
-use super::{LOG_FILE, Outcome, VARIANT_FILE, append, checkpoint, data::Data, identity, reward};
+use super::{LOG_FILE, Outcome, VARIANT_FILE, append, data::Data, identity, reward};
 use crate::{
-    Error, TrainConfig, batch,
+    Error, TrainConfig, batch, checkpoint,
     objective::{Asked, Item},
     progress::{Progress, Silent},
     sample::{Answer, Drawing, Sampler},
