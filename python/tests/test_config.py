@@ -12,7 +12,7 @@ from zoo.gym.errors import ConfigError, GymError
 
 def test_the_fields_and_defaults_are_those_of_variant_files():
     ours = dataclasses.asdict(BitDeltaConfig())
-    assert ours.pop("budget") is None
+    assert ours.pop("budget") is None and ours.pop("bits_per_weight") is None
     theirs = json.loads(_native.default_config())
     # 32-bit floats print as they are read there.
     assert {name: pytest.approx(value) if isinstance(value, float) else value for name, value in theirs.items()} == ours
@@ -67,6 +67,17 @@ def test_defaults_warn_of_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         BitDeltaConfig()
+
+
+@pytest.mark.parametrize("bits", [0, -0.1, float("nan"), float("inf"), "0.02", True])
+def test_bits_a_weight_are_a_number_above_0(bits):
+    with pytest.raises(ConfigError, match="bits_per_weight"):
+        BitDeltaConfig(bits_per_weight=bits)
+
+
+def test_a_size_is_given_in_one_way():
+    with pytest.raises(ConfigError, match="exclude"):
+        BitDeltaConfig(budget="3KB", bits_per_weight=0.4)
 
 
 @pytest.mark.parametrize("budget", ["340 parsecs", 0, -5, 1.5, True])

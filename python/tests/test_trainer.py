@@ -140,6 +140,14 @@ def test_a_budget_is_kept_to_the_byte(tmp_path):
         trainer.create_variant("u", dataset=EXAMPLES, method="full", **ONE_STEP)
 
 
+def test_bits_a_weight_are_a_size_too(tmp_path):
+    trainer = PersonalizedTrainer("tiny", BitDeltaConfig(bits_per_weight=0.4), variants_dir=tmp_path)
+    done = trainer.create_variant("u", dataset=EXAMPLES * 4, num_epochs=2, progress=False)
+    # Two layers of q and o, k and v, gate, up and down.
+    weights = 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 96 * 64)
+    assert 0 < 8 * done.bytes <= 0.4 * weights
+
+
 def test_progress_reaches_a_callback_in_order(tmp_path):
     seen = []
     trainer = PersonalizedTrainer("tiny", variants_dir=tmp_path)

@@ -40,10 +40,12 @@ class BitDeltaConfig:
     #: Size that a trained variant's file may have, as bytes or "340KB": low-rank factors, trained for it; ``bits`` and
     #: ``group_size`` have no effect then.
     budget: int | str | None = None
+    #: The same as bits a weight of the linears, such as 0.02; one of both.
+    bits_per_weight: float | None = None
 
     def __post_init__(self) -> None:
         _check_types(self)
-        _check_budget(self.budget)
+        _check_budget(self.budget, self.bits_per_weight)
         sentences = _native.check_config(self.to_json())
         if not self.enable_deltasoup:
             for field in ("aggregation_weight", "byzantine_robust"):
@@ -56,8 +58,13 @@ class BitDeltaConfig:
     def to_json(self) -> str:
         """The configuration as the Rust crates and variant files have it."""
         fields = dataclasses.asdict(self)
-        del fields["budget"]
+        del fields["budget"], fields["bits_per_weight"]
         return json.dumps(fields)
+
+    @property
+    def has_size(self) -> bool:
+        """Whether a size is given, which low-rank factors meet."""
+        return self.budget is not None or self.bits_per_weight is not None
 
     def _settings(self) -> dict[str, Any]:
         """The fields that a training run takes, by the run's names. ``cache_base_model`` is the caller's."""
@@ -135,8 +142,14 @@ def _check_types(config: BitDeltaConfig | DeltaSoupConfig) -> None:
             raise ConfigError(f"{field.name} = {value!r} is not allowed: expected {expected}")
 
 
-def _check_budget(budget: int | str | None) -> None:
-    """A size above 0, as bytes or in words."""
+def _check_budget(budget: int | str | None, bits_per_weight: float | None) -> None:
+    """A size above 0, as bytes or in words, or as bits a weight."""
+    if bits_per_weight is not None:
+        number = isinstance(bits_per_weight, (int, float)) and not isinstance(bits_per_weight, bool)
+        if not number or not 0 < bits_per_weight < float("inf"):
+            raise ConfigError(f"bits_per_weight = {bits_per_weight!r} is not allowed: expected a number above 0")
+        if budget is not None:
+            raise ConfigError("bits_per_weight and budget exclude each other: both are the size of the file")
     if budget is None:
         return
     if isinstance(budget, bool) or not isinstance(budget, (int, str)):

@@ -85,9 +85,9 @@ def run_settings(
         warnings.warn(sentence, NotEnforcedWarning, stacklevel=4)
     fields = {field.name for field in dataclasses.fields(BitDeltaConfig)}
     decided = {} if config is None else config._settings()
-    if config is not None and config.budget is not None and method == "full":
+    if config is not None and config.has_size and method == "full":
         raise ConfigError("method = 'full' is not allowed with a budget, which low-rank factors meet")
-    low_rank = config is None or config.budget is not None
+    low_rank = config is None or config.has_size
     decided["finetuning_type"] = method or ("lowrank" if low_rank else "full")
     decided["num_train_epochs"] = num_epochs
     if method == "experience":
