@@ -25,5 +25,5 @@ mod _native {
     #[pymodule_export]
     use crate::tensors::{dequantize, quantize};
     #[pymodule_export]
-    use crate::train::{annotate, check_user, train, variant_info};
+    use crate::train::{annotate, check_user, compress, train, variant_info};
 }

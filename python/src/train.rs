@@ -1,4 +1,4 @@
-//! One training run for Python: on a thread of its own, so that the caller's thread can show progress and hear Ctrl-C.
+//! Training, and compressing a pair, for Python: on a thread of its own, so that the caller's thread can show progress and hear Ctrl-C.
 //!
 //! The run's reports come over a channel. The caller's thread takes them a few at a time, without the interpreter's lock
 //! while it waits, hands them to the Python callback, and looks for signals. Ctrl-C, or an exception of the callback,
@@ -6,12 +6,13 @@
 
 use crate::{
     base::Base,
-    errors::{of_delta, of_engine, of_train, raise},
+    errors::{of_delta, of_engine, of_model, of_train, raise},
 };
-use bitdelta_delta::{Variant, file::locate};
+use bitdelta_delta::{BitDeltaConfig, Variant, file::locate, metrics::bits_per_weight};
 use bitdelta_engine::user;
 use bitdelta_train::{
-    TrainConfig,
+    Error, TrainConfig, data,
+    pair::{self, Size, Wish},
     progress::Progress,
     run::{self, Outcome},
 };
@@ -19,9 +20,10 @@ use pyo3::{
     exceptions::{PyKeyboardInterrupt, PyRuntimeError},
     prelude::*,
 };
+use serde::Deserialize;
 use serde_json::Value;
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -78,31 +80,109 @@ pub fn train(
     for note in notes {
         report.call1(("say", note, 0, ""))?;
     }
+    let base = Arc::clone(&base.inner);
+    let outcome: Outcome = run_apart(py, report, move |progress, stop| run::run_on(&base, &config, progress, stop))?;
+    serde_json::to_string(&outcome).map_err(|error| PyRuntimeError::new_err(error.to_string()))
+}
+
+/// Compresses the pair of `base` and the fine-tuned model at `finetuned` into the file `output`, by options (JSON) of
+/// [`Options`]. Returns its bytes, and bits a weight of the linears.
+#[pyfunction]
+pub fn compress(
+    py: Python<'_>,
+    base: &Base,
+    finetuned: String,
+    output: PathBuf,
+    options: &str,
+    report: &Bound<'_, PyAny>,
+) -> PyResult<(u64, f64)> {
+    let options: Options = serde_json::from_str(options).map_err(|error| PyRuntimeError::new_err(error.to_string()))?;
+    let base = Arc::clone(&base.inner);
+    let opened = py.detach(|| bitdelta_model::Base::open_beside(&finetuned, &base));
+    let finetuned = opened.map_err(|error| of_model(py, &error))?;
+    run_apart(py, report, move |progress, stop| options.compress(&base, &finetuned, &output, (progress, stop)))
+}
+
+/// Options of [`compress`].
+#[derive(Deserialize)]
+struct Options {
+    /// At most so many bytes.
+    budget: Option<u64>,
+    /// The same as bits a weight.
+    bits_per_weight: Option<f64>,
+    /// Codes, in place of a size.
+    config: Option<BitDeltaConfig>,
+    rank: Option<usize>,
+    /// Files of conversations.
+    data: Option<String>,
+    eval_data: Option<String>,
+    draw: Option<usize>,
+    epochs: Option<f64>,
+    patience: usize,
+}
+
+impl Options {
+    fn compress(
+        &self,
+        base: &bitdelta_model::Base,
+        finetuned: &bitdelta_model::Base,
+        output: &Path,
+        watch: (&dyn Progress, &AtomicBool),
+    ) -> Result<(u64, f64), Error> {
+        let load = |file: &Option<String>| file.as_ref().map(|file| data::load(file, Path::new("."))).transpose();
+        let (data, watched) = (load(&self.data)?, load(&self.eval_data)?);
+        let codes = if self.config.is_some() { Size::Codes } else { Size::Best };
+        let by_bits = self.bits_per_weight.map_or(codes, Size::BitsPerWeight);
+        let checkpoint = pair::checkpoint_of(output);
+        let (variant, _) = pair::compress(
+            base,
+            finetuned,
+            &Wish {
+                size: self.budget.map_or(by_bits, Size::Bytes),
+                config: self.config.as_ref().unwrap_or(&BitDeltaConfig::default()),
+                rank: self.rank,
+                data: data.as_deref(),
+                draw: self.draw,
+                epochs: self.epochs,
+                watched: watched.as_deref().unwrap_or_default(),
+                patience: self.patience,
+                checkpoint: Some(&checkpoint),
+            },
+            watch,
+        )?;
+        let bytes = pair::write(&variant, output)?;
+        Ok((bytes, bits_per_weight(bytes, variant.weights(base.linears().len()))))
+    }
+}
+
+/// Does `work` on a thread of its own, and passes its reports on meanwhile.
+fn run_apart<T: Send + 'static>(
+    py: Python<'_>,
+    report: &Bound<'_, PyAny>,
+    work: impl FnOnce(&dyn Progress, &AtomicBool) -> Result<T, Error> + Send + 'static,
+) -> PyResult<T> {
     let stop = Arc::new(AtomicBool::new(false));
     let (sender, reports) = channel();
     // Only so that the wait for it may leave the interpreter's lock.
     let reports = Mutex::new(reports);
     let run = {
-        let (base, stop) = (Arc::clone(&base.inner), Arc::clone(&stop));
-        move || run::run_on(&base, &config, &Reporter(sender), &stop)
+        let stop = Arc::clone(&stop);
+        move || work(&Reporter(sender), &stop)
     };
     let thread = std::thread::Builder::new().name("bitdelta-train".to_owned()).spawn(run);
     let thread = thread.map_err(|error| PyRuntimeError::new_err(error.to_string()))?;
     let listened = listen(py, &reports, report, &stop);
-    let ended: Result<Outcome, _> = match py.detach(|| thread.join()) {
+    let ended = match py.detach(|| thread.join()) {
         Ok(ended) => ended,
         Err(_) => return Err(raise(py, "TrainingError", ("the training thread panicked",))),
     };
-    let outcome = match (ended, listened) {
+    match (ended, listened) {
         // Ctrl-C becomes the interruption, which tells where the run can go on; another exception stays what it is.
-        (Err(error), Some(cause)) if cause.is_instance_of::<PyKeyboardInterrupt>(py) => {
-            return Err(of_train(py, &error));
-        }
-        (_, Some(cause)) => return Err(cause),
-        (Err(error), None) => return Err(of_train(py, &error)),
-        (Ok(outcome), None) => outcome,
-    };
-    serde_json::to_string(&outcome).map_err(|error| PyRuntimeError::new_err(error.to_string()))
+        (Err(error), Some(cause)) if cause.is_instance_of::<PyKeyboardInterrupt>(py) => Err(of_train(py, &error)),
+        (_, Some(cause)) => Err(cause),
+        (Err(error), None) => Err(of_train(py, &error)),
+        (Ok(outcome), None) => Ok(outcome),
+    }
 }
 
 /// Passes reports on until the run ends. Returns the first exception, at which the run was asked to stop.

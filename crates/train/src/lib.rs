@@ -1,7 +1,7 @@
 //! Training, compression of pairs, and evaluation.
 //!
 //! A user's conversations become a variant ([`run`]), a fine-tuned model that exists already becomes one
-//! ([`compress`]), an adapter of PEFT becomes one ([`import`]), and any is held against its base ([`evaluate`]), moved to
+//! ([`pair`]), an adapter of PEFT becomes one ([`import`]), and any is held against its base ([`evaluate`]), moved to
 //! a new version of it ([`rebase`]) and written for other programs ([`merge`]). Start at [`TrainConfig`] and
 //! [`run::run`]; the model's forward and backward pass is [`graph`]. Not here: the quantizer and the file
 //! (`bitdelta-delta`), generation (`bitdelta-engine`), and anything that prints.
@@ -19,6 +19,7 @@ pub mod import;
 pub mod merge;
 pub mod objective;
 pub mod optimiser;
+pub mod pair;
 pub mod progress;
 pub mod rebase;
 pub mod run;

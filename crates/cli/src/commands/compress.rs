@@ -7,25 +7,17 @@ use crate::{
     output,
     sizes::{format_bytes, parse_bytes},
 };
-use bitdelta_delta::{BitDeltaConfig, GroupSize, Info, Variant, metrics::bits_per_weight};
-use bitdelta_model::{Base, chat::Template};
+use bitdelta_delta::{BitDeltaConfig, GroupSize, metrics::bits_per_weight};
+use bitdelta_model::Base;
 use bitdelta_train::{
-    batch::Example,
-    budget::{self, SCALE_RATE, Schedule, Teacher, Watch, distil_scales},
-    compress::{Report, compress_pair},
-    data, draw,
+    budget::LESSON,
+    compress::Report,
+    data,
+    pair::{self, Size, Wish},
     progress::Progress,
 };
 use serde_json::json;
 use std::path::{Path, PathBuf};
-
-/// Of what is drawn and of the order of training.
-const SEED: u64 = 42;
-
-/// Below so many bits a weight, weights alone lose much that draws keep.
-const FEW_BITS: f64 = 0.1;
-/// Weights of the linears up to which drawing and training on it takes minutes, and is done unasked.
-const WEIGHTS_OF_MINUTES: u64 = 500_000_000;
 
 /// Arguments of `compress`.
 #[derive(Debug, Clone, clap::Args)]
@@ -94,10 +86,10 @@ pub struct CompressArgs {
     json: bool,
 }
 
-/// Compresses the pair tensor by tensor and writes the variant.
+/// Compresses the pair and writes the variant.
 ///
 /// # Errors
-/// Options out of range, models that are no pair, weights that are not finite, or I/O.
+/// Options out of range, models that are no pair, weights that are not finite, or I/O; [`Error::Interrupted`] after Ctrl-C.
 pub fn run(args: &CompressArgs) -> Result<(), Error> {
     let config = args.config();
     config.validate().map_err(|error| Error::Usage(error.to_string()))?;
@@ -105,110 +97,56 @@ pub fn run(args: &CompressArgs) -> Result<(), Error> {
     make_folder_of(&args.output)?;
     let base = Base::open(&args.base).context("opening the base model")?;
     let finetuned = Base::open_beside(&args.finetuned, &base).context("opening the fine-tuned model")?;
-    let doing = format!("compressing {} against {}", args.finetuned, args.base);
-    if let Some(bytes) = args.bytes(&base, &finetuned)? {
-        return to_budget(args, bytes, (&base, &finetuned), &doing, cost);
-    }
-    let (mut variant, mut report) = compress_pair(&base, &finetuned, &config, &Bar::new()).context(doing.as_str())?;
-    if args.data.is_some() || args.draw.is_some_and(|count| count > 0) {
-        distil(args, &base, &finetuned, &mut variant, &mut report, &doing)?;
-    }
-    let bytes = args.write(&variant)?;
-    let bits = bits_per_weight(bytes, report.weights);
-    if args.json {
-        let mut figures = json!({
-            "path": args.output,
-            "bytes": bytes,
-            "bits_per_weight": bits,
-            "config": variant.info.config,
-            "report": report,
-        });
-        cost.add_to(&mut figures);
-        return output::line(&figures.to_string());
-    }
-    output::text(&summary(&args.output, bytes, bits, &variant.info.config, &report))
-}
-
-/// Compresses the pair to a size, and trains what is kept where data is given.
-fn to_budget(
-    args: &CompressArgs,
-    bytes: u64,
-    (base, finetuned): (&Base, &Base),
-    doing: &str,
-    cost: Cost,
-) -> Result<(), Error> {
-    let bar = Bar::new();
-    let unasked = args.draws_unasked(bytes, base, finetuned);
-    let draws = args.draw.unwrap_or(if unasked { draw::COUNT } else { 0 });
-    let examples = match args.examples(base, finetuned, draws) {
-        Err(error) if unasked => {
-            bar.say(&format!("warning: the weights alone are used: {error}"));
-            Vec::new()
-        }
-        found => found?,
+    let load = |data: &Option<String>, doing| match data {
+        Some(data) => data::load(data, Path::new(".")).map(Some).context(doing),
+        None => Ok(None),
     };
-    let mut options = budget::Options { rank: args.rank, ..budget::Options::new(bytes) };
-    options.schedule = args.schedule(options.schedule);
-    let mut info =
-        Info::new(base.fingerprint(), &base.name, args.config(), &base.tokenizer.template_id(&Template::Model));
-    info.notes.insert("method".into(), json!("compress"));
-    info.notes.insert("budget".into(), json!(bytes));
-    if !examples.is_empty() {
-        info.notes.insert("trained_on".into(), json!({"examples": examples.len(), "drawn": draws}));
-    }
-    let watched = args.watched(base)?;
-    let follow = |watch: Watch| budget::compress_to(base, finetuned, &examples, &options, info, watch);
-    let variant = args.lesson(&bar, &watched, follow, doing)?;
-    let bytes = args.write(&variant)?;
+    let (data, watched) = (load(&args.data, "reading the data")?, load(&args.eval_data, "reading the data to watch")?);
+    let checkpoint = pair::checkpoint_of(&args.output);
+    let wish = Wish {
+        size: args.size(),
+        config: &config,
+        rank: args.rank,
+        data: data.as_deref(),
+        draw: args.draw,
+        epochs: args.epochs,
+        watched: watched.as_deref().unwrap_or_default(),
+        patience: args.patience,
+        checkpoint: Some(&checkpoint),
+    };
+    let progress = Lessons { bar: Bar::new(), interrupt: Interrupt::watch()? };
+    let (variant, report) = match pair::compress(&base, &finetuned, &wish, (&progress, progress.interrupt.flag())) {
+        Err(stopped @ bitdelta_train::Error::Interrupted { .. }) => {
+            progress.say(&stopped.to_string());
+            return Err(Error::Interrupted);
+        }
+        made => made.context(format!("compressing {} against {}", args.finetuned, args.base))?,
+    };
+    let bytes = pair::write(&variant, &args.output).context("writing the variant")?;
     let bits = bits_per_weight(bytes, variant.weights(base.linears().len()));
     if args.json {
         let mut figures = json!({"path": args.output, "bytes": bytes, "bits_per_weight": bits});
+        if let Some(report) = &report {
+            figures["config"] = json!(variant.info.config);
+            figures["report"] = json!(report);
+        }
         cost.add_to(&mut figures);
         return output::line(&figures.to_string());
     }
-    output::text(&format!("{}: {} ({bits:.4} bits a weight)\n", args.output.display(), format_bytes(bytes)))
-}
-
-/// Trains the scales of the codes on the data; in no passes, chooses the codes for it instead.
-fn distil(
-    args: &CompressArgs,
-    base: &Base,
-    finetuned: &Base,
-    variant: &mut Variant,
-    report: &mut Report,
-    doing: &str,
-) -> Result<(), Error> {
-    let bar = Bar::new();
-    let examples = args.examples(base, finetuned, args.draw.unwrap_or(0))?;
-    let schedule = args.schedule(Schedule { epochs: 2.0, batch: 8, rate: SCALE_RATE, seed: SEED });
-    if schedule.epochs == 0.0 {
-        budget::refine_codes(base, finetuned, variant, &examples, schedule.seed, &bar).context(doing)?;
-        report.relative_error = budget::measure_errors(variant, base, finetuned).context(doing)?;
-        variant.info.notes.insert("codes_chosen_for".into(), json!({"examples": examples.len()}));
-        return Ok(());
-    }
-    let watched = args.watched(base)?;
-    let follow = |watch: Watch| {
-        let teacher = Teacher::new(finetuned, base, &[&examples[..], &watched].concat(), &bar)?;
-        let found = distil_scales(base, &teacher, variant, &examples, schedule, watch)?;
-        report.relative_error = budget::measure_errors(variant, base, finetuned)?;
-        Ok(found)
-    };
-    let (first, last) = args.lesson(&bar, &watched, follow, doing)?;
-    bar.say(&format!("KL to the fine-tuned model: {first:.4} nats a token in the first pass, {last:.4} in the last"));
-    variant.info.notes.insert("distilled".into(), json!({"epochs": schedule.epochs, "examples": examples.len()}));
-    Ok(())
+    let size = format!("{}: {} ({bits:.4} bits a weight)\n", args.output.display(), format_bytes(bytes));
+    let codes = report.map_or_else(String::new, |report| of_codes(&variant.info.config, &report));
+    output::text(&(size + &codes))
 }
 
 /// Shows progress, and lets Ctrl-C end the process but while a lesson lasts, which is left with a checkpoint.
-struct Lessons<'a> {
-    bar: &'a Bar,
+struct Lessons {
+    bar: Bar,
     interrupt: Interrupt,
 }
 
-impl Progress for Lessons<'_> {
+impl Progress for Lessons {
     fn begin(&self, phase: &str, total: u64, unit: &str) {
-        if phase == budget::LESSON {
+        if phase == LESSON {
             self.interrupt.busy();
         }
         self.bar.begin(phase, total, unit);
@@ -229,107 +167,13 @@ impl Progress for Lessons<'_> {
 }
 
 impl CompressArgs {
-    /// Does `work`, whose lesson goes on from its checkpoint when the same command runs again.
-    fn lesson<T>(
-        &self,
-        bar: &Bar,
-        watched: &[Example],
-        work: impl FnOnce(Watch<'_>) -> Result<T, bitdelta_train::Error>,
-        doing: &str,
-    ) -> Result<T, Error> {
-        let interrupt = Interrupt::watch()?;
-        let (progress, checkpoint) = (Lessons { bar, interrupt: interrupt.clone() }, self.checkpoint());
-        let watch = Watch {
-            progress: &progress,
-            stop: interrupt.flag(),
-            checkpoint: Some(&checkpoint),
-            watched,
-            patience: self.patience,
-        };
-        match work(watch) {
-            Err(stopped @ bitdelta_train::Error::Interrupted { .. }) => {
-                bar.say(&stopped.to_string());
-                Err(Error::Interrupted)
-            }
-            result => result.context(doing),
+    fn size(&self) -> Size {
+        match (self.budget, self.bits_per_weight) {
+            (Some(bytes), _) => Size::Bytes(bytes),
+            (None, Some(bits)) => Size::BitsPerWeight(bits),
+            (None, None) if self.names_codes() => Size::Codes,
+            (None, None) => Size::Best,
         }
-    }
-
-    /// The folder of a lesson's checkpoints.
-    fn checkpoint(&self) -> PathBuf {
-        let mut name = self.output.file_name().unwrap_or_default().to_owned();
-        name.push(".checkpoints");
-        self.output.with_file_name(name)
-    }
-
-    /// Writes the variant; checkpoints have had their use then. Returns its bytes.
-    fn write(&self, variant: &Variant) -> Result<u64, Error> {
-        let bytes = variant.write(&self.output).context("writing the variant")?;
-        let checkpoint = self.checkpoint();
-        if checkpoint.exists() {
-            std::fs::remove_dir_all(&checkpoint).context(format!("removing {}", checkpoint.display()))?;
-        }
-        Ok(bytes)
-    }
-
-    /// The conversations of `--eval-data` as the model sees them.
-    fn watched(&self, base: &Base) -> Result<Vec<Example>, Error> {
-        let Some(data) = &self.eval_data else { return Ok(Vec::new()) };
-        let conversations = data::load(data, Path::new(".")).context("reading the data to watch")?;
-        budget::examples(base, &Template::Model, &conversations).context("making prompts of the data to watch")
-    }
-
-    /// The conversations of `--data` and so many drawn ones as the model sees them.
-    fn examples(&self, base: &Base, finetuned: &Base, draws: usize) -> Result<Vec<Example>, Error> {
-        let mut conversations = match &self.data {
-            Some(data) => data::load(data, Path::new(".")).context("reading the data")?,
-            None => Vec::new(),
-        };
-        if draws > 0 {
-            let drawn = draw::conversations(finetuned, None, &Template::Model, draws, SEED, &Bar::new());
-            conversations.extend(drawn.context("drawing from the fine-tuned model")?);
-        }
-        budget::examples(base, &Template::Model, &conversations).context("making prompts of the data")
-    }
-
-    /// Whether a budget of so few bytes is worth draws that nobody asked for; says so, or what could be asked for.
-    fn draws_unasked(&self, bytes: u64, base: &Base, finetuned: &Base) -> bool {
-        if self.data.is_some() || self.draw.is_some() || bytes >= budget::bytes_at(base, FEW_BITS) {
-            return false;
-        }
-        let possible = finetuned.tokenizer.chat_template().is_some();
-        let worth = possible && base.linear_weights() <= WEIGHTS_OF_MINUTES;
-        let how = match (worth, possible) {
-            (true, _) => {
-                "conversations are drawn from the fine-tuned model, which takes minutes (--data FILE gives yours, --draw 0 \
-                 uses the weights alone)"
-            }
-            (_, true) => "--draw draws conversations from the fine-tuned model, --data FILE gives yours",
-            _ => "--data FILE gives conversations",
-        };
-        Bar::new().say(&format!("so few bytes keep far more when they are trained: {how}"));
-        worth
-    }
-
-    fn schedule(&self, default: Schedule) -> Schedule {
-        Schedule { epochs: self.epochs.unwrap_or(default.epochs), ..default }
-    }
-
-    /// The budget in bytes, however it was given, or the default; `None` for dense codes.
-    fn bytes(&self, base: &Base, finetuned: &Base) -> Result<Option<u64>, Error> {
-        let given = self.budget.or_else(|| self.bits_per_weight.map(|bits| budget::bytes_at(base, bits)));
-        if given.is_some() || self.names_codes() {
-            return Ok(given);
-        }
-        let bytes = budget::default_bytes(base, finetuned).context("comparing the models")?;
-        Bar::new().say(&match bytes {
-            Some(bytes) => format!(
-                "no size was named: {}, what keeps most for its bytes (--budget, --bits-per-weight or --bits 1 name one)",
-                format_bytes(bytes)
-            ),
-            None => "no size was named: 1 bit a weight, since the embedding or the head moved too".to_owned(),
-        });
-        Ok(bytes)
     }
 
     fn names_codes(&self) -> bool {
@@ -365,15 +209,15 @@ pub(super) fn make_folder_of(output: &Path) -> Result<(), Error> {
     }
 }
 
-fn summary(path: &Path, bytes: u64, bits: f64, config: &BitDeltaConfig, report: &Report) -> String {
+/// What became of the linears.
+fn of_codes(config: &BitDeltaConfig, report: &Report) -> String {
     let Report { linears, unchanged, tables, vectors, relative_error, .. } = report;
     let tables = match tables {
         0 => "",
         1 => " and the embedding or head",
         _ => ", the embedding and the head",
     };
-    let mut text = format!("{}: {} ({bits:.3} bits a weight)\n", path.display(), format_bytes(bytes));
-    text += &match config.enable_compression {
+    let mut text = match config.enable_compression {
         true => format!("  {linears} linears{tables} at {} bit, group {}", config.bits, config.group()),
         false => format!("  {linears} linears{tables} as f16"),
     };
@@ -388,34 +232,4 @@ fn summary(path: &Path, bytes: u64, bits: f64, config: &BitDeltaConfig, report: 
         text += &format!(", at worst {error:.4} ({name})");
     }
     text + "\n"
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::Parser;
-
-    #[derive(Debug, Parser)]
-    struct Line {
-        #[command(flatten)]
-        compress: CompressArgs,
-    }
-
-    #[test]
-    fn few_bytes_without_data_are_worth_draws_that_nobody_asked_for() {
-        let folder = |name: &str| format!("{}/../../tests/golden/{name}", env!("CARGO_MANIFEST_DIR"));
-        let [base, tuned] =
-            ["tiny-llama", "tiny-llama-ft"].map(|name| Base::open(&folder(name)).expect("a tiny model"));
-        let draws = |bytes, more: &[&str]| {
-            let pair = ["compress", "--base", "b", "--finetuned", "f", "-o", "v"];
-            let line = Line::try_parse_from(pair.iter().chain(more)).expect("arguments");
-            line.compress.draws_unasked(bytes, &base, &tuned)
-        };
-        let few = budget::bytes_at(&base, FEW_BITS) - 1;
-        assert!(draws(few, &[]));
-        assert!(!draws(few + 1, &[]));
-        for asked in [&["--data", "d"][..], &["--draw"], &["--draw", "0"]] {
-            assert!(!draws(few, asked), "{asked:?}");
-        }
-    }
 }

@@ -1,12 +1,14 @@
 """Personal variants of a language model: one base in memory, one small file for each user.
 
 :class:`PersonalizedTrainer` trains users' variants and asks them, :class:`PersonalizedServer` serves many users at once,
-:mod:`zoo.gym.quantization` compresses bare tensors.
+:func:`compress` makes a variant of a fine-tuned model that exists already, :mod:`zoo.gym.quantization` compresses bare
+tensors.
 """
 
 from __future__ import annotations
 
 from . import errors
+from ._compress import CompressedVariant, compress
 from ._engine import Sampling
 from ._progress import Progress
 from .config import BitDeltaConfig, DeltaSoupConfig
@@ -18,6 +20,7 @@ from .trainer import PersonalizedTrainer, TrainedVariant
 __all__ = [
     "BitDeltaConfig",
     "BitDeltaQuantizer",
+    "CompressedVariant",
     "DeltaSoupConfig",
     "GymError",
     "NotEnforcedWarning",
@@ -27,5 +30,6 @@ __all__ = [
     "Sampling",
     "TrainedVariant",
     "TrainingInterrupted",
+    "compress",
     "errors",
 ]
