@@ -139,14 +139,17 @@ pub(crate) fn load<T: DeserializeOwned>(
         Ok(Matrix::new(shape[0], shape[1], values))
     };
     let has_best = file.names().iter().any(|name| name.starts_with("best."));
-    let mut best = Vec::new();
-    for (i, parameter) in parameters.iter().enumerate() {
-        *parameter.value_mut() = matrix("value", parameter)?;
-        optimiser.moments[i] = (matrix("first", parameter)?, matrix("second", parameter)?);
+    // All of it is read before anything is changed.
+    let (mut values, mut moments, mut best) = (Vec::new(), Vec::new(), Vec::new());
+    for parameter in parameters {
+        values.push(matrix("value", parameter)?);
+        moments.push((matrix("first", parameter)?, matrix("second", parameter)?));
         if has_best {
             best.push(matrix("best", parameter)?);
         }
     }
+    parameters.iter().zip(values).for_each(|(parameter, value)| *parameter.value_mut() = value);
+    optimiser.moments = moments;
     Ok((state, has_best.then_some(best)))
 }
 

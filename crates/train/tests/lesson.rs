@@ -121,7 +121,7 @@ fn what_is_left_goes_on_to_the_same_bytes() {
 }
 
 #[test]
-fn a_checkpoint_of_another_lesson_is_left_alone() {
+fn a_checkpoint_that_is_damaged_or_of_another_lesson_starts_it_anew() {
     let (base, tuned) = pair();
     let folder = tempfile::tempdir().unwrap();
     let learn = |numbers, follower: &Follower| {
@@ -129,9 +129,25 @@ fn a_checkpoint_of_another_lesson_is_left_alone() {
         let watch = Watch { checkpoint: Some(folder.path()), ..Watch::new(follower, &follower.stop) };
         compress_to(&base, &tuned, &examples(&base, numbers), &Options::new(4_000), info, watch)
     };
-    assert!(matches!(learn(0..24, &Follower::stopping_after(3)), Err(Error::Interrupted { step: 3, .. })));
+    let left = || match learn(0..24, &Follower::stopping_after(3)) {
+        Err(Error::Interrupted { step: 3, checkpoint }) => checkpoint,
+        other => panic!("{other:?}"),
+    };
+    left();
     let other = Follower::default();
-    assert!(learn(8..24, &other).is_ok() && other.said("of another lesson"));
+    let unbroken = learn(8..24, &other).unwrap();
+    assert!(other.said("of another lesson"));
+    std::fs::remove_dir_all(folder.path()).unwrap();
+    assert!(unbroken == learn(8..24, &Follower::default()).unwrap());
+
+    std::fs::remove_dir_all(folder.path()).unwrap();
+    let unbroken = learn(0..24, &Follower::default()).unwrap();
+    std::fs::remove_dir_all(folder.path()).unwrap();
+    let tensors = left().join("tensors.safetensors");
+    let whole = std::fs::read(&tensors).unwrap();
+    std::fs::write(&tensors, &whole[..whole.len() / 2]).unwrap();
+    let again = Follower::default();
+    assert!(unbroken == learn(0..24, &again).unwrap() && again.said("is damaged"));
 }
 
 #[test]

@@ -135,9 +135,9 @@ pub(super) fn follow(
 impl Course<'_> {
     /// Goes on from the newest checkpoint, if it is of this lesson.
     fn take_up(&mut self) -> Result<(), Error> {
-        let Some((step, folder)) = self.watch.checkpoint.and_then(|folder| checkpoint::list(folder).pop()) else {
-            return Ok(());
-        };
+        let Some(folder) = self.watch.checkpoint else { return Ok(()) };
+        checkpoint::clean(folder);
+        let Some((step, folder)) = checkpoint::list(folder).pop() else { return Ok(()) };
         let parameters = self.learner.parameters();
         let identity = self.state.identity.clone();
         let optimiser = self.learner.optimiser();
