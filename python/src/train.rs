@@ -1,4 +1,5 @@
-//! Training, and compressing a pair, for Python: on a thread of its own, so that the caller's thread can show progress and hear Ctrl-C.
+//! Training, and compressing a pair, for Python: on a thread of its own, so that the caller's thread can show progress and
+//! hear Ctrl-C.
 //!
 //! The run's reports come over a channel. The caller's thread takes them a few at a time, without the interpreter's lock
 //! while it waits, hands them to the Python callback, and looks for signals. Ctrl-C, or an exception of the callback,
@@ -131,14 +132,12 @@ impl Options {
     ) -> Result<(u64, f64), Error> {
         let load = |file: &Option<String>| file.as_ref().map(|file| data::load(file, Path::new("."))).transpose();
         let (data, watched) = (load(&self.data)?, load(&self.eval_data)?);
-        let codes = if self.config.is_some() { Size::Codes } else { Size::Best };
-        let by_bits = self.bits_per_weight.map_or(codes, Size::BitsPerWeight);
         let checkpoint = pair::checkpoint_of(output);
         let (variant, _) = pair::compress(
             base,
             finetuned,
             &Wish {
-                size: self.budget.map_or(by_bits, Size::Bytes),
+                size: Size::of(self.budget, self.bits_per_weight, self.config.is_some()),
                 config: self.config.as_ref().unwrap_or(&BitDeltaConfig::default()),
                 rank: self.rank,
                 data: data.as_deref(),

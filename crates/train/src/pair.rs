@@ -40,6 +40,18 @@ pub enum Size {
     Best,
 }
 
+impl Size {
+    /// Of what a user names: bytes, or bits a weight, or else codes; nothing: what is best.
+    pub fn of(bytes: Option<u64>, bits_per_weight: Option<f64>, codes: bool) -> Self {
+        match (bytes, bits_per_weight) {
+            (Some(bytes), _) => Self::Bytes(bytes),
+            (None, Some(bits)) => Self::BitsPerWeight(bits),
+            (None, None) if codes => Self::Codes,
+            (None, None) => Self::Best,
+        }
+    }
+}
+
 /// What is wanted of a pair.
 #[derive(Clone, Copy)]
 pub struct Wish<'a> {

@@ -104,7 +104,7 @@ pub fn run(args: &CompressArgs) -> Result<(), Error> {
     let (data, watched) = (load(&args.data, "reading the data")?, load(&args.eval_data, "reading the data to watch")?);
     let checkpoint = pair::checkpoint_of(&args.output);
     let wish = Wish {
-        size: args.size(),
+        size: Size::of(args.budget, args.bits_per_weight, args.names_codes()),
         config: &config,
         rank: args.rank,
         data: data.as_deref(),
@@ -167,15 +167,6 @@ impl Progress for Lessons {
 }
 
 impl CompressArgs {
-    fn size(&self) -> Size {
-        match (self.budget, self.bits_per_weight) {
-            (Some(bytes), _) => Size::Bytes(bytes),
-            (None, Some(bits)) => Size::BitsPerWeight(bits),
-            (None, None) if self.names_codes() => Size::Codes,
-            (None, None) => Size::Best,
-        }
-    }
-
     fn names_codes(&self) -> bool {
         let Self { bits, group_size, asymmetric, no_clip, outlier_threshold, no_compression, .. } = self;
         let named = bits.is_some() || group_size.is_some() || outlier_threshold.is_some();

@@ -1,10 +1,13 @@
 //! The course of a lesson: step after step towards the teacher; left with a checkpoint and taken up again; ended where it gains
 //! no more.
 
-use super::{Schedule, Teacher, distil::divergence_of};
+use super::{
+    Schedule, Teacher,
+    distil::{divergence, divergence_of},
+};
 use crate::{
-    Error,
-    batch::Example,
+    Error, TrainConfig,
+    batch::{self, Example},
     checkpoint,
     graph::{Graph, matrix::Matrix, parameter::Parameter},
     optimiser::AdamW,
@@ -42,8 +45,8 @@ pub struct Watch<'a> {
 
 /// What learns.
 pub(super) trait Learner {
-    /// One step on these examples, of which the rate is this; the mean divergence of their tokens before it.
-    fn step(&mut self, chosen: &[usize], rate: f64) -> Result<f64, Error>;
+    /// One step along the gradients that its graph has gathered.
+    fn learn(&mut self, rate: f64);
     /// What it multiplies with, as it has learnt so far.
     fn graph(&self) -> &Graph;
     /// What the optimiser moves, each under a name of its own.
@@ -83,6 +86,12 @@ impl<'a> Watch<'a> {
     }
 }
 
+/// What moves these parameters in a lesson.
+pub(super) fn adam(parameters: &[Arc<Parameter>]) -> AdamW {
+    let config = TrainConfig { weight_decay: 0.0, adam_beta2: 0.99, ..TrainConfig::default() };
+    AdamW::new(&config, parameters)
+}
+
 /// Takes `learner` through all steps of `schedule` over `examples`. `teacher` was made of them and then of what is watched.
 /// Returns the mean divergence of a token in each step.
 ///
@@ -94,10 +103,11 @@ pub(super) fn follow(
     schedule: Schedule,
     watch: Watch<'_>,
 ) -> Result<Vec<f64>, Error> {
-    let per_epoch = examples.len().div_ceil(schedule.batch);
-    let total = (schedule.epochs * per_epoch as f64).ceil() as usize;
-    let look = per_epoch.div_ceil(LOOKS_PER_PASS).max(1);
-    let identity = identity(learner, (examples, teacher), schedule, watch);
+    let total = schedule.steps(examples.len());
+    let look = schedule.steps_per_epoch(examples.len()).div_ceil(LOOKS_PER_PASS).max(1);
+    // Only a checkpoint asks for it.
+    let identity =
+        watch.checkpoint.map(|_| identity(learner, (examples, teacher), schedule, watch)).unwrap_or_default();
     let mut course = Course { learner, watch, state: State { identity, ..State::default() }, best: None };
     course.take_up()?;
     watch.progress.begin(LESSON, total as u64, "steps");
@@ -112,10 +122,14 @@ pub(super) fn follow(
             }
         }
         let rate = schedule.rate_at(step, total);
-        let loss = course.learner.step(&schedule.examples(step, examples.len()), rate)?;
+        let chosen = schedule.examples(step, examples.len());
+        let packed = batch::pack(chosen.iter().map(|&index| &examples[index]));
+        let scale = 1.0 / packed.rows.len() as f32;
+        let loss = divergence(course.learner.graph(), &packed, teacher, &chosen, scale)? * f64::from(scale);
         if !loss.is_finite() {
             return Err(Error::Diverged { step: step + 1, loss, learning_rate: rate });
         }
+        course.learner.learn(rate);
         course.state.losses.push(loss);
         watch.progress.advance(1, &format!("KL {loss:.4}"));
         if (step + 1).is_multiple_of(look) || step + 1 == total {

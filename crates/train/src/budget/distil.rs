@@ -7,11 +7,11 @@
 
 use super::{
     Coded, Factors, Sensitivity, Student, Watch,
-    course::{Learner, follow},
+    course::{Learner, adam, follow},
     rate::{DEAD, Steps},
 };
 use crate::{
-    Error, TrainConfig,
+    Error,
     batch::{self, Example},
     graph::{
         Adaptation, Graph, PackedBatch, Weights, distil_loss::kl, loss::cross_entropy, matrix::Matrix,
@@ -181,9 +181,19 @@ pub struct Schedule {
 }
 
 impl Schedule {
+    /// Steps of one pass over `count` examples.
+    pub(super) fn steps_per_epoch(&self, count: usize) -> usize {
+        count.div_ceil(self.batch)
+    }
+
+    /// All steps over `count` examples.
+    pub(super) fn steps(&self, count: usize) -> usize {
+        (self.epochs * self.steps_per_epoch(count) as f64).ceil() as usize
+    }
+
     /// Which of `count` examples step `step` takes.
     pub(super) fn examples(&self, step: usize, count: usize) -> Vec<usize> {
-        let per_epoch = count.div_ceil(self.batch);
+        let per_epoch = self.steps_per_epoch(count);
         let order = batch::order(count, step / per_epoch, self.seed, true);
         order.into_iter().skip(step % per_epoch * self.batch).take(self.batch).collect()
     }
@@ -223,16 +233,15 @@ pub fn distil(lesson: &Lesson<'_>, factors: &[Factors], bytes: u64) -> Result<Di
     factors.iter().enumerate().for_each(|(index, factors)| student.set(index, &factors.a, &factors.bt));
     let latent = Latent::new(factors, lesson.sensitivities()?, bytes);
     latent.write(student);
-    let total = (schedule.epochs * examples.len().div_ceil(schedule.batch) as f64).ceil();
-    let controlled = (CONTROL_UNTIL * total).ceil() as usize;
-    let mut rounded = Rounded { lesson, latent, bytes, controlled };
+    let controlled = (CONTROL_UNTIL * schedule.steps(examples.len()) as f64).ceil() as usize;
+    let mut rounded = Rounded { student, latent, bytes, controlled };
     follow(&mut rounded, (examples, teacher), schedule, watch)?;
     Ok(Distillation { latent: rounded.latent })
 }
 
 /// Factors that learn through their rounding.
 struct Rounded<'a> {
-    lesson: &'a Lesson<'a>,
+    student: &'a Student<'a>,
     latent: Latent,
     bytes: u64,
     /// Steps in which the size is looked after.
@@ -240,25 +249,17 @@ struct Rounded<'a> {
 }
 
 impl Learner for Rounded<'_> {
-    fn step(&mut self, chosen: &[usize], rate: f64) -> Result<f64, Error> {
-        let Lesson { student, examples, teacher, .. } = *self.lesson;
-        let packed = batch::pack(chosen.iter().map(|&index| &examples[index]));
-        let scale = 1.0 / packed.rows.len() as f32;
-        let loss = divergence(student.graph, &packed, teacher, chosen, scale)? * f64::from(scale);
-        if !loss.is_finite() {
-            return Ok(loss);
-        }
+    fn learn(&mut self, rate: f64) {
         let step = self.latent.optimiser.step;
-        self.latent.update(student, rate);
+        self.latent.update(self.student, rate);
         if step.is_multiple_of(CONTROL_EVERY) && step < self.controlled {
             self.latent.control(self.bytes);
         }
-        self.latent.write(student);
-        Ok(loss)
+        self.latent.write(self.student);
     }
 
     fn graph(&self) -> &Graph {
-        self.lesson.student.graph
+        self.student.graph
     }
 
     fn parameters(&self) -> Vec<Arc<Parameter>> {
@@ -276,7 +277,7 @@ impl Learner for Rounded<'_> {
     fn restore(&mut self, notes: &Value) -> Result<(), Error> {
         let notes = Notes::deserialize(notes).map_err(|error| Error::setting("checkpoint", error.to_string()))?;
         notes.put_into(&mut self.latent)?;
-        self.latent.write(self.lesson.student);
+        self.latent.write(self.student);
         Ok(())
     }
 }
@@ -445,9 +446,8 @@ impl Latent {
             })
             .collect();
         let shapes = factors.iter().map(|factors| (factors.rows, factors.cols)).collect();
-        let config = TrainConfig { weight_decay: 0.0, adam_beta2: 0.99, ..TrainConfig::default() };
         let all: Vec<Arc<Parameter>> = values.iter().flatten().cloned().collect();
-        let optimiser = AdamW::new(&config, &all);
+        let optimiser = adam(&all);
         Self { values, shapes, optimiser, sensitivities, steps, distortion }
     }
 

@@ -6,11 +6,11 @@
 
 use super::{
     Schedule, Teacher, Watch,
-    course::{Learner, follow},
-    distil::{Merged, divergence},
+    course::{Learner, adam, follow},
+    distil::Merged,
 };
 use crate::{
-    Error, TrainConfig,
+    Error,
     batch::{self, Example},
     graph::{Adaptation, Graph, linear::Weight, matrix::Matrix, parameter::Parameter},
     optimiser::AdamW,
@@ -62,9 +62,8 @@ pub fn distil_scales(
         return Err(Error::setting("data", "scale distillation needs conversations, and a variant with dense parts"));
     }
     let parameters: Vec<Arc<Parameter>> = scaled.iter().map(|scaled| scaled.factors.clone()).collect();
-    let config = TrainConfig { weight_decay: 0.0, adam_beta2: 0.99, ..TrainConfig::default() };
-    let optimiser = AdamW::new(&config, &parameters);
-    let mut learner = Scales { graph, scaled, variant, examples, teacher, parameters, optimiser };
+    let optimiser = adam(&parameters);
+    let mut learner = Scales { graph, scaled, variant, parameters, optimiser };
     learner.write();
     let losses = follow(&mut learner, (examples, teacher), schedule, watch)?;
     let Scales { scaled, .. } = learner;
@@ -76,7 +75,7 @@ pub fn distil_scales(
         variant.linears[scaled.index].relative_error = None;
     }
     let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len().max(1) as f64;
-    let epoch = examples.len().div_ceil(schedule.batch).min(losses.len());
+    let epoch = schedule.steps_per_epoch(examples.len()).min(losses.len());
     Ok((mean(&losses[..epoch]), mean(&losses[losses.len() - epoch..])))
 }
 
@@ -85,8 +84,6 @@ struct Scales<'a> {
     graph: Graph,
     scaled: Vec<Scaled>,
     variant: &'a Variant,
-    examples: &'a [Example],
-    teacher: &'a Teacher,
     parameters: Vec<Arc<Parameter>>,
     optimiser: AdamW,
 }
@@ -98,20 +95,13 @@ impl Scales<'_> {
 }
 
 impl Learner for Scales<'_> {
-    fn step(&mut self, chosen: &[usize], rate: f64) -> Result<f64, Error> {
-        let packed = batch::pack(chosen.iter().map(|&index| &self.examples[index]));
-        let scale = 1.0 / packed.rows.len() as f32;
-        let loss = divergence(&self.graph, &packed, self.teacher, chosen, scale)? * f64::from(scale);
-        if !loss.is_finite() {
-            return Ok(loss);
-        }
+    fn learn(&mut self, rate: f64) {
         self.scaled.par_iter().for_each(|scaled| scaled.gather(self.variant));
         for stack in self.graph.parameters() {
             *stack.gradient() = None;
         }
         self.optimiser.update(&self.parameters, rate, 1.0);
         self.write();
-        Ok(loss)
     }
 
     fn graph(&self) -> &Graph {
