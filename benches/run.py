@@ -1,7 +1,8 @@
-"""`make bench`: bitdelta and its peers, measured one after another on this machine, as one table with ratios.
+"""`make bench`: bitdelta and its peers, measured on this machine, as one table with ratios.
 
-Everything is taken in this run, on the same base, prompts, lengths and threads. Where two sides do not compute the same
-thing the row's note says what differs. Writes `bench.json` (all figures; `bitdelta bench sweep --peers` reads it),
+Everything is taken in this run, on the same base, prompts, lengths and threads; llama.cpp (training: PyTorch and peft) and
+ours in turn, several times, since a shared machine's speed drifts. Where two sides do not compute the same thing the row's
+note says what differs. Writes `bench.json` (all figures; `bitdelta bench sweep --peers` reads it),
 `table.md` and `sweep.svg`.
 """
 
@@ -10,6 +11,7 @@ import datetime
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -54,7 +56,11 @@ class Bench:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
+        self.files = arguments.output / "files"
         self.ours: list[dict] = []
+        self.theirs: list[dict] = []
+        #: By the peer's name; `None` where it is left out.
+        self.versions: dict[str, str | None] = {}
 
     def our(self, command: str, **settings: object) -> dict:
         """One figure of `bitdelta bench`; the base in int8, and the given model, unless the settings say otherwise."""
@@ -69,30 +75,45 @@ class Bench:
         self.ours.append(figure)
         return figure
 
-    def peers(self) -> list[dict]:
-        """What the peers' scripts print."""
-        common = ["--model", self.arguments.model, "--threads", str(self.arguments.threads)]
-        lengths = ["--prompt", self.arguments.prompt, "--generate", self.arguments.generate]
-        common += [*map(str, lengths), "--prefill", str(self.arguments.prefill)]
-        batch = ["--batch", *map(str, sorted({1, *self.arguments.batch}))]
-        folder = ["--folder", self.arguments.output / "files"]
-        many = [*folder, *batch]
-        scripts = {"llama_cpp_peer.py": many, "mistralrs_peer.py": many, "transformers_peer.py": []}
-        found = [printed_json([sys.executable, HERE / name, *common, *more]) for name, more in scripts.items()]
-        found.append(self.candle())
-        if "skipped" not in found[-2]:  # transformers, and so PyTorch
-            found.append(self.torch_training(common[:4]))
-        for peer in found:
-            if "skipped" in peer:
-                print(f"{peer['peer']} is left out: {peer['skipped']}", file=sys.stderr)
-        return found
+    def script(self, name: str, *more: object) -> dict:
+        """What a peer's script prints."""
+        a = self.arguments
+        lengths = ["--prompt", a.prompt, "--generate", a.generate]
+        words = [name, "--model", a.model, "--threads", a.threads, *lengths, *more]
+        return printed_json([sys.executable, HERE / words[0], *map(str, words[1:])])
 
-    def torch_training(self, common: list[str | Path]) -> dict:
-        """Training with PyTorch and peft, each way in a process of its own."""
+    def llama_cpp(self, batch: int | None = None) -> list[dict]:
+        """llama.cpp's figures of so many requests; without a number, of prefill."""
+        requests = ["--prefill", self.arguments.prefill] if batch is None else ["--prefill", 0]
+        many = ["--batch"] if batch is None else ["--batch", batch]
+        return self.kept(self.script("llama_cpp_peer.py", "--folder", self.files, *requests, *many))
+
+    def torch_training(self) -> list[dict]:
+        """Training with PyTorch and peft, each way in a process of its own; nothing without PyTorch."""
+        if self.versions["transformers"] is None:
+            return []
+        a = self.arguments
+        command = [sys.executable, HERE / "torch_train_peer.py", "--model", a.model, "--threads", str(a.threads)]
         ways = [(dtype, rank) for rank in TRAINED_RANKS for dtype in ("f32", "bf16")]
-        command = [sys.executable, HERE / "torch_train_peer.py", *common]
         figures = [printed_json([*command, "--dtype", dtype, "--rank", str(rank)]) for dtype, rank in ways]
-        return {"peer": "torch and peft, training", "version": "as above", "figures": figures}
+        self.theirs += figures
+        return figures
+
+    def slow_peers(self) -> list[dict]:
+        """The peers that are measured once, before the others: each is far from both sides of every comparison in turn."""
+        many = ["--folder", self.files, "--batch", *sorted({1, *self.arguments.batch})]
+        found = [self.kept(self.script("mistralrs_peer.py", *many))]
+        found.append(self.kept(self.script("transformers_peer.py", "--prefill", self.arguments.prefill)))
+        found.append(self.kept(self.candle()))
+        return sum(found, [])
+
+    def kept(self, peer: dict) -> list[dict]:
+        """A peer's figures; its version is noted, or why it is left out."""
+        self.versions[peer["peer"]] = peer.get("version")
+        if "skipped" in peer:
+            print(f"{peer['peer']} is left out: {peer['skipped']}", file=sys.stderr)
+        self.theirs += peer["figures"]
+        return peer["figures"]
 
     def candle(self) -> dict:
         """What candle's program prints, on the Q8_0 file that llama.cpp was measured on."""
@@ -100,32 +121,55 @@ class Bench:
         program = os.environ.get("CANDLE_PEER")
         if not program:
             return {"peer": "candle", "skipped": "CANDLE_PEER names no program (make bench builds it)", "figures": []}
-        base = gguf_files.base(a.model, a.output / "files", "q8_0")
+        base = gguf_files.base(a.model, self.files, "q8_0")
         numbers = [a.threads, a.prompt, a.generate, a.prefill, a.runs]
         environment = os.environ | {"RAYON_NUM_THREADS": str(a.threads)}
         return printed_json([program, base, "q8_0", *map(str, numbers)], environment)
 
 
+def spread(values: list[float]) -> str:
+    """The median, and the least and the greatest where there are several."""
+    middle = f"{statistics.median(values):.2f}"
+    return middle if len(values) == 1 else f"{middle} ({min(values):.2f} to {max(values):.2f})"
+
+
 class Table:
-    """Rows of ours beside theirs."""
+    """Rows of ours beside theirs; what is added again in another turn joins its row."""
 
-    def __init__(self, theirs: list[dict]) -> None:
-        self.theirs = theirs
-        self.lines = ["| what | bitdelta | peer | ratio | not alike |", "| --- | --- | --- | --- | --- |"]
+    #: How much of a figure is one of the unit.
+    UNITS = {"tokens_per_second": (1, "tok/s"), "bytes_per_second": (1e9, "GB/s"), "peak_memory": (1e9, "GB")}
 
-    def add(self, what: str, ours: dict, wanted: dict, note: str = "", key: str = "tokens_per_second") -> None:
-        """A row against each peer's figure that has all of `wanted`; none where a peer was left out."""
-        for figure in self.theirs:
+    def __init__(self) -> None:
+        #: By what a row says of itself: what, peer, note, the unit, and how many of it are one in the figures.
+        self.rows: dict[tuple[str, str, str, str, float], list[tuple[float, float]]] = {}
+
+    def add(
+        self,
+        what: str,
+        ours: dict,
+        theirs: list[dict],
+        wanted: dict,
+        note: str = "",
+        key: str = "tokens_per_second",
+    ) -> None:
+        """A row against each of `theirs` that has all of `wanted`; none where a peer was left out."""
+        size, unit = self.UNITS[key]
+        for figure in theirs:
             if all(figure.get(name) == value for name, value in wanted.items()):
-                unit = (1, "tok/s") if key == "tokens_per_second" else (1e9, "GB/s")
-                ours_text, theirs_text = (
-                    f"{side[key] / unit[0]:.{0 if unit[0] == 1 else 2}f} {unit[1]}" for side in (ours, figure)
-                )
                 described = " ".join(
                     str(figure[name]) for name in ("peer", "base_dtype", "dtype", "adapter") if figure.get(name)
                 )
-                ratio = ours[key] / figure[key]
-                self.lines.append(f"| {what} | {ours_text} | {theirs_text}: {described} | {ratio:.2f} | {note} |")
+                row = self.rows.setdefault((what, described, note, unit, size), [])
+                row.append((ours[key], figure[key]))
+
+    def lines(self) -> list[str]:
+        """In Markdown: the best of each side, and the median of the turns' ratios."""
+        lines = ["| what | bitdelta | peer | ratio | not alike |", "| --- | --- | --- | --- | --- |"]
+        for (what, described, note, unit, size), turns in self.rows.items():
+            ours, theirs = (f"{max(side) / size:.{0 if size == 1 else 2}f} {unit}" for side in zip(*turns, strict=True))
+            ratio = spread([ours / theirs for ours, theirs in turns])
+            lines.append(f"| {what} | {ours} | {theirs}: {described} | {ratio} | {note} |")
+        return lines
 
 
 class Own:
@@ -134,11 +178,8 @@ class Own:
     KINDS = ("dense1", "lowrank16", "lowrank4")
 
     def __init__(self) -> None:
-        self.lines = [
-            "| model | users | variant | bits a weight | of the base alone | of what the bytes explain | time added, of what "
-            "bytes or products take |",
-            "| --- | --- | --- | --- | --- | --- | --- |",
-        ]
+        #: By model, users, kind and bits a weight: the three shares of each turn.
+        self.rows: dict[tuple[str, int, str, str], list[tuple[float, float, float | None]]] = {}
 
     def add(self, model: str, base: dict, ours: dict) -> None:
         """A row. The bytes explain base ÷ (base + variants), were the memory all that one waits for.
@@ -149,14 +190,26 @@ class Own:
         share = ours["tokens_per_second"] / base["tokens_per_second"]
         explained = ours["base_bytes"] / ours["bytes_per_step"]
         bits = 8 * ours["variant_bytes"] / ours["users"] / ours["weights"]
-        added = "–"
+        added = None
         if ours["delta_rate"]:
             seconds = ours["batch"] / ours["tokens_per_second"] - base["batch"] / base["tokens_per_second"]
             reading = ours["variant_bytes"] / ours["read_bandwidth"]
             products = ours["batch"] * ours["weights"] / ours["delta_rate"]
-            added = f"{seconds / max(reading, products):.2f}"
-        row = (model, ours["users"], ours["kind"], f"{bits:.3f}", f"{share:.2f}", f"{share / explained:.2f}", added)
-        self.lines.append(f"| {' | '.join(map(str, row))} |")
+            added = seconds / max(reading, products)
+        row = self.rows.setdefault((model, ours["users"], ours["kind"], f"{bits:.3f}"), [])
+        row.append((share, share / explained, added))
+
+    def lines(self) -> list[str]:
+        """In Markdown."""
+        lines = [
+            "| model | users | variant | bits a weight | of the base alone | of what the bytes explain | time added, of what "
+            "bytes or products take |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+        ]
+        for row, turns in self.rows.items():
+            shares = ["–" if None in column else spread(list(column)) for column in zip(*turns, strict=True)]
+            lines.append(f"| {' | '.join(map(str, (*row, *shares)))} |")
+        return lines
 
 
 def measure_shape(bench: Bench, own: Own) -> None:
@@ -172,60 +225,88 @@ def measure_shape(bench: Bench, own: Own) -> None:
         own.add(shape, base, ours)
 
 
-def measure(bench: Bench, theirs: list[dict], own: Own) -> Table:
-    """All our figures, each beside the peers'."""
-    table = Table(theirs)
-    arguments = bench.arguments
-    lengths = {"prompt": arguments.prompt, "generate": arguments.generate, "runs": arguments.runs}
-    blocks = (
-        "ours: a GGUF's own codes (Q4_1 in 4 bits) or int8 in blocks of 64, activations in two int8 digits; "
-        "llama.cpp: the same weights as Q8_0, one digit"
-    )
-    single = {"what": "decode", "adapter": "base", "batch": 1}
-    ours = bench.our("decode", batch=1, **lengths)
-    table.add("decode, 1 request, base", ours, {**single, "base_dtype": "q8_0"}, blocks)
-    table.add("decode, 1 request, base", ours, {**single, "peer": "transformers"}, "int8 against f32")
-    ours = bench.our("decode", base_dtype="bf16", batch=1, **lengths)
-    table.add("decode, 1 request, base in bf16", ours, {**single, "base_dtype": "bf16"})
-    for batch in arguments.batch:
+#: Where precisions differ, in every row of int8.
+BLOCKS = (
+    "ours: a GGUF's own codes (Q4_1 in 4 bits) or int8 in blocks of 64, activations in two int8 digits; "
+    "llama.cpp: the same weights as Q8_0, one digit"
+)
+
+
+class Turn:
+    """Our figures, each beside the peers' that are measured in turn with them, and beside the slow ones'."""
+
+    def __init__(self, bench: Bench, slow: list[dict], table: Table, own: Own) -> None:
+        self.bench, self.slow, self.table, self.own = bench, slow, table, own
+        a = bench.arguments
+        self.lengths = {"prompt": a.prompt, "generate": a.generate, "runs": a.runs}
+
+    def alone(self) -> None:
+        """One request on the base."""
+        theirs = self.bench.llama_cpp(1) + self.slow
+        single = {"what": "decode", "adapter": "base", "batch": 1}
+        ours = self.bench.our("decode", batch=1, **self.lengths)
+        self.table.add("decode, 1 request, base", ours, theirs, {**single, "base_dtype": "q8_0"}, BLOCKS)
+        self.table.add("decode, 1 request, base", ours, theirs, {**single, "peer": "transformers"}, "int8 against f32")
+        ours = self.bench.our("decode", base_dtype="bf16", batch=1, **self.lengths)
+        self.table.add("decode, 1 request, base in bf16", ours, theirs, {**single, "base_dtype": "bf16"})
+
+    def batch(self, batch: int) -> None:
+        """Many requests: on the base, and with a variant each."""
+        bench, table, lengths, model = self.bench, self.table, self.lengths, self.bench.arguments.model.stem
+        theirs = bench.llama_cpp(batch) + self.slow
         many = {"what": "decode", "batch": batch}
         base = ours = bench.our("decode", batch=batch, **lengths)
-        table.add(f"decode, {batch} requests, base", ours, {**many, "adapter": "base"}, blocks)
+        table.add(f"decode, {batch} requests, base", ours, theirs, {**many, "adapter": "base"}, BLOCKS)
         for kind, words in (("dense1", "a one-bit variant"), ("lowrank16", "a rank-16 variant")):
             ours = bench.our("decode", batch=batch, users=batch, kind=kind, **lengths)
-            own.add(arguments.model.stem, base, ours)
+            self.own.add(model, base, ours)
             note = "one bit of every weight against rank 16" if kind == "dense1" else "4-bit factors against f16"
             what = f"decode, {batch} users, {words} each"
-            table.add(what, ours, {**many, "adapter": "lora_each"}, note)
-            table.add(what, ours, {**many, "adapter": "one_lora"}, "theirs: one LoRA for all")
-            table.add(what, ours, {**many, "adapter": "base"}, "theirs: no adapter at all")
+            table.add(what, ours, theirs, {**many, "adapter": "lora_each"}, note)
+            table.add(what, ours, theirs, {**many, "adapter": "one_lora"}, "theirs: one LoRA for all")
+            table.add(what, ours, theirs, {**many, "adapter": "base"}, "theirs: no adapter at all")
             ours = bench.our("decode", batch=batch, users=batch, kind=kind, over_http=True, **lengths)
-            table.add(
-                f"{what}, through our HTTP server", ours, {**many, "adapter": "lora_each"}, f"{note}; theirs: no HTTP"
-            )
-        own.add(arguments.model.stem, base, bench.our("decode", batch=batch, users=batch, kind="lowrank4", **lengths))
-    prefill = {"what": "prefill", "prompt": arguments.prefill}
-    name = f"prefill, {arguments.prefill} tokens"
-    ours = bench.our("prefill", prompt=arguments.prefill, runs=arguments.runs)
-    table.add(name, ours, {**prefill, "base_dtype": "q8_0"}, blocks)
-    table.add(name, ours, {**prefill, "peer": "transformers"}, "int8 against f32")
-    table.add(name, ours, {**prefill, "peer": "peft"}, "int8 base alone against f32 with one LoRA")
-    ours = bench.our("prefill", base_dtype="bf16", prompt=arguments.prefill, runs=arguments.runs)
-    table.add(f"{name}, base in bf16", ours, {**prefill, "base_dtype": "bf16"}, "both in bf16 where the CPU has it")
-    for dtype in ("bf16", "f32"):
-        ours = bench.our("compress", dtype=dtype)
-        wanted = {"what": "compress", "dtype": dtype}
-        table.add(f"compress 9728 x 2560, {dtype}", ours, wanted, "ours: outliers clipped, too", "bytes_per_second")
-    for rank in TRAINED_RANKS:
-        wanted = {"what": "train", "rank": rank}
-        what = "training, rank 16" if rank else "training, all projections"
-        peaks = [figure["peak_memory"] for figure in theirs if wanted.items() <= figure.items()]
-        for dtype, flags in (("f32", {}), ("bf16", {"bf16": True})):
-            ours = bench.our("train", rank=rank, **flags)
-            memory = f"ours held {ours['peak_memory'] / min(peaks):.2f} of their least memory" if peaks else ""
-            table.add(f"{what} in {dtype}, forward and back", ours, {**wanted, "dtype": dtype}, memory)
-    bench.our("load")
-    return table
+            http = f"{what}, through our HTTP server"
+            table.add(http, ours, theirs, {**many, "adapter": "lora_each"}, f"{note}; theirs: no HTTP")
+        ours = bench.our("decode", batch=batch, users=batch, kind="lowrank4", **lengths)
+        self.own.add(model, base, ours)
+
+    def prefill(self) -> None:
+        """A long prompt."""
+        theirs, a = self.bench.llama_cpp() + self.slow, self.bench.arguments
+        prefill = {"what": "prefill", "prompt": a.prefill}
+        name = f"prefill, {a.prefill} tokens"
+        ours = self.bench.our("prefill", prompt=a.prefill, runs=a.runs)
+        self.table.add(name, ours, theirs, {**prefill, "base_dtype": "q8_0"}, BLOCKS)
+        self.table.add(name, ours, theirs, {**prefill, "peer": "transformers"}, "int8 against f32")
+        self.table.add(name, ours, theirs, {**prefill, "peer": "peft"}, "int8 base alone against f32 with one LoRA")
+        ours = self.bench.our("prefill", base_dtype="bf16", prompt=a.prefill, runs=a.runs)
+        both = "both in bf16 where the CPU has it"
+        self.table.add(f"{name}, base in bf16", ours, theirs, {**prefill, "base_dtype": "bf16"}, both)
+
+    def compress(self) -> None:
+        """A matrix of a pair."""
+        for dtype in ("bf16", "f32"):
+            ours = self.bench.our("compress", dtype=dtype)
+            wanted = {"what": "compress", "dtype": dtype}
+            note = "ours: outliers clipped, too"
+            self.table.add(f"compress 9728 x 2560, {dtype}", ours, self.slow, wanted, note, "bytes_per_second")
+
+    def training(self) -> None:
+        """Forward and backward passes."""
+        theirs = self.bench.torch_training()
+        for rank in TRAINED_RANKS:
+            wanted = {"what": "train", "rank": rank}
+            what = "training, rank 16" if rank else "training, all projections"
+            for dtype, flags in (("f32", {}), ("bf16", {"bf16": True})):
+                ours = self.bench.our("train", rank=rank, **flags)
+                same = {**wanted, "dtype": dtype}
+                self.table.add(f"{what} in {dtype}, forward and back", ours, theirs, same)
+                self.table.add(f"{what} in {dtype}, memory", ours, theirs, same, "less is better", "peak_memory")
+
+
+#: What is measured, in this order.
+TOPICS = ("alone", "batch", "prefill", "compress", "training")
 
 
 def main() -> None:
@@ -239,7 +320,10 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=32)
     parser.add_argument("--generate", type=int, default=64)
     parser.add_argument("--prefill", type=int, default=512)
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=3, help="of which the fastest counts")
+    parser.add_argument("--turns", type=int, default=3, help="how often each side is measured, one after the other")
+    parser.add_argument("--only", nargs="*", choices=TOPICS, default=TOPICS, help="what to measure; all by default")
+    parser.add_argument("--no-slow", action="store_true", help="leave out mistral.rs, transformers and candle")
     parser.add_argument("--shape", help="also measure random weights of this true shape, such as qwen3-4b")
     parser.add_argument("--no-sweep", action="store_true", help="leave the plot out")
     arguments = parser.parse_args()
@@ -248,12 +332,13 @@ def main() -> None:
     if noise:
         print(noise, file=sys.stderr)
 
-    bench = Bench(arguments)
-    peers = bench.peers()
-    theirs = [figure for peer in peers for figure in peer["figures"]]
-    own = Own()
-    table = measure(bench, theirs, own)
-    load = bench.ours[-1]
+    bench, table, own = Bench(arguments), Table(), Own()
+    turn = Turn(bench, [] if arguments.no_slow else bench.slow_peers(), table, own)
+    for topic in arguments.only:
+        for _ in range(arguments.turns):
+            for batch in arguments.batch if topic == "batch" else [None]:
+                getattr(turn, topic)(*([] if batch is None else [batch]))
+    load = bench.our("load")
     if arguments.shape:
         measure_shape(bench, own)
     machine = {
@@ -262,21 +347,22 @@ def main() -> None:
         "cores": os.cpu_count(),
         "threads": arguments.threads,
         "isa": load["isa"],
-        "read_bandwidth": bench.ours[0]["read_bandwidth"],
+        "read_bandwidth": max(figure.get("read_bandwidth", 0) for figure in bench.ours),
     }
-    versions = {peer["peer"]: peer.get("version", peer.get("skipped")) for peer in peers}
-    record = {"machine": machine, "versions": versions, "ours": bench.ours, "figures": theirs}
+    record = {"machine": machine, "versions": bench.versions, "ours": bench.ours, "figures": bench.theirs}
     (arguments.output / "bench.json").write_text(json.dumps(record, indent=1) + "\n")
     settings = ", ".join(f"{key} {value}" for key, value in machine.items() if key != "read_bandwidth")
-    used = "; ".join(f"{name}: {version}" for name, version in versions.items())
+    used = "; ".join(f"{name}: {version}" for name, version in bench.versions.items())
     text = [
         f"{settings}, {machine['read_bandwidth'] / 1e9:.1f} GB/s of read bandwidth",
         "",
-        f"{arguments.model.stem}, {arguments.prompt} + {arguments.generate} tokens a request, prompts inside the clock; {used}",
+        f"{arguments.model.stem}, {arguments.prompt} + {arguments.generate} tokens a request, prompts inside the clock; {used}. "
+        f"The best of {arguments.turns} turns and the median of their ratios (the least to the greatest); mistral.rs, "
+        "transformers and candle have one turn.",
         "",
-        *table.lines,
+        *table.lines(),
         "",
-        *own.lines,
+        *own.lines(),
         "",
         f"A {load['file_bytes'] / 1e6:.1f} MB variant is ready {1e3 * load['ready_seconds']:.1f} ms after it is asked for; "
         f"beside {load['batch']} running requests {1e3 * load['ready_seconds_busy']:.1f} ms. Longest time between two tokens "

@@ -3,8 +3,8 @@
 //! The planes of the variant file are laid out again for it once, when the variant is loaded: 16 inputs of the 32 outputs of a
 //! tile make 64 bytes, see [`Layout`], those of a block follow each other, and so do a tile's blocks. The bytes stay the same.
 //!
-//! Nothing is multiplied: for every four inputs of a row a table has what they come to for the four bits of an output, and
-//! the products look it up, see [`crate::vector::lookup`]. Two planes are looked up in sums of their own, of which the second
+//! Nothing is multiplied: for every few inputs of a row a table has what they come to for the bits of an output, and the
+//! products look it up, see [`crate::vector::lookup`]. Two planes are looked up in sums of their own, of which the second
 //! counts twice; four planes are two times two, of which the second counts four times.
 
 // As in `int8`: loops over an index keep the sums in registers.
@@ -21,7 +21,7 @@ use crate::{
     rounded::{BLOCK, Rounded},
     vector::{
         LANES, Vector,
-        lookup::{Layout, Lookup, TABLES, UNIT},
+        lookup::{Layout, Lookup, UNIT},
     },
 };
 use std::{mem::MaybeUninit, ops::Range};
@@ -48,7 +48,7 @@ pub struct PlaneTiles {
     blocks_per_group: usize,
     /// tile → block → plane → unit of inputs.
     words: Slab<u64>,
-    /// tile → group → output: f16 bits.
+    /// tile → group → the layout's place of the output: f16 bits.
     scales: Slab<u16>,
     tensor_scale: f32,
 }
@@ -87,7 +87,7 @@ impl PlaneTiles {
         for (tile, to) in scales.chunks_mut((groups * TILE).max(1)).enumerate() {
             for (lane, scales) in d.scales[tile * TILE * groups..].chunks(groups).enumerate().take(TILE) {
                 for (group, scale) in scales.iter().enumerate() {
-                    to[group * TILE + lane] = *scale;
+                    to[group * TILE + layout.place(lane)] = *scale;
                 }
             }
         }
@@ -110,7 +110,8 @@ impl PlaneTiles {
             };
             let code: i32 = (0..self.bits).map(|plane| i32::from(bit(plane)) << plane).sum();
             let group = tile * groups + i / BLOCK / self.blocks_per_group;
-            let scale = half::f16::from_bits(self.scales[group * TILE + row % TILE]).to_f32() * self.tensor_scale;
+            let scale = half::f16::from_bits(self.scales[group * TILE + self.layout.place(row % TILE)]).to_f32()
+                * self.tensor_scale;
             *out += scale * (2 * code - self.zero) as f32;
         }
     }
@@ -226,16 +227,19 @@ pub(crate) struct Tables<'a> {
     places: Vec<Option<usize>>,
     /// The row of each place.
     wanted: Vec<usize>,
+    /// Of a unit of inputs.
+    table_lines: usize,
     /// place → block → unit
-    tables: Output<MaybeUninit<UnitTables>>,
-    _memory: Vec<MaybeUninit<UnitTables>>,
+    tables: Output<MaybeUninit<Line>>,
+    _memory: Vec<MaybeUninit<Line>>,
     /// A task for each place.
     before: Before,
 }
 
+/// A line of the cache.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct UnitTables([u8; TABLES]);
+struct Line([u8; 64]);
 
 impl<'a> Tables<'a> {
     /// Of the rows that are looked up, of `rows` in all.
@@ -247,12 +251,13 @@ impl<'a> Tables<'a> {
                 wanted.push(row);
             }
         }
-        let length = wanted.len() * x.blocks * UNITS;
-        let mut memory: Vec<MaybeUninit<UnitTables>> = Vec::with_capacity(length);
+        let table_lines = Layout::of(isa).table_bytes() / size_of::<Line>();
+        let length = wanted.len() * x.blocks * UNITS * table_lines;
+        let mut memory: Vec<MaybeUninit<Line>> = Vec::with_capacity(length);
         // SAFETY: there is room, and whoever may be anything need not be written.
         unsafe { memory.set_len(length) };
         let before = Before::new(wanted.len());
-        Self { isa, x, places, wanted, tables: Output::new(&mut memory), _memory: memory, before }
+        Self { isa, x, places, wanted, table_lines, tables: Output::new(&mut memory), _memory: memory, before }
     }
 
     /// Makes what nobody else has begun.
@@ -273,7 +278,7 @@ impl<'a> Tables<'a> {
 
     fn at(&self, place: usize) -> *mut u8 {
         // SAFETY: there are as many places.
-        unsafe { self.tables.pointer().add(place * self.x.blocks * UNITS) }.cast()
+        unsafe { self.tables.pointer().add(place * self.x.blocks * UNITS * self.table_lines) }.cast()
     }
 
     /// The tables of a row, when all are made.
@@ -296,7 +301,7 @@ fn run_tables(isa: Isa, codes: &[i8], to: *mut u8) {
 unsafe fn write_tables<L: Lookup>(codes: &[i8], to: *mut u8) {
     for (unit, inputs) in codes.as_chunks::<UNIT>().0.iter().enumerate() {
         // SAFETY: the caller's promise.
-        unsafe { L::write_tables(inputs.as_ptr(), to.add(unit * TABLES)) };
+        unsafe { L::write_tables(inputs.as_ptr(), to.add(unit * L::LAYOUT.table_bytes())) };
     }
 }
 
@@ -353,7 +358,7 @@ fn look_up_4(isa: Isa, job: Job, d: &PlaneTiles, tables: &Tables) {
 /// the matrix has `BITS` planes, which lie as the instruction set reads them.
 #[inline(always)]
 unsafe fn look_up<L: Lookup, const BITS: usize>(job: Job, d: &PlaneTiles, tables: &Tables) {
-    for rows in job.row_blocks(TABLES / UNIT) {
+    for rows in job.row_blocks(L::LAYOUT.table_bytes() / UNIT) {
         let job = Job { rows, ..job.clone() };
         let (mut tile, last) = (job.first / TILE, job.last.div_ceil(TILE));
         while tile < last {
@@ -413,7 +418,7 @@ unsafe fn look_up_rows<L: Lookup, const BITS: usize, const R: usize, const T: us
             for t in 0..T {
                 for half in 0..HALVES {
                     let at = from.scales(t * d.groups() + group).add(half * LANES);
-                    scales[t][half] = L::Floats::load_f16(at).mul(L::Floats::splat(d.tensor_scale));
+                    scales[t][half] = L::Floats::load_f16(at);
                 }
             }
             for block in d.blocks_of(group) {
@@ -432,7 +437,7 @@ unsafe fn look_up_rows<L: Lookup, const BITS: usize, const R: usize, const T: us
                     }
                     for unit in 0..units {
                         let at = (2 * two * UNITS + unit) * UNIT_BYTES;
-                        let of_unit = (block * UNITS + unit) * TABLES;
+                        let of_unit = (block * UNITS + unit) * L::LAYOUT.table_bytes();
                         for t in 0..T {
                             let from = from.block(t * blocks + block).add(at);
                             let codes = L::codes(from);
@@ -460,7 +465,7 @@ unsafe fn look_up_rows<L: Lookup, const BITS: usize, const R: usize, const T: us
                     }
                 }
                 for r in 0..R {
-                    let x_scale = L::Floats::splat(*x_scales.add(r * blocks + block));
+                    let x_scale = L::Floats::splat(*x_scales.add(r * blocks + block) * (1.0 / L::ONE));
                     for t in 0..T {
                         for half in 0..HALVES {
                             let total = &mut totals[t][half][r];
@@ -470,7 +475,14 @@ unsafe fn look_up_rows<L: Lookup, const BITS: usize, const R: usize, const T: us
                 }
             }
         }
+        let tensor_scale = L::Floats::splat(d.tensor_scale);
         for t in 0..T {
+            for r in 0..R {
+                let whole = L::in_order([totals[t][0][r], totals[t][1][r]]);
+                for half in 0..HALVES {
+                    totals[t][half][r] = whole[half].mul(tensor_scale);
+                }
+            }
             for half in 0..HALVES {
                 store(job, tile + t, half, row, &totals[t][half]);
             }

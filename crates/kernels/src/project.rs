@@ -1,9 +1,10 @@
 //! Projections: `Y = X · Wᵀ` of a base matrix for all rows, plus each user's own delta for that user's rows, for as many
 //! matrices as share the rows X (queries, keys and values; gate and up).
 //!
-//! One operation for the team, each task taking a range of outputs of one matrix. A task multiplies the base and then adds
-//! every delta to the same outputs while they are in cache. What must be whole before a delta is added (`A · x` of each
-//! low-rank one, the tables of dense ones) is done by the first tasks: in an operation of its own, all threads met once more.
+//! One operation for the team, each task taking a range of outputs of one matrix, for some of the rows. A task multiplies the
+//! base and then adds every delta to the same outputs while they are in cache. What must be whole before a delta is added
+//! (`A · x` of each low-rank one, the tables of dense ones) is done by the first tasks: in an operation of its own, all threads
+//! met once more.
 
 use crate::{
     ahead::{Ahead, Pieces},
@@ -25,6 +26,10 @@ const TASKS: usize = 8;
 const WORTH_SPLITTING: usize = 1 << 16;
 /// Bytes of activations that stay in a core's second cache beside the weights that pass through.
 const CACHED: usize = 256 << 10;
+/// Bytes of weights that stay in the caches while they are multiplied by some rows after others.
+const PASSED_AGAIN: usize = 2 << 20;
+/// Rows that the int8 product takes at a time.
+const CHUNK: usize = 8;
 /// Pieces of the first factors for each thread.
 const FACTOR_PIECES: usize = 4;
 /// Rows of x that one task of a first factor takes.
@@ -152,28 +157,88 @@ pub fn project_on(isa: Isa, x: &Activations, products: &mut [Product]) {
         check(isa, x, product);
     }
     let tables = tables(isa, x, products);
-    let mut tasks = Vec::new();
-    let total: usize = products.iter().map(|product| work(x, product)).sum();
-    let pieces = if total < WORTH_SPLITTING { 1 } else { threads() * TASKS };
-    for (index, product) in products.iter().enumerate() {
-        let outputs = product.y.len() / x.rows;
-        // Ranges of about the same work in all products.
-        let pieces = (pieces * work(x, product)).div_ceil(total.max(1)).max(1);
-        let unit = product.terms.iter().map(|term| term.matrix.unit()).max().unwrap_or(TILE);
-        let step = outputs.div_ceil(pieces).next_multiple_of(unit);
-        tasks.extend((0..outputs).step_by(step).map(|first| (index, first..outputs.min(first + step))));
-    }
+    let total = products.iter().map(|product| work(x, product)).sum();
+    let tasks = tasks(x, products, total);
     let out: Vec<Output> = products.iter_mut().map(|product| Output::new(product.y)).collect();
     let products = &*products;
     let factors = Factors::new(isa, x, products);
     let each = |i: usize| {
-        let (index, range): &(usize, Range<usize>) = &tasks[i];
+        let task = &tasks[i];
         factors.help();
         tables.iter().for_each(Tables::help);
-        let small = Small { product: *index, factors: &factors, tables: tables.as_ref() };
-        run_terms(isa, x, &products[*index], small, range.clone(), out[*index].pointer());
+        let small = Small { product: task.index, factors: &factors, tables: tables.as_ref() };
+        run_terms(isa, x, &products[task.index], small, task, out[task.index].pointer());
     };
-    if pieces == 1 { (0..tasks.len()).for_each(each) } else { for_each(tasks.len(), each) }
+    if total < WORTH_SPLITTING { (0..tasks.len()).for_each(each) } else { for_each(tasks.len(), each) }
+}
+
+/// Some rows' outputs `range` of the product of that index.
+struct Task {
+    rows: Range<usize>,
+    index: usize,
+    range: Range<usize>,
+}
+
+impl Task {
+    /// Which of its rows a term multiplies, if any.
+    fn rows_of(&self, term: &Term) -> Option<Range<usize>> {
+        let rows = self.rows.start.max(term.rows.start)..self.rows.end.min(term.rows.end);
+        (!rows.is_empty()).then_some(rows)
+    }
+}
+
+/// The tasks in the order in which threads take them: some outputs of a matrix or of a few, whose weights stay in the second
+/// cache, for some rows after others, whose activations and tables stay nearer.
+fn tasks(x: &Activations, products: &[Product], total: usize) -> Vec<Task> {
+    let chunks = row_chunks(x.rows, products);
+    let pieces = if total < WORTH_SPLITTING { 1 } else { threads() * TASKS };
+    let mut ranges = Vec::new();
+    for (index, product) in products.iter().enumerate() {
+        let outputs = product.y.len() / x.rows;
+        let bytes = base_bytes(product).div_ceil(outputs.max(1));
+        // Ranges of about the same work in all products.
+        let mut step = outputs.div_ceil((pieces * work(x, product)).div_ceil(total.max(1)).max(1));
+        if chunks.len() > 1 {
+            step = step.min(CACHED / bytes.max(1)).max(1);
+        }
+        let step = step.next_multiple_of(product.terms.iter().map(|term| term.matrix.unit()).max().unwrap_or(TILE));
+        let all = (0..outputs).step_by(step).map(|first| first..outputs.min(first + step));
+        ranges.extend(all.map(|range| (index, range.len() * bytes, range)));
+    }
+    let mut tasks = Vec::with_capacity(chunks.len() * ranges.len());
+    let mut rest = &ranges[..];
+    while !rest.is_empty() {
+        let mut together = 0;
+        let fits = rest.iter().take_while(|(_, bytes, _)| {
+            together += bytes;
+            together <= PASSED_AGAIN
+        });
+        let (group, others) = rest.split_at(fits.count().max(1));
+        rest = others;
+        for rows in &chunks {
+            tasks.extend(group.iter().map(|(index, _, range)| Task {
+                rows: rows.clone(),
+                index: *index,
+                range: range.clone(),
+            }));
+        }
+    }
+    tasks
+}
+
+/// The rows in parts that are computed one after another: as many as the int8 product takes at a time. Other products make
+/// something of the matrix first, once for all rows.
+fn row_chunks(rows: usize, products: &[Product]) -> Vec<Range<usize>> {
+    let has = |wanted: fn(&Matrix) -> bool| products.iter().flat_map(|p| &p.terms).any(|term| wanted(&term.matrix));
+    let parts = has(|matrix| matches!(matrix, Matrix::Int8(_))) && !has(|matrix| matches!(matrix, Matrix::Packed(_)));
+    let together = if parts { CHUNK } else { rows };
+    (0..rows).step_by(together).map(|row| row..rows.min(row + together)).collect()
+}
+
+/// What the base's matrix takes in memory, where its rows are computed in parts.
+fn base_bytes(product: &Product) -> usize {
+    let bytes = |term: &Term| if let Matrix::Int8(w) = term.matrix { w.bytes() as usize } else { 0 };
+    product.terms.iter().map(bytes).sum()
 }
 
 fn check(isa: Isa, x: &Activations, product: &Product) {
@@ -303,18 +368,19 @@ struct Small<'a> {
     tables: Option<&'a Tables<'a>>,
 }
 
-fn run_terms(isa: Isa, x: &Activations, product: &Product, small: Small, range: Range<usize>, y: *mut f32) {
+fn run_terms(isa: Isa, x: &Activations, product: &Product, small: Small, task: &Task, y: *mut f32) {
     let mut add = product.add;
-    let outputs = product.y.len() / x.rows;
+    let (outputs, range) = (product.y.len() / x.rows, task.range.clone());
     for (index, term) in product.terms.iter().enumerate() {
-        let rows = term.rows.clone();
+        let Some(rows) = task.rows_of(term) else { continue };
+        let before = rows.start - term.rows.start;
         let job = Job { x, rows, outputs, first: range.start, last: range.end, y, y_row: 0, add };
-        let t = |rank: usize| small.factors.of(small.product, index, term.rows.len() * rank);
+        let t = |rank: usize| &small.factors.of(small.product, index, term.rows.len() * rank)[before * rank..];
         match &term.matrix {
             Matrix::Floats(w) => run_floats(isa, job, w),
             Matrix::Int8(w) => {
                 let steps = w.steps(job.rows.len(), range.clone());
-                run_int8(isa, job, w, &Ahead::new(pieces(&product.terms[index + 1..], &range), steps));
+                run_int8(isa, job, w, &Ahead::new(pieces(&product.terms[index + 1..], task), steps));
             }
             Matrix::Planes(d) => {
                 let Some(tables) = small.tables else { unreachable!("tables were made for every dense delta") };
@@ -330,13 +396,13 @@ fn run_terms(isa: Isa, x: &Activations, product: &Product, small: Small, range: 
     }
 }
 
-/// What these terms read for a range of outputs.
-fn pieces(terms: &[Term], range: &Range<usize>) -> Pieces {
+/// What these terms read in a task.
+fn pieces(terms: &[Term], task: &Task) -> Pieces {
     let mut pieces = Pieces::default();
-    for term in terms {
+    for term in terms.iter().filter(|term| task.rows_of(term).is_some()) {
         match term.matrix {
-            Matrix::Planes(d) => d.push_to(&mut pieces, range.clone()),
-            Matrix::LowRankTiles(d) => d.push_second_to(&mut pieces, range.clone()),
+            Matrix::Planes(d) => d.push_to(&mut pieces, task.range.clone()),
+            Matrix::LowRankTiles(d) => d.push_second_to(&mut pieces, task.range.clone()),
             _ => {}
         }
     }

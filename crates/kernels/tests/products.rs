@@ -447,6 +447,57 @@ fn a_projection_adds_each_term_to_its_own_rows() {
 }
 
 #[test]
+fn users_of_one_batch_get_the_bits_that_each_gets_alone() {
+    let mut values = Values(53);
+    let (n, k) = (320, 200);
+    // Rows of each user; two of them end where eight rows do, one reaches across.
+    let users = [1, 1, 6, 3, 1, 4, 5, 3, 2, 1];
+    let m = users.iter().sum();
+    let (x, w) = (values.vec(m * k), values.vec(n * k));
+    let int8 = Int8Weights::quantize(&w, n, k, &mut Arena::default());
+    let planes: Vec<_> =
+        users.iter().enumerate().map(|(i, _)| Planes::random(&mut values, [1, 2][i % 2], n, k, 64, false)).collect();
+    let (a, b) = (Planes::random(&mut values, 4, 5, k, 64, false), Planes::random(&mut values, 4, 5, n, 64, false));
+    let low_rank = LowRankTiles::new(&a.packed(), &b.packed(), &mut Arena::default()).expect("a layout");
+    for isa in Isa::available() {
+        let laid_out = |d: &Planes| PlaneTiles::new_on(isa, &d.packed(), &mut Arena::default()).expect("a layout");
+        let tiles: Vec<PlaneTiles> = planes.iter().map(laid_out).collect();
+        // One user has low rank, another nothing.
+        let matrix = |user| match user {
+            4 => None,
+            7 => Some(Matrix::LowRankTiles(&low_rank)),
+            _ => Some(Matrix::Planes(&tiles[user])),
+        };
+        let run = |rows: std::ops::Range<usize>, terms: Vec<Term>| {
+            let (mut first, mut second) = (vec![0.0; rows.len() * n], vec![0.0; rows.len() * n]);
+            let base = Term { matrix: Matrix::Int8(&int8), rows: 0..rows.len() };
+            let both = [vec![base.clone()], terms].concat();
+            // Of the other product only the base is there.
+            let products = [(both, &mut first[..]), (vec![base], &mut second[..])];
+            let mut products = products.map(|(terms, y)| Product { terms, y, add: false });
+            project_on(isa, &Activations::rounded_on(isa, &x[rows.start * k..rows.end * k], k), &mut products);
+            [first, second]
+        };
+        let mut start = 0;
+        let terms = users.iter().enumerate().filter_map(|(user, count)| {
+            let rows = start..start + count;
+            start += count;
+            Some(Term { matrix: matrix(user)?, rows })
+        });
+        let terms: Vec<Term> = terms.collect();
+        let together = Team::new(3).expect("threads").install(|| run(0..m, terms.clone()));
+        assert_eq!(run(0..m, terms.clone()), together, "{isa:?} on one thread");
+        for row in 0..m {
+            let own = terms.iter().filter(|term| term.rows.contains(&row));
+            let alone = run(row..row + 1, own.map(|term| Term { rows: 0..1, ..term.clone() }).collect());
+            for (alone, together) in alone.iter().zip(&together) {
+                assert_eq!(alone, &together[row * n..][..n], "{isa:?}, row {row}");
+            }
+        }
+    }
+}
+
+#[test]
 fn plane_tiles_multiply_as_the_packed_matrix_does() {
     let mut values = Values(29);
     for (m, rows, cols) in SHAPES {

@@ -19,6 +19,12 @@ impl Avx512 {
     pub(super) fn of(lanes: __m512) -> Self {
         Self(lanes)
     }
+
+    /// Its register.
+    #[inline(always)]
+    pub(super) fn register(self) -> __m512 {
+        self.0
+    }
 }
 
 #[inline(always)]

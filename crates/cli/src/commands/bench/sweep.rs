@@ -168,7 +168,7 @@ fn title(what: What, prompt: usize, generate: usize, machine: &Machine) -> Strin
     format!("{} {}, {}, {length} tokens, {threads} threads", what.name(), model.base().name, machine.base_dtype)
 }
 
-/// The peers' figures of the same kind, a series for each peer, adapter and type.
+/// The peers' figures of the same kind, a series for each peer, adapter and type; of several of one batch the fastest.
 fn peers(path: &PathBuf, what: What) -> Result<Vec<Series>, Error> {
     let doing = || format!("reading the peers' figures in {}", path.display());
     let text = fs::read(path).context(doing())?;
@@ -177,9 +177,13 @@ fn peers(path: &PathBuf, what: What) -> Result<Vec<Series>, Error> {
     for figure in peers.figures.into_iter().filter(|figure| figure.what == what.name() && figure.batch > 0) {
         let label = format!("{} {} {}", figure.peer, figure.base_dtype, figure.adapter.replace('_', " "));
         let point = (figure.batch as f64, figure.tokens_per_second);
-        match series.iter_mut().find(|series| series.label == label) {
-            Some(series) => series.points.push(point),
-            None => series.push(Series { label, points: vec![point], peer: true }),
+        let Some(known) = series.iter_mut().find(|series| series.label == label) else {
+            series.push(Series { label, points: vec![point], peer: true });
+            continue;
+        };
+        match known.points.iter_mut().find(|(batch, _)| *batch == point.0) {
+            Some((_, fastest)) => *fastest = fastest.max(point.1),
+            None => known.points.push(point),
         }
     }
     Ok(series)
@@ -198,18 +202,19 @@ mod tests {
     }
 
     #[test]
-    fn figures_of_one_peer_and_adapter_are_one_series() {
+    fn figures_of_one_peer_and_adapter_are_one_series_of_the_fastest() {
         let keep = tempfile::tempdir().expect("a folder");
         let path = keep.path().join("peers.json");
-        let figure = |what: &str, adapter: &str, batch: usize| serde_json::json!({ "peer": "p", "what": what, "adapter": adapter, "batch": batch, "tokens_per_second": 10 });
+        let figure = |what: &str, adapter: &str, batch: usize, speed: f64| serde_json::json!({ "peer": "p", "what": what, "adapter": adapter, "batch": batch, "tokens_per_second": speed });
         let decode =
-            [("base", 1), ("base", 8), ("lora_each", 8)].map(|(adapter, batch)| figure("decode", adapter, batch));
-        let figures = [&decode[..], &[figure("prefill", "base", 1)]].concat();
+            [("base", 1, 10.0), ("base", 8, 40.0), ("lora_each", 8, 20.0), ("base", 1, 12.0), ("base", 8, 30.0)]
+                .map(|(adapter, batch, speed)| figure("decode", adapter, batch, speed));
+        let figures = [&decode[..], &[figure("prefill", "base", 1, 100.0)]].concat();
         let all = serde_json::json!({ "figures": figures });
         fs::write(&path, all.to_string()).expect("written");
         let series = peers(&path, What::Decode).expect("read");
-        let points: Vec<_> = series.iter().map(|series| series.points.len()).collect();
-        assert_eq!(points, [2, 1]);
+        let points: Vec<_> = series.iter().map(|series| series.points.clone()).collect();
+        assert_eq!(points, [vec![(1.0, 12.0), (8.0, 40.0)], vec![(8.0, 20.0)]]);
         fs::write(&path, "[]").expect("written");
         assert!(peers(&path, What::Decode).is_err());
     }
