@@ -13,7 +13,7 @@ use bitdelta_delta::{BitDeltaConfig, Variant, file::locate, metrics::bits_per_we
 use bitdelta_engine::user;
 use bitdelta_train::{
     Error, TrainConfig, data,
-    pair::{self, Size, Wish},
+    pair::{self, General, Size, Wish},
     progress::Progress,
     run::{self, Outcome},
 };
@@ -118,6 +118,9 @@ struct Options {
     data: Option<String>,
     eval_data: Option<String>,
     draw: Option<usize>,
+    /// A file of general conversations, or how many to draw.
+    general: Option<String>,
+    draw_general: Option<usize>,
     epochs: Option<f64>,
     patience: usize,
 }
@@ -131,7 +134,7 @@ impl Options {
         watch: (&dyn Progress, &AtomicBool),
     ) -> Result<(u64, f64), Error> {
         let load = |file: &Option<String>| file.as_ref().map(|file| data::load(file, Path::new("."))).transpose();
-        let (data, watched) = (load(&self.data)?, load(&self.eval_data)?);
+        let (data, watched, general) = (load(&self.data)?, load(&self.eval_data)?, load(&self.general)?);
         let checkpoint = pair::checkpoint_of(output);
         let (variant, _) = pair::compress(
             base,
@@ -142,6 +145,7 @@ impl Options {
                 rank: self.rank,
                 data: data.as_deref(),
                 draw: self.draw,
+                general: General::of(general.as_deref(), self.draw_general),
                 epochs: self.epochs,
                 watched: watched.as_deref().unwrap_or_default(),
                 patience: self.patience,

@@ -17,7 +17,9 @@ def output(tmp_path):
 
 
 def test_a_budget_is_met_with_data_and_without(output):
-    for words in ({"draw": 0}, {"dataset": EXAMPLES, "num_epochs": 1}, {"draw": 4, "num_epochs": 1}):
+    data = {"dataset": EXAMPLES, "num_epochs": 1}
+    beside = ({"general": 2, **data}, {"general": EXAMPLES[:1], **data})
+    for words in ({"draw": 0}, data, {"draw": 4, "num_epochs": 1}, *beside):
         made = compress(BASE, TUNED, output, BitDeltaConfig(budget="4KB"), **words)
         assert made.bytes == os.path.getsize(output) <= 4000 and made.path == str(output)
     by_bits = compress(BASE, TUNED, output, BitDeltaConfig(bits_per_weight=0.6), draw=0)

@@ -3,7 +3,7 @@
 //! A chat model asked to go on from the opening of a user's turn writes what users write, and what it was fine-tuned on
 //! shows in its questions and in all of its answers. So a delta can be trained towards the model on what the model says
 //! (LLM-QAT, Liu et al. 2023, 2305.17888, section 3.1, there without turns): from weights alone, and without the leaning of
-//! conversations that the fine-tune knows by heart.
+//! conversations that the fine-tune knows by heart. A base itself says what a fine-tune should leave as it was.
 
 use crate::{
     Error,
@@ -21,6 +21,8 @@ use std::sync::atomic::AtomicBool;
 
 /// Conversations that are drawn where nobody says how many.
 pub const COUNT: usize = 192;
+/// Conversations that are drawn from a base beside a user's, where few bytes would drift without them.
+pub const GENERAL: usize = 24;
 /// Most tokens of a question.
 const QUESTION: usize = 64;
 /// Most tokens of an answer.

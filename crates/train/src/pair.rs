@@ -23,6 +23,8 @@ use std::{
 const SEED: u64 = 42;
 /// Below so many bits a weight, weights alone lose much that draws keep.
 const FEW_BITS: f64 = 0.1;
+/// Below so many bits a weight, what is learnt on a user's conversations alone drifts elsewhere further than the fine-tune did.
+const FEWEST_BITS: f64 = 0.01;
 /// Weights of the linears up to which drawing and training on it takes minutes, and is done unasked.
 const WEIGHTS_OF_MINUTES: u64 = 500_000_000;
 
@@ -40,6 +42,26 @@ pub enum Size {
     Best,
 }
 
+impl<'a> General<'a> {
+    /// Of what a user names: conversations, or how many to draw.
+    pub fn of(given: Option<&'a [Conversation]>, drawn: Option<usize>) -> Self {
+        match (given, drawn) {
+            (Some(given), _) => Self::Given(given),
+            (None, Some(count)) => Self::Drawn(count),
+            (None, None) => Self::Unasked,
+        }
+    }
+
+    /// Conversations that are asked for.
+    fn count(self) -> usize {
+        match self {
+            Self::Unasked => 0,
+            Self::Drawn(count) => count,
+            Self::Given(given) => given.len(),
+        }
+    }
+}
+
 impl Size {
     /// Of what a user names: bytes, or bits a weight, or else codes; nothing: what is best.
     pub fn of(bytes: Option<u64>, bits_per_weight: Option<f64>, codes: bool) -> Self {
@@ -50,6 +72,17 @@ impl Size {
             (None, None) => Self::Best,
         }
     }
+}
+
+/// Text of no user's, on which a variant is to stay what the fine-tuned model is there.
+#[derive(Debug, Clone, Copy)]
+pub enum General<'a> {
+    /// Drawn from the base beside data, where so few bytes are asked for that the variant would drift, and it takes seconds.
+    Unasked,
+    /// So many conversations, drawn from the base itself.
+    Drawn(usize),
+    /// These conversations.
+    Given(&'a [Conversation]),
 }
 
 /// What is wanted of a pair.
@@ -65,7 +98,9 @@ pub struct Wish<'a> {
     pub data: Option<&'a [Conversation]>,
     /// Conversations to draw from the fine-tuned model for it; `None` draws where that is worth minutes.
     pub draw: Option<usize>,
-    /// Passes over them; 0 trains nothing.
+    /// What to train on beside them.
+    pub general: General<'a>,
+    /// Passes over all; 0 trains nothing.
     pub epochs: Option<f64>,
     /// See [`Watch::watched`].
     pub watched: &'a [Conversation],
@@ -149,7 +184,8 @@ impl Work<'_> {
         let Self { base, finetuned, wish, progress, .. } = *self;
         let unasked = self.draws_unasked(bytes);
         let draws = wish.draw.unwrap_or(if unasked { draw::COUNT } else { 0 });
-        let examples = match self.examples(draws) {
+        let general = self.general(bytes);
+        let examples = match self.examples(draws, general) {
             Err(error) if unasked => {
                 progress.say(&format!("warning: the weights alone are used: {error}"));
                 Vec::new()
@@ -163,7 +199,11 @@ impl Work<'_> {
         info.notes.insert("method".into(), json!("compress"));
         info.notes.insert("budget".into(), json!(bytes));
         if !examples.is_empty() && options.schedule.epochs > 0.0 {
-            info.notes.insert("trained_on".into(), json!({"examples": examples.len(), "drawn": draws}));
+            let mut trained_on = json!({"examples": examples.len(), "drawn": draws});
+            if general.count() > 0 {
+                trained_on["general"] = json!(general.count());
+            }
+            info.notes.insert("trained_on".into(), trained_on);
         }
         let watched = self.watched()?;
         budget::compress_to(base, finetuned, &examples, &options, info, self.watch(&watched))
@@ -172,7 +212,7 @@ impl Work<'_> {
     /// Trains the scales of the codes on the conversations; in no passes, chooses the codes for them instead.
     fn distil(&self, variant: &mut Variant, report: &mut Report) -> Result<(), Error> {
         let Self { base, finetuned, wish, progress, .. } = *self;
-        let examples = self.examples(wish.draw.unwrap_or(0))?;
+        let examples = self.examples(wish.draw.unwrap_or(0), wish.general)?;
         let schedule = self.schedule(Schedule { epochs: 2.0, batch: 8, rate: SCALE_RATE, seed: SEED });
         if schedule.epochs == 0.0 {
             budget::refine_codes(base, finetuned, variant, &examples, schedule.seed, progress)?;
@@ -203,14 +243,35 @@ impl Work<'_> {
         budget::examples(self.base, &Template::Model, self.wish.watched)
     }
 
-    /// The given conversations and so many drawn ones as the model sees them.
-    fn examples(&self, draws: usize) -> Result<Vec<Example>, Error> {
+    /// The given conversations, so many drawn ones and general ones as the model sees them.
+    fn examples(&self, draws: usize, general: General) -> Result<Vec<Example>, Error> {
+        let draw = |model: &Base, count| draw::conversations(model, None, &Template::Model, count, SEED, self.progress);
         let mut conversations = self.wish.data.unwrap_or_default().to_vec();
         if draws > 0 {
-            let drawn = draw::conversations(self.finetuned, None, &Template::Model, draws, SEED, self.progress)?;
-            conversations.extend(drawn);
+            conversations.extend(draw(self.finetuned, draws)?);
+        }
+        match general {
+            General::Given(given) => conversations.extend_from_slice(given),
+            General::Drawn(count) if count > 0 => conversations.extend(draw(self.base, count)?),
+            General::Drawn(_) | General::Unasked => {}
         }
         budget::examples(self.base, &Template::Model, &conversations)
+    }
+
+    /// What is taken for a budget of so many bytes where nobody asks for more or less.
+    fn general(&self, bytes: u64) -> General<'_> {
+        let Self { base, wish, .. } = *self;
+        let General::Unasked = wish.general else { return wish.general };
+        let drifts = bytes < budget::bytes_at(base, FEWEST_BITS) && wish.data.is_some() && wish.epochs != Some(0.0);
+        if !drifts || base.tokenizer.chat_template().is_none() || base.linear_weights() > WEIGHTS_OF_MINUTES {
+            return General::Drawn(0);
+        }
+        self.progress.say(&format!(
+            "so few bytes drift on other text than the data: {} conversations of the base itself are learnt from too (general \
+             gives others, general 0 none)",
+            draw::GENERAL
+        ));
+        General::Drawn(draw::GENERAL)
     }
 
     /// Whether a budget of so few bytes is worth draws that nobody asked for; says so, or what could be asked for.
@@ -243,21 +304,56 @@ mod tests {
     use super::*;
     use crate::progress::Silent;
 
-    #[test]
-    fn few_bytes_without_data_are_worth_draws_that_nobody_asked_for() {
+    fn with<T>(change: impl FnOnce(&mut Wish), look: impl FnOnce(&Work) -> T) -> T {
         let folder = |name: &str| format!("{}/../../tests/golden/{name}", env!("CARGO_MANIFEST_DIR"));
         let [base, finetuned] =
             ["tiny-llama", "tiny-llama-ft"].map(|name| Base::open(&folder(name)).expect("a tiny model"));
         let (config, never) = (BitDeltaConfig::default(), AtomicBool::new(false));
-        let draws = |bytes, data, draw| {
-            let size = Size::Bytes(bytes);
-            let (rank, epochs, checkpoint) = (None, None, None);
-            let wish = &Wish { size, config: &config, rank, data, draw, epochs, watched: &[], patience: 1, checkpoint };
-            Work { base: &base, finetuned: &finetuned, wish, progress: &Silent, stop: &never }.draws_unasked(bytes)
+        let mut wish = Wish {
+            size: Size::Bytes(1),
+            config: &config,
+            rank: None,
+            data: None,
+            draw: None,
+            general: General::Unasked,
+            epochs: None,
+            watched: &[],
+            patience: 1,
+            checkpoint: None,
         };
-        let few = budget::bytes_at(&base, FEW_BITS) - 1;
-        assert!(draws(few, None, None));
-        assert!(!draws(few + 1, None, None) && !draws(few, Some(&[]), None));
-        assert!(!draws(few, None, Some(0)) && !draws(few, None, Some(9)));
+        change(&mut wish);
+        look(&Work { base: &base, finetuned: &finetuned, wish: &wish, progress: &Silent, stop: &never })
+    }
+
+    #[test]
+    fn few_bytes_without_data_are_worth_draws_that_nobody_asked_for() {
+        with(
+            |_| {},
+            |work| {
+                let few = budget::bytes_at(work.base, FEW_BITS);
+                assert!(work.draws_unasked(few - 1) && !work.draws_unasked(few));
+            },
+        );
+        assert!(!with(|wish| wish.data = Some(&[]), |work| work.draws_unasked(1)));
+        assert!(!with(|wish| wish.draw = Some(0), |work| work.draws_unasked(1)));
+        assert!(!with(|wish| wish.draw = Some(9), |work| work.draws_unasked(1)));
+    }
+
+    #[test]
+    fn the_fewest_bytes_with_data_are_learnt_beside_general_text_unless_somebody_says_otherwise() {
+        with(
+            |wish| wish.data = Some(&[]),
+            |work| {
+                let fewest = budget::bytes_at(work.base, FEWEST_BITS);
+                assert_eq!([fewest - 1, fewest].map(|bytes| work.general(bytes).count()), [draw::GENERAL, 0]);
+            },
+        );
+        assert_eq!(with(|_| {}, |work| work.general(1).count()), 0);
+        let asked =
+            |general| with(|wish| (wish.data, wish.general) = (Some(&[][..]), general), |work| work.general(1).count());
+        assert_eq!([0, 7].map(|count| asked(General::Drawn(count))), [0, 7]);
+        assert_eq!(asked(General::Given(&[])), 0);
+        let untrained = |wish: &mut Wish| (wish.data, wish.epochs) = (Some(&[][..]), Some(0.0));
+        assert_eq!(with(untrained, |work| work.general(1).count()), 0);
     }
 }

@@ -48,6 +48,12 @@ fn the_way_of_a_variant_is_reported_as_json_at_every_step() {
     assert!(report(&[&pair[..], &drawn].concat())["bytes"].as_u64() <= Some(2_500));
     let drawn = report(&["inspect", &codes]);
     assert_eq!(drawn["info"]["notes"]["trained_on"]["drawn"], 4, "{drawn}");
+    for (general, count) in [("3", 3), (&data[..], 1)] {
+        let learnt = ["--budget", "2500B", "--data", &data, "--general", general, "--epochs", "1"];
+        assert!(report(&[&pair[..], &learnt].concat())["bytes"].as_u64() <= Some(2_500));
+        let learnt = report(&["inspect", &codes]);
+        assert_eq!(learnt["info"]["notes"]["trained_on"]["general"], count, "{learnt}");
+    }
     let eval = report(&["eval", &made, "--model", &base, "--data", &data, "--finetuned", &tuned]);
     assert!(eval["retention"].is_number() && eval["bytes"].is_number(), "{eval}");
     assert_eq!(report(&["export", &made, "--base", &base, "-o", &path("merged")])["format"], "hf");

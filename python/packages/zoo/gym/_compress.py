@@ -34,6 +34,7 @@ def compress(
     dataset: Any = None,
     eval_dataset: Any = None,
     draw: int | None = None,
+    general: Any = None,
     num_epochs: float | None = None,
     rank: int | None = None,
     patience: int = 4,
@@ -45,7 +46,9 @@ def compress(
     ``bits_per_weight``, or else ``bits`` for each weight; without one it is a quarter of a bit a weight, which keeps most for
     its bytes. ``dataset`` (in any form that ``create_variant`` takes) trains what is kept towards the fine-tuned model, for
     ``num_epochs`` passes, and so do ``draw`` conversations that it writes itself; None draws where that is worth minutes, 0
-    never. ``eval_dataset`` is not trained on but watched: what came nearest on it is kept, and ``patience`` looks (four a
+    never. ``general`` is text of no user's to train on beside them, on which the variant is to stay what the fine-tuned model is:
+    a dataset, or how many conversations to draw from the base itself; None draws some where ``dataset`` and few bytes would
+    drift without. ``eval_dataset`` is not trained on but watched: what came nearest on it is kept, and ``patience`` looks (four a
     pass) without a gain end the training. ``rank``: the largest of a budget's factors. ``progress`` as in ``create_variant``.
 
     Ctrl-C while it trains saves a checkpoint beside ``output`` and raises
@@ -57,8 +60,14 @@ def compress(
         options["budget"] = _native.parse_size(budget) if isinstance(budget, str) else budget
         options["bits_per_weight"] = config.bits_per_weight
         options["config"] = json.loads(config.to_json())
-    with _file(dataset, "dataset") as data, _file(eval_dataset, "eval_dataset") as eval_data:
-        options |= {"data": data, "eval_data": eval_data}
+    if isinstance(general, int):
+        options["draw_general"], general = general, None
+    with (
+        _file(dataset, "dataset") as data,
+        _file(eval_dataset, "eval_dataset") as eval_data,
+        _file(general, "general") as general_data,
+    ):
+        options |= {"data": data, "eval_data": eval_data, "general": general_data}
         path = os.fspath(output)
         opened = _native.Base(os.fspath(base))
         made = _native.compress(opened, os.fspath(finetuned), path, json.dumps(options), Reporter(progress))
