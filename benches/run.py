@@ -8,6 +8,7 @@ note says what differs. Writes `bench.json` (all figures; `bitdelta bench sweep 
 
 import argparse
 import datetime
+import importlib.util
 import json
 import os
 import platform
@@ -59,8 +60,9 @@ class Bench:
         self.files = arguments.output / "files"
         self.ours: list[dict] = []
         self.theirs: list[dict] = []
-        #: By the peer's name; `None` where it is left out.
-        self.versions: dict[str, str | None] = {}
+        #: By the peer's name; where it is left out, why.
+        self.versions: dict[str, str] = {}
+        self.lengths = ["--prompt", arguments.prompt, "--generate", arguments.generate]
 
     def our(self, command: str, **settings: object) -> dict:
         """One figure of `bitdelta bench`; the base in int8, and the given model, unless the settings say otherwise."""
@@ -78,38 +80,34 @@ class Bench:
     def script(self, name: str, *more: object) -> dict:
         """What a peer's script prints."""
         a = self.arguments
-        lengths = ["--prompt", a.prompt, "--generate", a.generate]
-        words = [name, "--model", a.model, "--threads", a.threads, *lengths, *more]
-        return printed_json([sys.executable, HERE / words[0], *map(str, words[1:])])
+        words = ["--model", a.model, "--threads", a.threads, *more]
+        return printed_json([sys.executable, HERE / name, *map(str, words)])
 
     def llama_cpp(self, batch: int | None = None) -> list[dict]:
         """llama.cpp's figures of so many requests; without a number, of prefill."""
-        requests = ["--prefill", self.arguments.prefill] if batch is None else ["--prefill", 0]
-        many = ["--batch"] if batch is None else ["--batch", batch]
-        return self.kept(self.script("llama_cpp_peer.py", "--folder", self.files, *requests, *many))
+        what = ["--prefill", self.arguments.prefill, "--batch"] if batch is None else ["--prefill", 0, "--batch", batch]
+        return self.kept(self.script("llama_cpp_peer.py", *self.lengths, "--folder", self.files, *what))
 
     def torch_training(self) -> list[dict]:
         """Training with PyTorch and peft, each way in a process of its own; nothing without PyTorch."""
-        if self.versions["transformers"] is None:
+        if importlib.util.find_spec("torch") is None:
             return []
-        a = self.arguments
-        command = [sys.executable, HERE / "torch_train_peer.py", "--model", a.model, "--threads", str(a.threads)]
         ways = [(dtype, rank) for rank in TRAINED_RANKS for dtype in ("f32", "bf16")]
-        figures = [printed_json([*command, "--dtype", dtype, "--rank", str(rank)]) for dtype, rank in ways]
+        figures = [self.script("torch_train_peer.py", "--dtype", dtype, "--rank", rank) for dtype, rank in ways]
         self.theirs += figures
         return figures
 
     def slow_peers(self) -> list[dict]:
-        """The peers that are measured once, before the others: each is far from both sides of every comparison in turn."""
-        many = ["--folder", self.files, "--batch", *sorted({1, *self.arguments.batch})]
-        found = [self.kept(self.script("mistralrs_peer.py", *many))]
-        found.append(self.kept(self.script("transformers_peer.py", "--prefill", self.arguments.prefill)))
-        found.append(self.kept(self.candle()))
-        return sum(found, [])
+        """The figures of the peers that are measured once, before the others."""
+        a = self.arguments
+        many = ["--folder", self.files, "--batch", *sorted({1, *a.batch})]
+        mistralrs = self.script("mistralrs_peer.py", *self.lengths, *many)
+        transformers = self.script("transformers_peer.py", *self.lengths, "--prefill", a.prefill)
+        return [figure for peer in (mistralrs, transformers, self.candle()) for figure in self.kept(peer)]
 
     def kept(self, peer: dict) -> list[dict]:
         """A peer's figures; its version is noted, or why it is left out."""
-        self.versions[peer["peer"]] = peer.get("version")
+        self.versions[peer["peer"]] = peer.get("version", peer.get("skipped"))
         if "skipped" in peer:
             print(f"{peer['peer']} is left out: {peer['skipped']}", file=sys.stderr)
         self.theirs += peer["figures"]
@@ -140,8 +138,8 @@ class Table:
     UNITS = {"tokens_per_second": (1, "tok/s"), "bytes_per_second": (1e9, "GB/s"), "peak_memory": (1e9, "GB")}
 
     def __init__(self) -> None:
-        #: By what a row says of itself: what, peer, note, the unit, and how many of it are one in the figures.
-        self.rows: dict[tuple[str, str, str, str, float], list[tuple[float, float]]] = {}
+        #: By what a row says of itself: what, peer, note and the figures' key.
+        self.rows: dict[tuple[str, str, str, str], list[tuple[float, float]]] = {}
 
     def add(
         self,
@@ -153,19 +151,19 @@ class Table:
         key: str = "tokens_per_second",
     ) -> None:
         """A row against each of `theirs` that has all of `wanted`; none where a peer was left out."""
-        size, unit = self.UNITS[key]
         for figure in theirs:
             if all(figure.get(name) == value for name, value in wanted.items()):
                 described = " ".join(
                     str(figure[name]) for name in ("peer", "base_dtype", "dtype", "adapter") if figure.get(name)
                 )
-                row = self.rows.setdefault((what, described, note, unit, size), [])
+                row = self.rows.setdefault((what, described, note, key), [])
                 row.append((ours[key], figure[key]))
 
     def lines(self) -> list[str]:
         """In Markdown: the best of each side, and the median of the turns' ratios."""
         lines = ["| what | bitdelta | peer | ratio | not alike |", "| --- | --- | --- | --- | --- |"]
-        for (what, described, note, unit, size), turns in self.rows.items():
+        for (what, described, note, key), turns in self.rows.items():
+            size, unit = self.UNITS[key]
             ours, theirs = (f"{max(side) / size:.{0 if size == 1 else 2}f} {unit}" for side in zip(*turns, strict=True))
             ratio = spread([ours / theirs for ours, theirs in turns])
             lines.append(f"| {what} | {ours} | {theirs}: {described} | {ratio} | {note} |")
@@ -232,7 +230,7 @@ BLOCKS = (
 )
 
 
-class Turn:
+class Topics:
     """Our figures, each beside the peers' that are measured in turn with them, and beside the slow ones'."""
 
     def __init__(self, bench: Bench, slow: list[dict], table: Table, own: Own) -> None:
@@ -250,8 +248,13 @@ class Turn:
         ours = self.bench.our("decode", base_dtype="bf16", batch=1, **self.lengths)
         self.table.add("decode, 1 request, base in bf16", ours, theirs, {**single, "base_dtype": "bf16"})
 
-    def batch(self, batch: int) -> None:
+    def batch(self) -> None:
         """Many requests: on the base, and with a variant each."""
+        for batch in self.bench.arguments.batch:
+            self.requests(batch)
+
+    def requests(self, batch: int) -> None:
+        """So many of them."""
         bench, table, lengths, model = self.bench, self.table, self.lengths, self.bench.arguments.model.stem
         theirs = bench.llama_cpp(batch) + self.slow
         many = {"what": "decode", "batch": batch}
@@ -333,11 +336,10 @@ def main() -> None:
         print(noise, file=sys.stderr)
 
     bench, table, own = Bench(arguments), Table(), Own()
-    turn = Turn(bench, [] if arguments.no_slow else bench.slow_peers(), table, own)
+    topics = Topics(bench, [] if arguments.no_slow else bench.slow_peers(), table, own)
     for topic in arguments.only:
         for _ in range(arguments.turns):
-            for batch in arguments.batch if topic == "batch" else [None]:
-                getattr(turn, topic)(*([] if batch is None else [batch]))
+            getattr(topics, topic)()
     load = bench.our("load")
     if arguments.shape:
         measure_shape(bench, own)

@@ -21,7 +21,7 @@ use crate::{
     rounded::{BLOCK, Rounded},
     vector::{
         LANES, Vector,
-        lookup::{Layout, Lookup, UNIT},
+        lookup::{self, Layout, Lookup, UNIT},
     },
 };
 use std::{mem::MaybeUninit, ops::Range};
@@ -197,7 +197,13 @@ impl Tile {
 impl Layout {
     /// What an instruction set's look-ups read.
     fn of(isa: Isa) -> Self {
-        if isa == Isa::Avx2 { Self::Nibbles } else { Self::Words }
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => lookup::Avx2::LAYOUT,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 => lookup::Avx512::LAYOUT,
+            _ => lookup::Scalar::LAYOUT,
+        }
     }
 
     /// Writes a block's bits of a tile, of which each output's come as a word of 64 inputs.

@@ -24,7 +24,7 @@ use std::ops::Range;
 const TASKS: usize = 8;
 /// Multiply-adds below which a second thread costs more than it brings.
 const WORTH_SPLITTING: usize = 1 << 16;
-/// Bytes of activations that stay in a core's second cache beside the weights that pass through.
+/// Bytes that stay in a core's second cache beside what passes through: activations beside weights, a task's weights beside deltas.
 const CACHED: usize = 256 << 10;
 /// Bytes of weights that stay in the caches while they are multiplied by some rows after others.
 const PASSED_AGAIN: usize = 2 << 20;

@@ -42,26 +42,6 @@ pub enum Size {
     Best,
 }
 
-impl<'a> General<'a> {
-    /// Of what a user names: conversations, or how many to draw.
-    pub fn of(given: Option<&'a [Conversation]>, drawn: Option<usize>) -> Self {
-        match (given, drawn) {
-            (Some(given), _) => Self::Given(given),
-            (None, Some(count)) => Self::Drawn(count),
-            (None, None) => Self::Unasked,
-        }
-    }
-
-    /// Conversations that are asked for.
-    fn count(self) -> usize {
-        match self {
-            Self::Unasked => 0,
-            Self::Drawn(count) => count,
-            Self::Given(given) => given.len(),
-        }
-    }
-}
-
 impl Size {
     /// Of what a user names: bytes, or bits a weight, or else codes; nothing: what is best.
     pub fn of(bytes: Option<u64>, bits_per_weight: Option<f64>, codes: bool) -> Self {
@@ -83,6 +63,26 @@ pub enum General<'a> {
     Drawn(usize),
     /// These conversations.
     Given(&'a [Conversation]),
+}
+
+impl<'a> General<'a> {
+    /// Of what a user names: conversations, or how many to draw.
+    pub fn of(given: Option<&'a [Conversation]>, drawn: Option<usize>) -> Self {
+        match (given, drawn) {
+            (Some(given), _) => Self::Given(given),
+            (None, Some(count)) => Self::Drawn(count),
+            (None, None) => Self::Unasked,
+        }
+    }
+
+    /// Conversations that are asked for.
+    fn count(self) -> usize {
+        match self {
+            Self::Unasked => 0,
+            Self::Drawn(count) => count,
+            Self::Given(given) => given.len(),
+        }
+    }
 }
 
 /// What is wanted of a pair.
@@ -263,7 +263,7 @@ impl Work<'_> {
         let Self { base, wish, .. } = *self;
         let General::Unasked = wish.general else { return wish.general };
         let drifts = bytes < budget::bytes_at(base, FEWEST_BITS) && wish.data.is_some() && wish.epochs != Some(0.0);
-        if !drifts || base.tokenizer.chat_template().is_none() || base.linear_weights() > WEIGHTS_OF_MINUTES {
+        if !(drifts && draws_in_minutes(base)) {
             return General::Drawn(0);
         }
         self.progress.say(&format!(
@@ -281,7 +281,7 @@ impl Work<'_> {
             return false;
         }
         let possible = finetuned.tokenizer.chat_template().is_some();
-        let worth = possible && base.linear_weights() <= WEIGHTS_OF_MINUTES;
+        let worth = draws_in_minutes(finetuned);
         let how = match (worth, possible) {
             (true, _) => {
                 "conversations are drawn from the fine-tuned model, which takes minutes (data gives yours, draw 0 uses the \
@@ -297,6 +297,11 @@ impl Work<'_> {
     fn schedule(&self, default: Schedule) -> Schedule {
         Schedule { epochs: self.wish.epochs.unwrap_or(default.epochs), ..default }
     }
+}
+
+/// Whether a model can be asked for conversations, and is small enough to do so unasked.
+fn draws_in_minutes(model: &Base) -> bool {
+    model.tokenizer.chat_template().is_some() && model.linear_weights() <= WEIGHTS_OF_MINUTES
 }
 
 #[cfg(test)]

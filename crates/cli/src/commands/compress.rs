@@ -107,16 +107,18 @@ pub fn run(args: &CompressArgs) -> Result<(), Error> {
     make_folder_of(&args.output)?;
     let base = Base::open(&args.base).context("opening the base model")?;
     let finetuned = Base::open_beside(&args.finetuned, &base).context("opening the fine-tuned model")?;
-    let load = |data: &Option<String>, doing| match data {
+    let load = |data: Option<&String>, doing| match data {
         Some(data) => data::load(data, Path::new(".")).map(Some).context(doing),
         None => Ok(None),
     };
-    let (data, watched) = (load(&args.data, "reading the data")?, load(&args.eval_data, "reading the data to watch")?);
-    let (given, drawn) = match &args.general {
-        Some(GeneralSource::File(file)) => (load(&Some(file.clone()), "reading the general data")?, None),
+    let (general, drawn) = match &args.general {
+        Some(GeneralSource::File(file)) => (Some(file), None),
         Some(GeneralSource::Drawn(count)) => (None, Some(*count)),
         None => (None, None),
     };
+    let data = load(args.data.as_ref(), "reading the data")?;
+    let watched = load(args.eval_data.as_ref(), "reading the data to watch")?;
+    let general = load(general, "reading the general data")?;
     let checkpoint = pair::checkpoint_of(&args.output);
     let wish = Wish {
         size: Size::of(args.budget, args.bits_per_weight, args.names_codes()),
@@ -124,7 +126,7 @@ pub fn run(args: &CompressArgs) -> Result<(), Error> {
         rank: args.rank,
         data: data.as_deref(),
         draw: args.draw,
-        general: General::of(given.as_deref(), drawn),
+        general: General::of(general.as_deref(), drawn),
         epochs: args.epochs,
         watched: watched.as_deref().unwrap_or_default(),
         patience: args.patience,
