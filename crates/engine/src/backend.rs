@@ -134,6 +134,13 @@ pub struct RowPlace<'a> {
     pub position: usize,
 }
 
+impl RowPlace<'_> {
+    /// Whether `next` is the position after this one, of the same sequence.
+    pub fn goes_on(&self, next: &Self) -> bool {
+        std::ptr::eq(self.pages, next.pages) && self.position + 1 == next.position
+    }
+}
+
 /// `y (rows, outputs) = x · Wᵀ`, plus each user's delta for that user's rows.
 pub struct Projection<'a, B: Backend> {
     /// W.

@@ -5,8 +5,8 @@ use std::sync::OnceLock;
 /// An instruction set that every kernel has a version for.
 ///
 /// All give the same bits: a kernel's lanes, its order of additions and its fused multiplications are fixed by
-/// [`crate::vector::Vector`], and the instruction set only decides how many machine operations that takes. The one
-/// exception is [`crate::Activations::narrow`], which only the last one rounds.
+/// [`crate::vector::Vector`], and the instruction set only decides how many machine operations that takes. The
+/// exceptions are [`crate::Activations::narrow`] and [`crate::attend`] over bf16 keys, which only the last one rounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Isa {

@@ -34,7 +34,7 @@ mod sparse;
 pub mod vector;
 
 pub use arena::{Arena, Plain, Slab};
-pub use attention::{KvElements, KvPages, PAGE, attend, attend_on};
+pub use attention::{KvElements, KvPages, PAGE, PageLayout, Queries, attend, attend_on, rows_together};
 pub use bandwidth::read_bandwidth;
 pub use gemm::{Left, Lies, Right, Source, gemm};
 pub use heap::{give_back_free_memory, keep_heap_small};

@@ -27,12 +27,40 @@ pub unsafe trait Vector: Copy {
 
     /// All lanes `value`.
     unsafe fn splat(value: f32) -> Self;
-    /// 16 values from `from`.
+    /// 16 values from `from`, which need not be aligned.
     unsafe fn load(from: *const f32) -> Self;
     /// `lanes` (at most 16) values from `from`, zero in the others.
     unsafe fn load_partial(from: *const f32, lanes: usize) -> Self;
     /// 16 bf16 values, widened.
     unsafe fn load_bf16(from: *const u16) -> Self;
+    /// 32 bf16 values, two in each lane, as bits.
+    #[inline(always)]
+    unsafe fn load_pairs(from: *const u16) -> Self {
+        // SAFETY: the caller promises 32 readable values, as many bytes as 16 floats.
+        unsafe { Self::load(from.cast()) }
+    }
+    /// The first and the second bf16 value of each lane, widened.
+    unsafe fn halves(self) -> (Self, Self);
+    /// self + a₁ · b₁ + a₀ · b₀ of the pairs of bf16 values in each lane. Where this is one instruction, it is the CPU's own
+    /// rounding, and the CPU must have it ([`crate::Isa::Avx512Bf16`]).
+    #[inline(always)]
+    unsafe fn add_dots(self, a: Self, b: Self) -> Self {
+        // SAFETY: no pointers; the instruction set is the caller's promise.
+        unsafe {
+            let (a, b) = (a.halves(), b.halves());
+            self.fma(a.1, b.1).fma(a.0, b.0)
+        }
+    }
+    /// 16 values to `to`, rounded to bf16, ties to even. The CPU must have that as for [`Self::add_dots`].
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut u16) {
+        let mut lanes = [0f32; LANES];
+        // SAFETY: `lanes` has room for 16, and so has `to`.
+        unsafe {
+            self.store(lanes.as_mut_ptr());
+            (0..LANES).for_each(|i| to.add(i).write(half::bf16::from_f32(lanes[i]).to_bits()));
+        }
+    }
     /// One f16 value, widened. (The library's function asks for the CPU's features at each call.)
     unsafe fn widen_f16(bits: u16) -> f32;
     /// 16 f16 values, widened.

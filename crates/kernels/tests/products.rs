@@ -3,7 +3,7 @@
 
 use bitdelta_kernels::{
     Activations, Arena, Blocks, Elements, Int8Weights, Isa, KvElements, KvPages, Layout, LowRankTiles, Matrix, PAGE,
-    Packed, PlaneTiles, Product, SparseRows, Team, Term, Weights, attend_on, project, project_on,
+    Packed, PageLayout, PlaneTiles, Product, Queries, SparseRows, Team, Term, Weights, attend_on, project, project_on,
 };
 use half::{bf16, f16};
 
@@ -575,10 +575,10 @@ fn a_product_split_over_threads_has_the_same_bits() {
     assert_eq!(run(1), run(3));
 }
 
-/// Pages of keys (head_dim, PAGE) and values (PAGE, head_dim) of one kind.
+/// Pages of keys and values of one kind.
 struct Pages {
     kind: u8,
-    size: usize,
+    head_dim: usize,
     floats: [Vec<f32>; 2],
     halves: [Vec<u16>; 2],
     bytes: [Vec<i8>; 2],
@@ -586,8 +586,13 @@ struct Pages {
 }
 
 impl Pages {
+    fn layout(&self) -> PageLayout {
+        if self.kind == 1 { PageLayout::pairs(self.head_dim) } else { PageLayout::plain(self.head_dim) }
+    }
+
     fn elements(&self, which: usize, index: usize) -> KvElements<'_> {
-        let at = index * self.size..(index + 1) * self.size;
+        let size = self.layout().size();
+        let at = index * size..(index + 1) * size;
         match self.kind {
             0 => KvElements::F32(&self.floats[which][at]),
             1 => KvElements::Bf16(&self.halves[which][at]),
@@ -596,9 +601,9 @@ impl Pages {
     }
 
     /// Element i of position j.
-    fn exact(&self, which: usize, head_dim: usize, j: usize, i: usize) -> f64 {
-        let (page, j) = (j / PAGE, j % PAGE);
-        let at = page * self.size + if which == 0 { i * PAGE + j } else { j * head_dim + i };
+    fn exact(&self, which: usize, j: usize, i: usize) -> f64 {
+        let (page, j, layout) = (j / PAGE, j % PAGE, self.layout());
+        let at = page * layout.size() + if which == 0 { layout.key(j, i) } else { layout.value(j, i) };
         f64::from(match self.kind {
             0 => self.floats[which][at],
             1 => bf16::from_bits(self.halves[which][at]).to_f32(),
@@ -613,44 +618,81 @@ impl KvPages for Pages {
     }
 }
 
+/// Softmax-weighted means of the values, in f64.
+fn attended(queries: &Queries, pages: &Pages) -> Vec<f32> {
+    let Queries { q, width, ref shared, head_dim, positions, scale } = *queries;
+    let mut want = vec![f32::NAN; q.len()];
+    for (row, (q, want)) in q.chunks(width).zip(want.chunks_mut(width)).enumerate() {
+        for head in shared.clone().step_by(head_dim) {
+            let q = &q[head..head + head_dim];
+            let dot = |j| (0..head_dim).map(|i| f64::from(q[i]) * pages.exact(0, j, i)).sum::<f64>();
+            let dots: Vec<f64> = (0..positions + row).map(dot).collect();
+            let greatest = dots.iter().copied().fold(f64::MIN, f64::max);
+            let weights: Vec<f64> = dots.iter().map(|d| ((d - greatest) * f64::from(scale)).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            let sum = |i| (0..positions + row).map(|j| weights[j] * pages.exact(1, j, i)).sum::<f64>();
+            (0..head_dim).for_each(|i| want[head + i] = (sum(i) / total) as f32);
+        }
+    }
+    want
+}
+
 #[test]
 fn attention_is_the_softmax_weighted_mean_of_the_values() {
     let mut values = Values(17);
-    for (head_dim, heads, positions) in
-        [(16usize, 1usize, 1usize), (64, 3, 32), (20, 5, 33), (128, 4, 150), (64, 2, 64)]
-    {
+    for (head_dim, heads, positions, rows) in [
+        (16usize, 1usize, 1usize, 1usize),
+        (64, 3, 32, 1),
+        (20, 5, 33, 3),
+        (128, 4, 150, 7),
+        (64, 2, 64, 1),
+        (64, 3, 1, 70),
+        (20, 12, 31, 2),
+    ] {
         let scale = 3.0 / (head_dim as f32).sqrt();
-        let q = values.vec(heads * head_dim);
-        let (count, size) = (positions.div_ceil(PAGE), PAGE * head_dim);
-        let floats = [values.vec(count * size), values.vec(count * size)];
+        let width = heads * head_dim + 7;
+        let q = values.vec(rows * width);
+        let queries = Queries { q: &q, width, shared: 7..width, head_dim, positions, scale };
+        let count = (positions + rows - 1).div_ceil(PAGE);
+        let floats = [(); 2].map(|()| values.vec(count * PAGE * head_dim));
         let halves = floats.each_ref().map(|v| v.iter().map(|v| bf16::from_f32(*v).to_bits()).collect());
         let bytes = floats.each_ref().map(|v| v.iter().map(|v| (v * 127.0) as i8).collect());
         let scales = [(); 2].map(|()| (0..count).map(|_| [(); PAGE].map(|()| values.next() / 100.0)).collect());
-        let mut pages = Pages { kind: 0, size, floats, halves, bytes, scales };
+        let mut pages = Pages { kind: 0, head_dim, floats, halves, bytes, scales };
         for kind in 0..3 {
             pages.kind = kind;
-            let mut want = Vec::new();
-            for q in q.chunks(head_dim) {
-                let dot = |j| (0..head_dim).map(|i| f64::from(q[i]) * pages.exact(0, head_dim, j, i)).sum::<f64>();
-                let dots: Vec<f64> = (0..positions).map(dot).collect();
-                let greatest = dots.iter().copied().fold(f64::MIN, f64::max);
-                let weights: Vec<f64> = dots.iter().map(|d| ((d - greatest) * f64::from(scale)).exp()).collect();
-                let total: f64 = weights.iter().sum();
-                let sum = |i| (0..positions).map(|j| weights[j] * pages.exact(1, head_dim, j, i)).sum::<f64>();
-                want.extend((0..head_dim).map(|i| (sum(i) / total, 1.0)));
-            }
-            let run = |isa, q: &[f32]| {
-                let mut out = vec![0.0; q.len()];
-                attend_on(isa, q, &pages, head_dim, positions, scale, &mut out);
+            let want = attended(&queries, &pages);
+            let run = |isa, queries: &Queries| {
+                let mut out = vec![f32::NAN; queries.q.len()];
+                attend_on(isa, queries, &pages, &mut out);
                 out
             };
-            let what = format!("attention of {heads} heads over {positions} positions of {head_dim}, kind {kind}");
-            let reference = run(Isa::Scalar, &q);
-            assert_close(&reference, &want, &what);
+            let what =
+                format!("attention of {rows} x {heads} heads over {positions} positions of {head_dim}, kind {kind}");
+            // What is not of the shared heads is neither read nor written.
+            let reference = run(Isa::Scalar, &queries);
+            let bits = |out: &[f32]| out.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
             for isa in Isa::available() {
-                assert_eq!(run(isa, &q), reference, "{what} on {isa:?} has the bits of the scalar reference");
-                let alone: Vec<f32> = q.chunks(head_dim).flat_map(|q| run(isa, q)).collect();
-                assert_eq!(alone, reference, "{what} on {isa:?}: each head alone");
+                let got = run(isa, &queries);
+                // With dot products of bf16, queries and weights are rounded to it, too.
+                let rounds = kind == 1 && isa >= Isa::Avx512Bf16;
+                assert!(
+                    rounds || bits(&got) == bits(&reference),
+                    "{what} on {isa:?}: not the bits of the scalar reference"
+                );
+                let tolerance = if rounds { 1e-2 } else { TOLERANCE as f32 };
+                for (at, (got, want)) in got.iter().zip(&want).enumerate() {
+                    let same = if want.is_nan() { got.is_nan() } else { (got - want).abs() <= tolerance };
+                    assert!(same, "{what} on {isa:?}, output {at}: {got} for {want}");
+                }
+                for (row, q) in q.chunks(width).enumerate() {
+                    for head in (7..width).step_by(head_dim) {
+                        let alone = Queries { q, shared: head..head + head_dim, positions: positions + row, ..queries };
+                        let (alone, head) = (run(isa, &alone), head..head + head_dim);
+                        let company = &got[row * width..][head.clone()];
+                        assert_eq!(alone[head], *company, "{what} on {isa:?}: each head of each row alone");
+                    }
+                }
             }
         }
     }

@@ -1,11 +1,11 @@
 //! Pages of keys and values in memory.
 
 use crate::backend::{KvDtype, KvShape, PAGE, RowPlace};
-use bitdelta_kernels::{self as kernels, KvElements, KvPages, for_each, for_each_chunk};
+use bitdelta_kernels::{self as kernels, KvElements, KvPages, PageLayout, Queries, for_each};
 use half::bf16;
 use std::sync::{Mutex, PoisonError};
 
-/// Pages: page → layer → head → keys (head_dim, position), then values (position, head_dim).
+/// Pages: page → layer → head → keys, then values, each as [`PageLayout`] says.
 pub struct CpuKv {
     shape: KvShape,
     pages: Vec<Page>,
@@ -26,24 +26,24 @@ impl Page {
     /// Writes row `row` of keys and values (rows, kv_heads, head_dim) of one layer at a position.
     fn store(&mut self, shape: KvShape, layer: usize, (k, v): (&[f32], &[f32]), row: usize, position: usize) {
         let KvShape { layers, kv_heads, head_dim } = shape;
-        let shape = (2 * layers * kv_heads, PAGE * head_dim);
+        let blocks = 2 * layers * kv_heads;
         for head in 0..kv_heads {
             let from = (row * kv_heads + head) * head_dim..(row * kv_heads + head + 1) * head_dim;
             let (k, v) = (&k[from.clone()], &v[from]);
             let at = (2 * (layer * kv_heads + head), position);
             match self {
-                Self::F32(e) => put(e, shape, at, (k, v), (|k| k, |v| v)),
+                Self::F32(e) => put(e, blocks, PageLayout::plain(head_dim), at, (k, v), (|k| k, |v| v)),
                 Self::Bf16(e) => {
                     let bits = |value| bf16::from_f32(value).to_bits();
-                    put(e, shape, at, (k, v), (bits, bits));
+                    put(e, blocks, PageLayout::pairs(head_dim), at, (k, v), (bits, bits));
                 }
                 Self::Int8 { codes, scales } => {
-                    scales.resize(shape.0, [0.0; PAGE]);
+                    scales.resize(blocks, [0.0; PAGE]);
                     let ((k_scale, k_inverse), (v_scale, v_inverse)) = (scale(k), scale(v));
                     scales[at.0][position] = k_scale;
                     scales[at.0 + 1][position] = v_scale;
                     let code = |inverse: f32| move |value: f32| (value * inverse).round_ties_even() as i8;
-                    put(codes, shape, at, (k, v), (code(k_inverse), code(v_inverse)));
+                    put(codes, blocks, PageLayout::plain(head_dim), at, (k, v), (code(k_inverse), code(v_inverse)));
                 }
             }
         }
@@ -113,14 +113,32 @@ impl CpuKv {
     pub(super) fn attend(&self, layer: usize, q: &[f32], heads: usize, rows: &[RowPlace], out: &mut [f32]) {
         let KvShape { kv_heads, head_dim, .. } = self.shape;
         let scale = 1.0 / (head_dim as f32).sqrt();
+        let all = heads * head_dim;
         // The query heads that share keys and values lie next to each other.
-        let width = heads / kv_heads * head_dim;
-        let used = rows.len() * heads * head_dim;
-        for_each_chunk(&mut out[..used], width, |i, out| {
-            let place = rows[i / kv_heads];
-            let pages = HeadPages { kv: self, pages: place.pages, block: layer * kv_heads + i % kv_heads };
-            let q = &q[i * width..(i + 1) * width];
-            kernels::attend(q, &pages, head_dim, place.position + 1, scale, out);
+        let shared = all / kv_heads;
+        let together = kernels::rows_together(heads / kv_heads);
+        // What a thread does at a time: a few rows of one prompt, or one key and value head of a row.
+        let mut tasks = Vec::new();
+        let (mut q, mut out) = (&q[..rows.len() * all], &mut out[..rows.len() * all]);
+        for block in rows.chunk_by(RowPlace::goes_on).flat_map(|rows| rows.chunks(together)) {
+            let width = if block.len() == 1 { shared } else { all };
+            for first in (0..all).step_by(width) {
+                let (own, later) = q.split_at(block.len() * width);
+                let (to, rest) = out.split_at_mut(own.len());
+                (q, out) = (later, rest);
+                tasks.push((block[0], first / shared, own, Mutex::new(to)));
+            }
+        }
+        for_each(tasks.len(), |i| {
+            let (place, first, q, out) = &tasks[i];
+            let mut out = out.lock().unwrap_or_else(PoisonError::into_inner);
+            let width = if q.len() == shared { shared } else { all };
+            for head in 0..width / shared {
+                let pages = HeadPages { kv: self, pages: place.pages, block: layer * kv_heads + first + head };
+                let shared = head * shared..(head + 1) * shared;
+                let queries = Queries { q, width, shared, head_dim, positions: place.position + 1, scale };
+                kernels::attend(&queries, &pages, &mut out);
+            }
         });
     }
 }
@@ -131,20 +149,20 @@ fn scale(values: &[f32]) -> (f32, f32) {
     (greatest / 127.0, if greatest > 0.0 { 127.0 / greatest } else { 0.0 })
 }
 
-/// Writes one position's key and value into blocks `block` and `block + 1` of a page of `blocks` blocks of `size`.
+/// Writes one position's key and value into blocks `block` and `block + 1` of a page of `blocks` blocks.
 fn put<T: Copy + Default>(
     page: &mut Vec<T>,
-    (blocks, size): (usize, usize),
+    blocks: usize,
+    layout: PageLayout,
     (block, position): (usize, usize),
     (k, v): (&[f32], &[f32]),
     (key, value): (impl Fn(f32) -> T, impl Fn(f32) -> T),
 ) {
+    let size = layout.size();
     page.resize(blocks * size, T::default());
     let (keys, values) = page[block * size..(block + 2) * size].split_at_mut(size);
-    for (i, k) in k.iter().enumerate() {
-        keys[i * PAGE + position] = key(*k);
-    }
-    for (to, v) in values[position * v.len()..].iter_mut().zip(v) {
-        *to = value(*v);
+    for (i, (k, v)) in k.iter().zip(v).enumerate() {
+        keys[layout.key(position, i)] = key(*k);
+        values[layout.value(position, i)] = value(*v);
     }
 }

@@ -60,6 +60,17 @@ unsafe fn widen_bf16(from: *const u16) -> __m256 {
     unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast())))) }
 }
 
+/// The first and the second bf16 value of each lane, widened.
+#[inline(always)]
+unsafe fn split_bf16(pairs: __m256) -> (__m256, __m256) {
+    // SAFETY: AVX2, the caller's promise.
+    unsafe {
+        let second = _mm256_castsi256_ps(_mm256_set1_epi32(0xffff_0000_u32 as i32));
+        let first = _mm256_slli_epi32::<16>(_mm256_castps_si256(pairs));
+        (_mm256_castsi256_ps(first), _mm256_and_ps(pairs, second))
+    }
+}
+
 #[inline(always)]
 unsafe fn power_of_two(n: __m256) -> __m256 {
     // SAFETY: AVX2, the caller's promise.
@@ -96,6 +107,14 @@ unsafe impl Vector for Avx2 {
     unsafe fn load_bf16(from: *const u16) -> Self {
         // SAFETY: see the impl.
         unsafe { Self(widen_bf16(from), widen_bf16(from.add(8))) }
+    }
+    #[inline(always)]
+    unsafe fn halves(self) -> (Self, Self) {
+        // SAFETY: see the impl.
+        unsafe {
+            let ((a, b), (c, d)) = (split_bf16(self.0), split_bf16(self.1));
+            (Self(a, c), Self(b, d))
+        }
     }
     #[inline(always)]
     unsafe fn widen_f16(bits: u16) -> f32 {

@@ -62,6 +62,32 @@ unsafe impl Vector for Avx512 {
         })
     }
     #[inline(always)]
+    unsafe fn halves(self) -> (Self, Self) {
+        // SAFETY: see the impl.
+        unsafe {
+            let first = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_castps_si512(self.0)));
+            let second = _mm512_and_ps(self.0, _mm512_castsi512_ps(_mm512_set1_epi32(0xffff_0000_u32 as i32)));
+            (Self(first), Self(second))
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_dots(self, a: Self, b: Self) -> Self {
+        // SAFETY: see the impl; AVX-512 BF16 is the caller's promise. Registers of floats and of pairs are the same bits.
+        unsafe {
+            let a = std::mem::transmute::<__m512, __m512bh>(a.0);
+            let b = std::mem::transmute::<__m512, __m512bh>(b.0);
+            Self(_mm512_dpbf16_ps(self.0, a, b))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut u16) {
+        // SAFETY: see the impl; AVX-512 BF16 is the caller's promise.
+        unsafe {
+            let narrow = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(self.0));
+            _mm256_storeu_si256(to.cast(), narrow);
+        }
+    }
+    #[inline(always)]
     unsafe fn widen_f16(bits: u16) -> f32 {
         // SAFETY: see the impl.
         unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))) }

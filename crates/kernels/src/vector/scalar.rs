@@ -22,7 +22,7 @@ unsafe impl Vector for Scalar {
     }
     unsafe fn load(from: *const f32) -> Self {
         // SAFETY: the caller promises 16 readable values.
-        Self(std::array::from_fn(|i| unsafe { from.add(i).read() }))
+        Self(std::array::from_fn(|i| unsafe { from.add(i).read_unaligned() }))
     }
     unsafe fn load_partial(from: *const f32, lanes: usize) -> Self {
         // SAFETY: the caller promises `lanes` readable values.
@@ -31,6 +31,13 @@ unsafe impl Vector for Scalar {
     unsafe fn load_bf16(from: *const u16) -> Self {
         // SAFETY: the caller promises 16 readable values.
         Self(std::array::from_fn(|i| f32::from_bits(u32::from(unsafe { from.add(i).read() }) << 16)))
+    }
+    unsafe fn halves(self) -> (Self, Self) {
+        let bits = |x: f32| x.to_bits();
+        (
+            Self(self.0.map(|x| f32::from_bits(bits(x) << 16))),
+            Self(self.0.map(|x| f32::from_bits(bits(x) & 0xffff_0000))),
+        )
     }
     unsafe fn widen_f16(bits: u16) -> f32 {
         half::f16::from_bits(bits).to_f32_const()
