@@ -1,6 +1,8 @@
 """What the peers' scripts share: the prompts of `bitdelta bench`, the linears that learn, and their options."""
 
 import argparse
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 #: Every projection, as Hugging Face names them.
@@ -10,6 +12,16 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 def prompt_tokens(request: int, length: int, vocab: int) -> list[int]:
     """The prompt that `bitdelta bench` gives this request."""
     return [(request * 7919 + i * 104_729 + 11) % vocab for i in range(length)]
+
+
+def fastest(runs: int, run: Callable[[], object]) -> float:
+    """Seconds of the fastest of `runs` calls; one more warms up."""
+    seconds = []
+    for _ in range(runs + 1):
+        begun = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - begun)
+    return min(seconds[1:])
 
 
 def options(description: str) -> argparse.ArgumentParser:

@@ -1,8 +1,8 @@
 """`make bench`: bitdelta and its peers, measured on this machine, as one table with ratios.
 
-Everything is taken in this run, on the same base, prompts, lengths and threads; llama.cpp (training: PyTorch and peft) and
-ours in turn, several times, since a shared machine's speed drifts. Where two sides do not compute the same thing the row's
-note says what differs. Writes `bench.json` (all figures; `bitdelta bench sweep --peers` reads it),
+Everything is taken in this run, on the same base, prompts, lengths and threads; llama.cpp (compressing and training:
+PyTorch and peft) and ours in turn, several times, since a shared machine's speed drifts. Where two sides do not compute the
+same thing the row's note says what differs. Writes `bench.json` (all figures; `bitdelta bench sweep --peers` reads it),
 `table.md` and `sweep.svg`.
 """
 
@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 import gguf_files
+import psutil
 
 HERE = Path(__file__).parent
 #: What training is measured on: all projections, and LoRA.
@@ -41,9 +42,11 @@ def printed_json(command: list[str | Path], environment: dict[str, str] | None =
 
 def busy() -> str | None:
     """A sentence, where the machine does other work: llama.cpp's threads wait for each other in busy loops."""
-    load = os.getloadavg()[0]
-    message = f"THE MACHINE WAS BUSY WITH OTHER WORK (load {load:.1f} before the start): these figures are noise."
-    return message if load > 0.5 else None
+    used = psutil.cpu_percent(interval=3)
+    message = (
+        f"THE MACHINE WAS BUSY WITH OTHER WORK ({used:.0f} % of its CPUs before the start): these figures are noise."
+    )
+    return message if used > 10 else None
 
 
 def option(key: str, value: object) -> list[object]:
@@ -289,11 +292,13 @@ class Topics:
 
     def compress(self) -> None:
         """A matrix of a pair."""
+        theirs = self.bench.script("torch_compress_peer.py")
+        self.bench.theirs += theirs
         for dtype in ("bf16", "f32"):
             ours = self.bench.our("compress", dtype=dtype)
             wanted = {"what": "compress", "dtype": dtype}
             note = "ours: outliers clipped, too"
-            self.table.add(f"compress 9728 x 2560, {dtype}", ours, self.slow, wanted, note, "bytes_per_second")
+            self.table.add(f"compress 9728 x 2560, {dtype}", ours, theirs, wanted, note, "bytes_per_second")
 
     def training(self) -> None:
         """Forward and backward passes."""
@@ -351,12 +356,13 @@ def main() -> None:
         "isa": load["isa"],
         "read_bandwidth": max(figure.get("read_bandwidth", 0) for figure in bench.ours),
     }
+    bandwidth = machine["read_bandwidth"]
     record = {"machine": machine, "versions": bench.versions, "ours": bench.ours, "figures": bench.theirs}
     (arguments.output / "bench.json").write_text(json.dumps(record, indent=1) + "\n")
     settings = ", ".join(f"{key} {value}" for key, value in machine.items() if key != "read_bandwidth")
     used = "; ".join(f"{name}: {version}" for name, version in bench.versions.items())
     text = [
-        f"{settings}, {machine['read_bandwidth'] / 1e9:.1f} GB/s of read bandwidth",
+        settings + (f", {bandwidth / 1e9:.1f} GB/s of read bandwidth" if bandwidth else ""),
         "",
         f"{arguments.model.stem}, {arguments.prompt} + {arguments.generate} tokens a request, prompts inside the clock; {used}. "
         f"The best of {arguments.turns} turns and the median of their ratios (the least to the greatest); mistral.rs, "

@@ -8,19 +8,8 @@ PyTorch or transformers is not installed.
 import argparse
 import json
 import sys
-import time
 
-from peer import prompt_tokens, serving_options
-
-
-def fastest(runs: int, run) -> float:
-    """Seconds of the fastest of `runs` calls; one more warms up."""
-    seconds = []
-    for _ in range(runs + 1):
-        begun = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - begun)
-    return min(seconds[1:])
+from peer import fastest, prompt_tokens, serving_options
 
 
 def generate(model, tokens, count: int) -> list[int]:
@@ -74,35 +63,6 @@ def measure(arguments: argparse.Namespace) -> dict:
     return {"peer": "transformers", "version": versions, "figures": figures}
 
 
-def compress_five_lines(arguments: argparse.Namespace) -> list[dict]:
-    """Compressing a pair to one bit as five lines of PyTorch do it: the mark for `bitdelta bench compress`."""
-    import torch
-
-    torch.set_num_threads(arguments.threads)
-    rows, cols, group = 9728, 2560, 128
-    figures = []
-    for dtype in (torch.float32, torch.bfloat16):
-        base = torch.randn(rows, cols).to(dtype)
-        tuned = (base.float() + 0.002 * torch.randn(rows, cols)).to(dtype)
-        weight = (2 ** torch.arange(8)).to(torch.uint8)
-
-        def compress(base=base, tuned=tuned, weight=weight) -> None:
-            delta = (tuned - base).view(rows, -1, group)
-            scale = delta.abs().mean(-1).half()
-            bits = (delta >= 0).view(rows, -1, 8)
-            packed = (bits * weight).sum(-1, dtype=torch.uint8)
-            assert packed.numel() * 8 == base.numel() and scale.numel() * group == base.numel()
-
-        seconds = fastest(arguments.runs, compress)
-        read = 2 * base.numel() * base.element_size()
-        name = {torch.float32: "f32", torch.bfloat16: "bf16"}[dtype]
-        common = {"dtype": name, "threads": arguments.threads, "rows": rows, "cols": cols, "bits": 1, "group": group}
-        measured = {"seconds": seconds, "input_bytes": read, "bytes_per_second": read / seconds}
-        figures.append({"peer": "torch", "what": "compress", **common, **measured})
-        print(f"torch compress {name}: {read / seconds / 1e9:.2f} GB/s", file=sys.stderr)
-    return figures
-
-
 def main() -> None:
     """Measures and prints one JSON object."""
     arguments = serving_options(__doc__).parse_args()
@@ -112,9 +72,7 @@ def main() -> None:
     except ImportError as error:
         print(json.dumps({"peer": "transformers", "skipped": str(error), "figures": []}))
         return
-    result = measure(arguments)
-    result["figures"] += compress_five_lines(arguments)
-    print(json.dumps(result))
+    print(json.dumps(measure(arguments)))
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ pub fn conversations(
         .map(|(question, answer)| Conversation { messages: vec![question, turn("assistant", answer.text)] })
         .collect();
     match drawn.is_empty() && count > 0 {
-        true => Err(Error::setting("draw", "the fine-tuned model says nothing by itself; give conversations as data")),
+        true => Err(Error::setting("draw", "the model says nothing by itself; give conversations as data")),
         false => Ok(drawn),
     }
 }

@@ -185,12 +185,18 @@ impl Work<'_> {
         let unasked = self.draws_unasked(bytes);
         let draws = wish.draw.unwrap_or(if unasked { draw::COUNT } else { 0 });
         let general = self.general(bytes);
-        let examples = match self.examples(draws, general) {
+        let general_unasked = matches!(wish.general, General::Unasked) && general.count() > 0;
+        let (examples, general) = match self.examples(draws, general) {
             Err(error) if unasked => {
                 progress.say(&format!("warning: the weights alone are used: {error}"));
-                Vec::new()
+                (Vec::new(), General::Drawn(0))
             }
-            found => found?,
+            Err(error) if general_unasked => {
+                let given = self.examples(draws, General::Drawn(0))?;
+                progress.say(&format!("warning: the data alone is used: {error}"));
+                (given, General::Drawn(0))
+            }
+            found => (found?, general),
         };
         let mut options = budget::Options { rank: wish.rank, ..budget::Options::new(bytes) };
         options.schedule = self.schedule(options.schedule);
@@ -309,10 +315,17 @@ mod tests {
     use super::*;
     use crate::progress::Silent;
 
+    fn golden(name: &str) -> String {
+        format!("{}/../../tests/golden/{name}", env!("CARGO_MANIFEST_DIR"))
+    }
+
     fn with<T>(change: impl FnOnce(&mut Wish), look: impl FnOnce(&Work) -> T) -> T {
-        let folder = |name: &str| format!("{}/../../tests/golden/{name}", env!("CARGO_MANIFEST_DIR"));
+        with_base(&golden("tiny-llama"), change, look)
+    }
+
+    fn with_base<T>(base: &str, change: impl FnOnce(&mut Wish), look: impl FnOnce(&Work) -> T) -> T {
         let [base, finetuned] =
-            ["tiny-llama", "tiny-llama-ft"].map(|name| Base::open(&folder(name)).expect("a tiny model"));
+            [base, &golden("tiny-llama-ft")].map(|folder| Base::open(folder).expect("a tiny model"));
         let (config, never) = (BitDeltaConfig::default(), AtomicBool::new(false));
         let mut wish = Wish {
             size: Size::Bytes(1),
@@ -360,5 +373,37 @@ mod tests {
         assert_eq!(asked(General::Given(&[])), 0);
         let untrained = |wish: &mut Wish| (wish.data, wish.epochs) = (Some(&[][..]), Some(0.0));
         assert_eq!(with(untrained, |work| work.general(1).count()), 0);
+    }
+
+    #[test]
+    fn data_is_learnt_alone_where_the_base_cannot_be_asked_for_general_text() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for entry in fs::read_dir(golden("tiny-llama")).expect("a tiny model") {
+            let from = entry.expect("a file").path();
+            let to = folder.path().join(from.file_name().expect("a name"));
+            // Nothing comes before the user's text that a question could follow.
+            match fs::read_to_string(&from).ok().filter(|_| from.ends_with("tokenizer_config.json")) {
+                Some(text) => {
+                    let mut config: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+                    config["chat_template"] = json!("{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}");
+                    fs::write(to, config.to_string()).expect("written");
+                }
+                None => drop(fs::copy(&from, to).expect("copied")),
+            }
+        }
+        let turn =
+            |role: &str, content: &str| bitdelta_model::chat::Message { role: role.into(), content: content.into() };
+        let messages = vec![turn("user", "hello there"), turn("assistant", "good day")];
+        let data: &[_] = Box::leak(Box::new([Conversation { messages }]));
+        let base = folder.path().to_str().expect("a path");
+        let made = |general| {
+            let change = |wish: &mut Wish| (wish.data, wish.general, wish.epochs) = (Some(data), general, Some(1.0));
+            with_base(base, change, |work| work.to_budget(budget::bytes_at(work.base, FEWEST_BITS) - 1))
+        };
+        let error = made(General::Drawn(3)).expect_err("asked for").to_string();
+        assert!(error.contains("begins with the user's text"), "{error}");
+        // So few bytes hold no variant of so small a model: what comes after the data is not what is asked about here.
+        let error = made(General::Unasked).expect_err("too few bytes").to_string();
+        assert!(!error.contains("template"), "{error}");
     }
 }
