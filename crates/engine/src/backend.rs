@@ -207,6 +207,9 @@ pub trait Backend: Sized + Send + Sync + 'static {
     /// `to[i] = from[rows[i]]`, rows of `width` values.
     fn gather(&self, from: &Self::Buffer, rows: &[usize], width: usize, to: &mut Self::Buffer);
 
+    /// Bytes that projections of one row of `width` values take beside their operands, at most.
+    fn projected_row_bytes(&self, width: usize) -> usize;
+
     /// How keys and values are kept.
     fn kv_dtype(&self) -> KvDtype;
     /// A KV cache of at most `pages` pages. Memory is taken when a page is first written.

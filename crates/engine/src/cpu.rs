@@ -324,6 +324,14 @@ impl Backend for Cpu {
         }
     }
 
+    fn projected_row_bytes(&self, width: usize) -> usize {
+        match self.base_dtype {
+            BaseDtype::Int8 => kernels::rounded_row_bytes(width),
+            BaseDtype::Bf16 => width * size_of::<bf16>(),
+            BaseDtype::Stored | BaseDtype::F32 => 0,
+        }
+    }
+
     fn kv_dtype(&self) -> KvDtype {
         self.kv_dtype
     }

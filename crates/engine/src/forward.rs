@@ -106,11 +106,13 @@ impl<B: Backend> Workspace<B> {
         }
     }
 
-    /// Bytes that `rows` rows need.
+    /// Bytes that `rows` rows need, with what their projections take meanwhile.
     pub fn bytes(model: &Model<B>, rows: usize) -> u64 {
         let c = &model.base().config;
         let width = 2 * c.hidden + 2 * (c.heads + c.kv_heads) * c.head_dim + 2 * c.intermediate;
-        4 * (rows * width + LOGIT_ROWS.min(rows) * (c.hidden + c.vocab)) as u64
+        let widest = c.hidden.max(c.intermediate).max(c.heads * c.head_dim);
+        let projected = rows * model.backend().projected_row_bytes(widest);
+        (4 * (rows * width + LOGIT_ROWS.min(rows) * (c.hidden + c.vocab)) + projected) as u64
     }
 }
 

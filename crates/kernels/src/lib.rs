@@ -45,7 +45,7 @@ pub use matmul::{Elements, Weights};
 pub use packed::Packed;
 pub use parallel::{Team, for_each, for_each_chunk};
 pub use planes::PlaneTiles;
-pub use project::{Matrix, Product, Term, project, project_on};
+pub use project::{Matrix, Product, Term, project, project_on, rounded_row_bytes};
 pub use quantize::{Pair, Survey, clip_magnitudes, survey, survey_on};
 pub use rounded::Activations;
 pub use rows::{add, add_bias, add_scaled, dot, rms_norm, rope, silu_mul};

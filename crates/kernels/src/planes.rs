@@ -248,6 +248,11 @@ pub(crate) struct Tables<'a> {
 struct Line([u8; 64]);
 
 impl<'a> Tables<'a> {
+    /// Bytes of a row of `width` values.
+    pub fn row_bytes(isa: Isa, width: usize) -> usize {
+        width.div_ceil(BLOCK) * UNITS * Layout::of(isa).table_bytes()
+    }
+
     /// Of the rows that are looked up, of `rows` in all.
     pub fn new(isa: Isa, x: &'a Rounded, rows: usize, looked_up: impl Iterator<Item = Range<usize>>) -> Self {
         let (mut places, mut wanted) = (vec![None; rows], Vec::new());
@@ -264,6 +269,12 @@ impl<'a> Tables<'a> {
         unsafe { memory.set_len(length) };
         let before = Before::new(wanted.len());
         Self { isa, x, places, wanted, table_lines, tables: Output::new(&mut memory), _memory: memory, before }
+    }
+
+    /// Bytes of all.
+    #[cfg(test)]
+    pub fn bytes(&self) -> usize {
+        size_of_val(&self._memory[..])
     }
 
     /// Makes what nobody else has begun.

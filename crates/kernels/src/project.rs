@@ -135,6 +135,13 @@ pub struct Product<'a> {
     pub add: bool,
 }
 
+/// Bytes that products of one row of `width` activations take beside their operands, at most: those in two digits, and the sums
+/// of them that dense deltas look up.
+pub fn rounded_row_bytes(width: usize) -> usize {
+    let isa = Isa::selected();
+    Rounded::row_bytes(isa, width) + Tables::row_bytes(isa, width)
+}
+
 /// Computes all `products` of the same activations.
 ///
 /// # Panics
@@ -460,6 +467,34 @@ impl Job<'_> {
         match &self.x.rounded {
             Some(rounded) => rounded,
             None => unreachable!("`check` asked for them"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bytes_of_a_row_are_those_that_it_takes() {
+        for width in [1, 64, 65, 576] {
+            let values = vec![1.0; 3 * width];
+            for isa in Isa::available() {
+                let x = Activations::rounded_on(isa, &values, width);
+                let rounded = x.rounded.as_ref().expect("rounded");
+                let vectors = [
+                    size_of_val(&rounded.codes[..]),
+                    size_of_val(&rounded.fine[..]),
+                    size_of_val(&rounded.joined[..]),
+                    size_of_val(&rounded.scales[..]),
+                    size_of_val(&rounded.steps[..]),
+                    size_of_val(&rounded.sums[..]),
+                    size_of_val(&rounded.totals[..]),
+                ];
+                assert_eq!(vectors.iter().sum::<usize>(), 3 * Rounded::row_bytes(isa, width), "{width} on {isa:?}");
+                let tables = Tables::new(isa, rounded, 3, [1..3, 0..2].into_iter());
+                assert_eq!(tables.bytes(), 3 * Tables::row_bytes(isa, width), "{width} on {isa:?}");
+            }
         }
     }
 }

@@ -116,6 +116,13 @@ pub(crate) struct Rounded {
 }
 
 impl Rounded {
+    /// Bytes of a row of `width` values.
+    pub fn row_bytes(isa: Isa, width: usize) -> usize {
+        let value = 2 * size_of::<i8>() + if joins(isa) { size_of::<i16>() } else { 0 };
+        let block = 2 * size_of::<f32>() + size_of::<i32>() + size_of::<[f32; 3]>();
+        width.div_ceil(BLOCK) * (BLOCK * value + block)
+    }
+
     /// Whether an instruction set's product of int8 weights finds here what it reads.
     pub fn suits(&self, isa: Isa) -> bool {
         !joins(isa) || self.joined.len() == self.codes.len()
