@@ -1,6 +1,7 @@
 //! Choosing the next token.
 
 use crate::{Constraint, Error, Extras, Sampling, Scored, Scores};
+use bitdelta_kernels::argmax;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 /// One request's way of choosing, with its own generator: a request's choices never depend on its company.
@@ -73,7 +74,7 @@ impl Sampler {
     /// probability reaches `top_p` (Holtzman et al. 2020); the likeliest at temperature 0.
     fn draw(&mut self, logits: &[f32]) -> u32 {
         let Sampling { temperature, top_p, top_k, .. } = self.sampling;
-        let likeliest = argmax(logits);
+        let likeliest = argmax(logits) as u32;
         if temperature == 0.0 || top_k == 1 {
             return likeliest;
         }
@@ -101,17 +102,6 @@ impl Sampler {
         }
         likeliest
     }
-}
-
-/// The first of the greatest.
-fn argmax(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (i, logit) in logits.iter().enumerate() {
-        if *logit > logits[best] {
-            best = i;
-        }
-    }
-    best as u32
 }
 
 #[cfg(test)]

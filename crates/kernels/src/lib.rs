@@ -11,6 +11,7 @@
 //!
 //! Work is split over the [`Team`] of threads that the caller has installed.
 
+mod again;
 mod ahead;
 mod arena;
 mod attention;
@@ -48,6 +49,6 @@ pub use planes::PlaneTiles;
 pub use project::{Matrix, Product, Term, project, project_on, rounded_row_bytes};
 pub use quantize::{Pair, Survey, clip_magnitudes, survey, survey_on};
 pub use rounded::Activations;
-pub use rows::{add, add_bias, add_scaled, dot, rms_norm, rope, silu_mul};
+pub use rows::{add, add_bias, add_scaled, argmax, dot, rms_norm, rope, silu_mul};
 pub use sparse::SparseRows;
 pub use vector::prefetch_value;

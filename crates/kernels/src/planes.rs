@@ -11,6 +11,7 @@
 #![allow(clippy::needless_range_loop)]
 
 use crate::{
+    again::{Again, Keep},
     ahead::Pieces,
     arena::{Arena, Slab},
     int8::{HALVES, TILE, store},
@@ -24,7 +25,7 @@ use crate::{
         lookup::{self, Layout, Lookup, UNIT},
     },
 };
-use std::{mem::MaybeUninit, ops::Range};
+use std::{cell::Cell, mem::MaybeUninit, ops::Range, thread::LocalKey};
 
 /// Units of inputs that share a scale.
 const UNITS: usize = BLOCK / UNIT;
@@ -237,15 +238,26 @@ pub(crate) struct Tables<'a> {
     table_lines: usize,
     /// place → block → unit
     tables: Output<MaybeUninit<Line>>,
-    _memory: Vec<MaybeUninit<Line>>,
+    _memory: Again<Lines>,
     /// A task for each place.
     before: Before,
 }
 
 /// A line of the cache.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
 struct Line([u8; 64]);
+
+/// Memory of tables.
+#[derive(Debug, Default)]
+struct Lines(Vec<MaybeUninit<Line>>);
+
+impl Keep for Lines {
+    fn place() -> &'static LocalKey<Cell<Option<Self>>> {
+        thread_local!(static KEPT: Cell<Option<Lines>> = const { Cell::new(None) });
+        &KEPT
+    }
+}
 
 impl<'a> Tables<'a> {
     /// Bytes of a row of `width` values.
@@ -264,17 +276,20 @@ impl<'a> Tables<'a> {
         }
         let table_lines = Layout::of(isa).table_bytes() / size_of::<Line>();
         let length = wanted.len() * x.blocks * UNITS * table_lines;
-        let mut memory: Vec<MaybeUninit<Line>> = Vec::with_capacity(length);
+        let mut memory = Again::<Lines>::take();
+        let lines = &mut memory.0;
+        lines.reserve(length.saturating_sub(lines.len()));
         // SAFETY: there is room, and whoever may be anything need not be written.
-        unsafe { memory.set_len(length) };
+        unsafe { lines.set_len(length) };
+        let tables = Output::new(lines);
         let before = Before::new(wanted.len());
-        Self { isa, x, places, wanted, table_lines, tables: Output::new(&mut memory), _memory: memory, before }
+        Self { isa, x, places, wanted, table_lines, tables, _memory: memory, before }
     }
 
     /// Bytes of all.
     #[cfg(test)]
     pub fn bytes(&self) -> usize {
-        size_of_val(&self._memory[..])
+        size_of_val(&self._memory.0[..])
     }
 
     /// Makes what nobody else has begun.

@@ -477,23 +477,27 @@ mod tests {
 
     #[test]
     fn the_bytes_of_a_row_are_those_that_it_takes() {
-        for width in [1, 64, 65, 576] {
+        // Each in a thread that keeps nothing yet.
+        let check = |width: usize, isa: Isa| {
             let values = vec![1.0; 3 * width];
+            let x = Activations::rounded_on(isa, &values, width);
+            let rounded = x.rounded.as_ref().expect("rounded");
+            let vectors = [
+                size_of_val(&rounded.codes[..]),
+                size_of_val(&rounded.fine[..]),
+                size_of_val(&rounded.joined[..]),
+                size_of_val(&rounded.scales[..]),
+                size_of_val(&rounded.steps[..]),
+                size_of_val(&rounded.sums[..]),
+                size_of_val(&rounded.totals[..]),
+            ];
+            assert_eq!(vectors.iter().sum::<usize>(), 3 * Rounded::row_bytes(isa, width), "{width} on {isa:?}");
+            let tables = Tables::new(isa, rounded, 3, [1..3, 0..2].into_iter());
+            assert_eq!(tables.bytes(), 3 * Tables::row_bytes(isa, width), "{width} on {isa:?}");
+        };
+        for width in [1, 64, 65, 576] {
             for isa in Isa::available() {
-                let x = Activations::rounded_on(isa, &values, width);
-                let rounded = x.rounded.as_ref().expect("rounded");
-                let vectors = [
-                    size_of_val(&rounded.codes[..]),
-                    size_of_val(&rounded.fine[..]),
-                    size_of_val(&rounded.joined[..]),
-                    size_of_val(&rounded.scales[..]),
-                    size_of_val(&rounded.steps[..]),
-                    size_of_val(&rounded.sums[..]),
-                    size_of_val(&rounded.totals[..]),
-                ];
-                assert_eq!(vectors.iter().sum::<usize>(), 3 * Rounded::row_bytes(isa, width), "{width} on {isa:?}");
-                let tables = Tables::new(isa, rounded, 3, [1..3, 0..2].into_iter());
-                assert_eq!(tables.bytes(), 3 * Tables::row_bytes(isa, width), "{width} on {isa:?}");
+                std::thread::scope(|scope| scope.spawn(|| check(width, isa)).join().expect("equal"));
             }
         }
     }

@@ -11,11 +11,13 @@
 //! and 98.1 to 99.5 % of the tokens of answers; the error comes from all projections and layers alike.
 
 use crate::{
+    again::{Again, Keep, reach},
     isa::{Isa, dispatch},
     narrow::{narrows, round},
     parallel::{Output, for_each, for_each_chunk},
     vector::{LANES, Vector},
 };
+use std::{cell::Cell, thread::LocalKey};
 
 /// Inputs that share a scale.
 pub const BLOCK: usize = 64;
@@ -30,7 +32,7 @@ pub struct Activations<'a> {
     pub(crate) values: &'a [f32],
     pub(crate) width: usize,
     pub(crate) rows: usize,
-    pub(crate) rounded: Option<Rounded>,
+    pub(crate) rounded: Option<Again<Rounded>>,
     /// `values` as bf16.
     pub(crate) narrow: Option<Vec<u16>>,
 }
@@ -94,9 +96,11 @@ impl<'a> Activations<'a> {
     }
 }
 
-/// Rows of activations in blocks of int8.
-#[derive(Debug)]
+/// Rows of activations in blocks of int8. Its vectors may be longer than they need to be.
+#[derive(Debug, Default)]
 pub(crate) struct Rounded {
+    /// The rows' inputs, whole blocks of them.
+    inputs: usize,
     /// Blocks in a row.
     pub blocks: usize,
     /// row → block → input; 0 where there is none.
@@ -125,26 +129,29 @@ impl Rounded {
 
     /// Whether an instruction set's product of int8 weights finds here what it reads.
     pub fn suits(&self, isa: Isa) -> bool {
-        !joins(isa) || self.joined.len() == self.codes.len()
+        !joins(isa) || self.joined.len() == self.inputs
     }
 
-    fn new(isa: Isa, x: &[f32], width: usize) -> Self {
+    fn new(isa: Isa, x: &[f32], width: usize) -> Again<Self> {
         isa.check();
         let (rows, blocks) = (x.len() / width, width.div_ceil(BLOCK));
-        let (mut codes, mut scales) = (vec![0i8; rows * blocks * BLOCK], vec![0f32; rows * blocks]);
-        let (mut sums, mut totals) = (vec![0i32; rows * blocks], vec![[0f32; 3]; rows * blocks]);
-        let mut steps = vec![0f32; rows * blocks];
-        let mut fine = vec![0i8; rows * blocks * BLOCK];
-        let (to_codes, to_fine) = (Output::new(&mut codes), Output::new(&mut fine));
-        let to_scales = Output::new(&mut scales);
-        let (to_sums, to_steps, to_totals) =
-            (Output::new(&mut sums), Output::new(&mut steps), Output::new(&mut totals));
+        let mut made = Again::<Self>::take();
+        let Self { codes, scales, sums, fine, steps, totals, joined, .. } = &mut *made;
+        let inputs = rows * blocks * BLOCK;
+        [&mut *codes, &mut *fine].into_iter().for_each(|digits| reach(digits, inputs));
+        [&mut *scales, &mut *steps].into_iter().for_each(|values| reach(values, rows * blocks));
+        reach(sums, rows * blocks);
+        reach(totals, rows * blocks);
+        let (to_codes, to_fine) = (Output::new(codes), Output::new(fine));
+        let to_scales = Output::new(scales);
+        let (to_sums, to_steps, to_totals) = (Output::new(sums), Output::new(steps), Output::new(totals));
         let together = WORTH_SPLITTING.div_ceil(width);
         for_each(rows.div_ceil(together), |i| {
             for row in i * together..rows.min((i + 1) * together) {
                 let x = &x[row * width..(row + 1) * width];
                 let first = row * blocks;
-                // SAFETY: the vectors hold `blocks` blocks for each row, and every row is rounded once.
+                // SAFETY: the vectors hold `blocks` blocks for each row, and every row is rounded once, the last block with
+                // zeros behind its end.
                 let to = unsafe {
                     Row {
                         codes: to_codes.pointer().add(first * BLOCK),
@@ -159,8 +166,19 @@ impl Rounded {
             }
         });
         let join = |(code, fine): (&i8, &i8)| i16::from(*code) * FINE as i16 + i16::from(*fine);
-        let joined = if joins(isa) { codes.iter().zip(&fine).map(join).collect() } else { Vec::new() };
-        Self { blocks, codes, scales, sums, fine, steps, totals, joined }
+        joined.clear();
+        if joins(isa) {
+            joined.extend(codes[..inputs].iter().zip(&fine[..inputs]).map(join));
+        }
+        (made.inputs, made.blocks) = (inputs, blocks);
+        made
+    }
+}
+
+impl Keep for Rounded {
+    fn place() -> &'static LocalKey<Cell<Option<Self>>> {
+        thread_local!(static KEPT: Cell<Option<Rounded>> = const { Cell::new(None) });
+        &KEPT
     }
 }
 

@@ -1,7 +1,7 @@
 //! What happens to each row between the products: normalisation, rotation, the gate, sums.
 
 use crate::{
-    isa::{Isa, dispatch},
+    isa::{Isa, dispatch, widely},
     parallel::for_each_chunk,
     vector::{LANES, Vector},
 };
@@ -146,6 +146,37 @@ pub fn rope(x: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]) {
     });
 }
 
+/// The place of the first of the greatest values (no NaN).
+///
+/// # Panics
+/// When there are none.
+pub fn argmax(values: &[f32]) -> usize {
+    /// Values that are looked through again for the greatest one.
+    const TOGETHER: usize = 1024;
+    assert!(!values.is_empty(), "the greatest of no values");
+    let (mut best, mut at) = (f32::NEG_INFINITY, 0);
+    for (i, values) in values.chunks(TOGETHER).enumerate() {
+        let greatest = widely(|| greatest(values));
+        if greatest > best {
+            (best, at) = (greatest, i * TOGETHER);
+        }
+    }
+    at + values[at..].iter().position(|value| *value == best).unwrap_or(0)
+}
+
+/// The greatest value, found in each of some lanes first.
+#[inline(always)]
+fn greatest(values: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; 2 * LANES];
+    let (chunks, rest) = values.as_chunks::<{ 2 * LANES }>();
+    for chunk in chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane = if *value > *lane { *value } else { *lane };
+        }
+    }
+    lanes.into_iter().chain(rest.iter().copied()).fold(f32::NEG_INFINITY, f32::max)
+}
+
 /// SwiGLU's gate: `up = silu(gate) · up`, silu(g) = g / (1 + e^−g).
 ///
 /// # Panics
@@ -199,6 +230,18 @@ mod tests {
 
     fn ramp(n: usize, from: f32, to: f32) -> Vec<f32> {
         (0..n).map(|i| from + (to - from) * i as f32 / n as f32).collect()
+    }
+
+    #[test]
+    fn the_greatest_is_the_first_of_them() {
+        for n in [1, 31, 32, 33, 1024, 1025, 5000] {
+            let mut values = ramp(n, -9.0, -1.0);
+            assert_eq!(argmax(&values), n - 1);
+            values[n / 2] = 3.0;
+            values[n - 1] = 3.0;
+            assert_eq!(argmax(&values), n / 2);
+            assert_eq!(argmax(&vec![f32::NEG_INFINITY; n]), 0);
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod precision;
 use crate::{Error, data::Conversation, progress::Progress};
 use bitdelta_delta::{Variant, metrics::bits_per_weight};
 use bitdelta_engine::{Model, Resident, prompt};
+use bitdelta_kernels::argmax;
 use bitdelta_model::chat::{ChatTokens, Template, Tokenizer};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -342,12 +343,6 @@ fn divergence(p: &[f32], q: &[f32]) -> f64 {
             p.exp() * (p - q)
         })
         .sum()
-}
-
-/// The first of the largest.
-fn argmax(logits: &[f32]) -> usize {
-    let better = |best: usize, (at, x): (usize, &f32)| if *x > logits[best] { at } else { best };
-    logits.iter().enumerate().fold(0, better)
 }
 
 #[cfg(test)]

@@ -3,9 +3,10 @@
 //! Both are teacher-forced, so a token on which they disagree does not change what the next one is asked. The positions
 //! that count are those whose next token is an answer's; agreement is also given over all positions that have a next token.
 
-use super::{argmax, divergence, normaliser};
+use super::{divergence, normaliser};
 use crate::{Error, progress::Progress};
 use bitdelta_engine::{Model, Resident};
+use bitdelta_kernels::argmax;
 use bitdelta_model::chat::ChatTokens;
 use serde::Serialize;
 use std::{ops::Range, sync::Arc};
