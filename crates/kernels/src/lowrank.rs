@@ -360,7 +360,20 @@ impl Digits {
     /// vector.
     #[inline(always)]
     unsafe fn round<V: Vector>(to: *mut Self, t: &[f32], scales: *const u16) {
-        const PARTS: usize = MAX_RANK / LANES;
+        // SAFETY: the caller's promise.
+        unsafe {
+            if t.len() <= LANES {
+                Self::round_parts::<V, 1>(to, t, scales);
+            } else {
+                Self::round_parts::<V, { MAX_RANK / LANES }>(to, t, scales);
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Self::round`], for at most PARTS vectors of ranks.
+    #[inline(always)]
+    unsafe fn round_parts<V: Vector, const PARTS: usize>(to: *mut Self, t: &[f32], scales: *const u16) {
         let parts = t.len().div_ceil(LANES);
         // SAFETY: the last part of t is partial, and there t is 0.
         unsafe {

@@ -123,6 +123,8 @@ pub fn entries(sizes: &[String], only: &[String]) -> Result<Vec<Entry>, Error> {
         let make = Make::Train(words(&budget));
         all.push(entry(format!("trained-{size}"), label("trained for it"), Family::Trained, make));
     }
+    let make = Make::Train(words("--rank 16"));
+    all.push(entry("trained-r16".into(), "rank 16, factors in 4 bits".into(), Family::Trained, make));
     for rank in [16, 8, 4, 1] {
         let make = Make::Train(words(&format!("--rank {rank} --factor-bits 16")));
         all.push(entry(format!("lora-r{rank}"), format!("LoRA r={rank}, f16"), Family::Lora, make));
