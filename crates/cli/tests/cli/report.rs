@@ -27,7 +27,7 @@ fn a_report_has_every_entry_for_every_seed_and_is_not_made_twice() {
     let [task, general, folder] = [&task, &general, &output].map(|path| path.to_str().expect("UTF-8"));
     let arguments = [
         ["report", "--model", TINY, "--task", task, "--general", general, "--output", folder].as_slice(),
-        &["--seeds", "2", "--sizes", "8KB", "--rates", "1,2", "--batch", "2", "--json"],
+        &["--seeds", "2", "--sizes", "8KB", "--rates", "1,0.01", "--batch", "2", "--json"],
         &["--only", "full,bits1,data-8KB,trained-8KB,lora-r1", "--train", "--max-steps 2 --cutoff-len 64"],
     ]
     .concat();
@@ -58,9 +58,17 @@ fn a_report_has_every_entry_for_every_seed_and_is_not_made_twice() {
     let second = run("bitdelta", &arguments);
     assert_eq!((stderr(&second), stdout(&second)), (String::new(), stdout(&first)));
 
-    // Nor elsewhere, by who knows the report; a third seed is trained at the rates that were found.
+    // Nor what else is made from, when the report is known.
     let known = output.join("report.json");
-    let (elsewhere, known) = (keep.path().join("elsewhere"), known.to_str().expect("UTF-8"));
+    let known = known.to_str().expect("UTF-8");
+    let more = [&arguments[..], &["--known", known, "--only", "weights-8KB"]].concat();
+    let more = run("bitdelta", &more);
+    assert!(more.status.success(), "{}", stderr(&more));
+    let said = stderr(&more);
+    assert!(said.contains("seed 2: weights-8KB") && !said.contains(": full"), "{said}");
+
+    // Nor elsewhere, by who knows the report; a third seed is trained at the rates that were found.
+    let elsewhere = keep.path().join("elsewhere");
     let elsewhere = elsewhere.to_str().expect("UTF-8");
     let one_more = [
         ["report", "--model", TINY, "--task", task, "--general", general, "--output", elsewhere].as_slice(),
@@ -76,7 +84,8 @@ fn a_report_has_every_entry_for_every_seed_and_is_not_made_twice() {
     let seeds: Vec<_> =
         summaries.iter().map(|one| (one["id"].as_str().expect("text"), one["seeds"].as_u64())).collect();
     let two = Some(2);
-    let want = [("full", Some(3)), ("lora-r1", Some(3)), ("bits1", two), ("trained-8KB", two), ("data-8KB", two)];
+    let both = ["bits1", "weights-8KB", "trained-8KB", "data-8KB"].map(|id| (id, two));
+    let want = [[("full", Some(3)), ("lora-r1", Some(3))].as_slice(), &both].concat();
     assert!(want.iter().all(|one| seeds.contains(one)) && seeds.len() == want.len(), "{seeds:?}");
 }
 

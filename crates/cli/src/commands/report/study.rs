@@ -151,6 +151,14 @@ impl Study<'_> {
     /// At the rate that is known to be best, or at each rate.
     fn train(&self, entry: &Entry, options: &[String], rates: &mut Rates, runner: &mut Runner) -> Result<Made, Error> {
         if let Some(rate) = rates.get(&entry.id) {
+            // Where that is the method's own, it may have been trained without being named.
+            let (folder, arguments) = self.training(entry, options, None);
+            if runner.knows(&folder.join(RESULT), &arguments) {
+                let own = self.train_at(entry, options, None, runner)?;
+                if own.rate.total_cmp(rate).is_eq() {
+                    return Ok(own);
+                }
+            }
             return self.train_at(entry, options, Some(*rate), runner);
         }
         // The method's own rate follows from the rank, which follows from the budget: the first run tells it.
@@ -174,8 +182,18 @@ impl Study<'_> {
         rate: Option<f64>,
         runner: &mut Runner,
     ) -> Result<Made, Error> {
-        let name = rate.map_or_else(|| entry.id.clone(), |rate| format!("{}@{rate}", entry.id));
-        let folder = self.folder().join(&name);
+        let (folder, arguments) = self.training(entry, options, rate);
+        let doing = self.doing(&named(entry, rate));
+        let saved = runner.run(&doing, &folder.join(RESULT), arguments)?;
+        let variant = folder.join("variant.safetensors");
+        let info = Variant::read(&variant).context(format!("reading {}", variant.display()))?.info;
+        let rate = info.notes["training"]["learning_rate"].as_f64().unwrap_or(f64::NAN);
+        Ok(Made { variant, saved, rate })
+    }
+
+    /// The folder and the command of a training.
+    fn training(&self, entry: &Entry, options: &[String], rate: Option<f64>) -> (PathBuf, Vec<String>) {
+        let folder = self.folder().join(named(entry, rate));
         let mut arguments = words(["train", "--base", &self.setting.model, "--data"]);
         arguments.extend([path(&self.task.folder.join("train.jsonl")), "--eval-data".into()]);
         arguments.extend([path(&self.task.folder.join("held.jsonl")), "--output-dir".into(), path(&folder)]);
@@ -186,12 +204,7 @@ impl Study<'_> {
         }
         arguments.extend(self.setting.train.iter().cloned());
         arguments.extend(words(["--overwrite", "--quiet", "--json"]));
-        let doing = self.doing(&name);
-        let saved = runner.run(&doing, &folder.join(RESULT), arguments)?;
-        let variant = folder.join("variant.safetensors");
-        let info = Variant::read(&variant).context(format!("reading {}", variant.display()))?.info;
-        let rate = info.notes["training"]["learning_rate"].as_f64().unwrap_or(f64::NAN);
-        Ok(Made { variant, saved, rate })
+        (folder, arguments)
     }
 
     fn compress(
@@ -286,6 +299,11 @@ impl Setting {
         let file = self.output.join("runs").join("base-speed.json");
         Ok(runner.run("tokens a second of the base", &file, speed_of(self))?.result["tokens_per_second"].as_f64())
     }
+}
+
+/// An entry's folder, at its method's own rate or at another.
+fn named(entry: &Entry, rate: Option<f64>) -> String {
+    rate.map_or_else(|| entry.id.clone(), |rate| format!("{}@{rate}", entry.id))
 }
 
 fn speed_of(setting: &Setting) -> Vec<String> {
