@@ -80,7 +80,7 @@ class Bench:
         self.ours.append(figure)
         return figure
 
-    def script(self, name: str, *more: object) -> dict:
+    def script(self, name: str, *more: object) -> dict | list:
         """What a peer's script prints."""
         a = self.arguments
         words = ["--model", a.model, "--threads", a.threads, *more]
@@ -91,12 +91,11 @@ class Bench:
         what = ["--prefill", self.arguments.prefill, "--batch"] if batch is None else ["--prefill", 0, "--batch", batch]
         return self.kept(self.script("llama_cpp_peer.py", *self.lengths, "--folder", self.files, *what))
 
-    def torch_training(self) -> list[dict]:
-        """Training with PyTorch and peft, each way in a process of its own; nothing without PyTorch."""
+    def torch(self, name: str, ways: list[list[object]]) -> list[dict]:
+        """What a script of PyTorch prints, each way in a process of its own; nothing without PyTorch."""
         if importlib.util.find_spec("torch") is None:
             return []
-        ways = [(dtype, rank) for rank in TRAINED_RANKS for dtype in ("f32", "bf16")]
-        figures = [self.script("torch_train_peer.py", "--dtype", dtype, "--rank", rank) for dtype, rank in ways]
+        figures = [figure for way in ways for figure in self.script(name, *way)]
         self.theirs += figures
         return figures
 
@@ -292,8 +291,7 @@ class Topics:
 
     def compress(self) -> None:
         """A matrix of a pair."""
-        theirs = self.bench.script("torch_compress_peer.py")
-        self.bench.theirs += theirs
+        theirs = self.bench.torch("torch_compress_peer.py", [[]])
         for dtype in ("bf16", "f32"):
             ours = self.bench.our("compress", dtype=dtype)
             wanted = {"what": "compress", "dtype": dtype}
@@ -302,7 +300,8 @@ class Topics:
 
     def training(self) -> None:
         """Forward and backward passes."""
-        theirs = self.bench.torch_training()
+        ways = [["--dtype", dtype, "--rank", rank] for rank in TRAINED_RANKS for dtype in ("f32", "bf16")]
+        theirs = self.bench.torch("torch_train_peer.py", ways)
         for rank in TRAINED_RANKS:
             wanted = {"what": "train", "rank": rank}
             what = "training, rank 16" if rank else "training, all projections"

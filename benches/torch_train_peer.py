@@ -48,13 +48,13 @@ def measure(arguments: argparse.Namespace) -> dict:
 
 
 def main() -> None:
-    """Measures and prints one JSON object."""
+    """Measures and prints one JSON array."""
     parser = options(__doc__)
     parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
     parser.add_argument("--rank", type=int, default=0, help="0 trains the projections themselves")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=64)
-    print(json.dumps(measure(parser.parse_args())))
+    print(json.dumps([measure(parser.parse_args())]))
 
 
 if __name__ == "__main__":

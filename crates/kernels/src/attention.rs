@@ -17,10 +17,11 @@
 
 use crate::{
     isa::{Isa, dispatch},
+    matmul::{Element, F32},
     narrow,
     vector::{LANES, Vector},
 };
-use std::ops::Range;
+use std::{marker::PhantomData, ops::Range};
 
 /// Positions in a page.
 pub const PAGE: usize = 32;
@@ -152,7 +153,8 @@ pub fn attend_on(isa: Isa, queries: &Queries, pages: &dyn KvPages, out: &mut [f3
     let all = q.len() / width * heads;
     let most = if isa >= Isa::Avx512 { MOST } else { FEW };
     let mut room = vec![0f32; 2 * most.min(all) * head_dim];
-    let mut narrow = vec![0u16; if narrow::narrows(isa) { most.min(all) * head_dim } else { 0 }];
+    let dots = narrow::narrows(isa) && matches!(pages.page(0).0, KvElements::Bf16(_));
+    let mut narrow = vec![0u16; if dots { most.min(all) * head_dim } else { 0 }];
     let mut first = 0;
     while first < all {
         let count = if all - first >= most { most } else { FEW.min(all - first) };
@@ -162,7 +164,7 @@ pub fn attend_on(isa: Isa, queries: &Queries, pages: &dyn KvPages, out: &mut [f3
             own.copy_from_slice(&q[at(query)..at(query) + head_dim]);
         }
         sums.fill(0.0);
-        if !narrow.is_empty() {
+        if dots {
             narrow::round(isa, own, &mut narrow[..count * head_dim]);
         }
         let mut tile = Tile { count, q: own, narrow: &narrow, head_dim, scale, here: [0; LANES], sums };
@@ -196,7 +198,7 @@ struct Tile<'a> {
     count: usize,
     /// (count, head_dim).
     q: &'a [f32],
-    /// The same in bf16, on instruction sets that have its dot products.
+    /// The same in bf16, where its dot products are taken; else empty.
     narrow: &'a [u16],
     head_dim: usize,
     scale: f32,
@@ -214,8 +216,8 @@ fn run_page(isa: Isa, tile: &mut Tile, keys: KvElements, values: KvElements, run
         unsafe { add::<crate::vector::avx512::Avx512, Dots>(tile, (keys.as_ptr(), values.as_ptr()), None, running) }
     }
     #[cfg(target_arch = "x86_64")]
-    if let (true, KvElements::Bf16(keys), KvElements::Bf16(values)) = (narrow::narrows(isa), keys, values) {
-        // SAFETY: the CPU has the instruction set; sizes were checked.
+    if let (false, KvElements::Bf16(keys), KvElements::Bf16(values)) = (tile.narrow.is_empty(), keys, values) {
+        // SAFETY: queries were rounded, so the CPU has the instruction set; sizes were checked.
         return unsafe { dots(tile, keys, values, running) };
     }
     dispatch!(isa, add_page(tile: &mut Tile, keys: KvElements, values: KvElements, running: &mut Running));
@@ -229,13 +231,13 @@ unsafe fn add_page<V: Vector>(tile: &mut Tile, keys: KvElements, values: KvEleme
     unsafe {
         match (keys, values) {
             (KvElements::F32(k), KvElements::F32(v)) => {
-                add::<V, F32>(tile, (k.as_ptr(), v.as_ptr()), None, running);
+                add::<V, Plain<F32>>(tile, (k.as_ptr(), v.as_ptr()), None, running);
             }
             (KvElements::Bf16(k), KvElements::Bf16(v)) => {
-                add::<V, Bf16>(tile, (k.as_ptr(), v.as_ptr()), None, running);
+                add::<V, Pairs>(tile, (k.as_ptr(), v.as_ptr()), None, running);
             }
             (KvElements::Int8(k, k_scales), KvElements::Int8(v, v_scales)) => {
-                add::<V, I8>(tile, (k.as_ptr(), v.as_ptr()), Some((k_scales, v_scales)), running);
+                add::<V, Plain<I8>>(tile, (k.as_ptr(), v.as_ptr()), Some((k_scales, v_scales)), running);
             }
             _ => unreachable!("a page's keys and values are of one kind"),
         }
@@ -249,17 +251,13 @@ trait Kind: Copy {
     const TOGETHER: usize;
     /// `TOGETHER` elements in each lane.
     type Lanes<V: Vector>: Copy;
-    type Factor: Copy;
+    type Factor: Factor;
     /// `TOGETHER` factors, the same in each lane.
     type Spread<V: Vector>: Copy;
 
     unsafe fn load<V: Vector>(from: *const Self::Stored) -> Self::Lanes<V>;
     unsafe fn spread<V: Vector>(from: *const Self::Factor) -> Self::Spread<V>;
     unsafe fn add<V: Vector>(sum: V, factors: Self::Spread<V>, lanes: Self::Lanes<V>) -> V;
-    /// A tile's queries as factors.
-    fn queries(tile: &Tile) -> *const Self::Factor;
-    /// 16 weights as factors.
-    unsafe fn weights<V: Vector>(weights: V, to: *mut Self::Factor);
 
     /// The first `lanes` (< 16) lanes of a row's end.
     #[inline(always)]
@@ -273,58 +271,88 @@ trait Kind: Copy {
     }
 }
 
-#[derive(Clone, Copy)]
-struct F32;
+/// What elements are multiplied by.
+trait Factor: Copy {
+    /// A tile's queries.
+    fn queries(tile: &Tile) -> *const Self;
+    /// 16 of the softmax's weights.
+    unsafe fn store<V: Vector>(weights: V, to: *mut Self);
+}
+
+impl Factor for f32 {
+    #[inline(always)]
+    fn queries(tile: &Tile) -> *const f32 {
+        tile.q.as_ptr()
+    }
+    #[inline(always)]
+    unsafe fn store<V: Vector>(weights: V, to: *mut f32) {
+        // SAFETY: the caller promises room for 16.
+        unsafe { weights.store(to) }
+    }
+}
+
+/// bf16, as bits.
+impl Factor for u16 {
+    #[inline(always)]
+    fn queries(tile: &Tile) -> *const u16 {
+        tile.narrow.as_ptr()
+    }
+    #[inline(always)]
+    unsafe fn store<V: Vector>(weights: V, to: *mut u16) {
+        // SAFETY: the caller promises room for 16.
+        unsafe { weights.store_bf16(to) }
+    }
+}
+
+/// int8, which has scales beside it.
 #[derive(Clone, Copy)]
 struct I8;
-/// Widened.
+
+impl Element for I8 {
+    type Stored = i8;
+    const WIDE: bool = false;
+    #[inline(always)]
+    unsafe fn load<V: Vector>(from: *const i8) -> V {
+        // SAFETY: the caller promises 16 readable elements.
+        unsafe { V::load_i8(from) }
+    }
+}
+
+/// Elements that are widened one to a lane.
 #[derive(Clone, Copy)]
-struct Bf16;
-/// Dot products of bf16 factors, too.
+struct Plain<E>(PhantomData<E>);
+/// Pairs that are widened.
+#[derive(Clone, Copy)]
+struct Pairs;
+/// Pairs that are multiplied as they are, by factors in bf16, too.
 #[derive(Clone, Copy)]
 struct Dots;
 
-/// Kinds whose elements are widened one to a lane.
-macro_rules! plain {
-    ($kind:ty, $stored:ty, $load:ident) => {
-        impl Kind for $kind {
-            type Stored = $stored;
-            const TOGETHER: usize = 1;
-            type Lanes<V: Vector> = V;
-            type Factor = f32;
-            type Spread<V: Vector> = V;
+impl<E: Element> Kind for Plain<E> {
+    type Stored = E::Stored;
+    const TOGETHER: usize = 1;
+    type Lanes<V: Vector> = V;
+    type Factor = f32;
+    type Spread<V: Vector> = V;
 
-            #[inline(always)]
-            unsafe fn load<V: Vector>(from: *const $stored) -> V {
-                // SAFETY: the caller promises 16 readable elements.
-                unsafe { V::$load(from) }
-            }
-            #[inline(always)]
-            unsafe fn spread<V: Vector>(from: *const f32) -> V {
-                // SAFETY: the caller promises a readable factor.
-                unsafe { V::splat(*from) }
-            }
-            #[inline(always)]
-            unsafe fn add<V: Vector>(sum: V, factors: V, lanes: V) -> V {
-                // SAFETY: the instruction set is the caller's promise.
-                unsafe { sum.fma(factors, lanes) }
-            }
-            #[inline(always)]
-            fn queries(tile: &Tile) -> *const f32 {
-                tile.q.as_ptr()
-            }
-            #[inline(always)]
-            unsafe fn weights<V: Vector>(weights: V, to: *mut f32) {
-                // SAFETY: the caller promises room for 16.
-                unsafe { weights.store(to) }
-            }
-        }
-    };
+    #[inline(always)]
+    unsafe fn load<V: Vector>(from: *const E::Stored) -> V {
+        // SAFETY: the caller promises 16 readable elements.
+        unsafe { E::load(from) }
+    }
+    #[inline(always)]
+    unsafe fn spread<V: Vector>(from: *const f32) -> V {
+        // SAFETY: the caller promises a readable factor.
+        unsafe { V::splat(*from) }
+    }
+    #[inline(always)]
+    unsafe fn add<V: Vector>(sum: V, factors: V, lanes: V) -> V {
+        // SAFETY: the instruction set is the caller's promise.
+        unsafe { sum.fma(factors, lanes) }
+    }
 }
-plain!(F32, f32, load);
-plain!(I8, i8, load_i8);
 
-impl Kind for Bf16 {
+impl Kind for Pairs {
     type Stored = u16;
     const TOGETHER: usize = 2;
     type Lanes<V: Vector> = (V, V);
@@ -345,15 +373,6 @@ impl Kind for Bf16 {
     unsafe fn add<V: Vector>(sum: V, factors: (V, V), lanes: (V, V)) -> V {
         // SAFETY: the instruction set is the caller's promise.
         unsafe { sum.fma(factors.0, lanes.0).fma(factors.1, lanes.1) }
-    }
-    #[inline(always)]
-    fn queries(tile: &Tile) -> *const f32 {
-        F32::queries(tile)
-    }
-    #[inline(always)]
-    unsafe fn weights<V: Vector>(weights: V, to: *mut f32) {
-        // SAFETY: the caller promises room for 16.
-        unsafe { weights.store(to) }
     }
 }
 
@@ -378,15 +397,6 @@ impl Kind for Dots {
     unsafe fn add<V: Vector>(sum: V, factors: V, lanes: V) -> V {
         // SAFETY: the instruction set is the caller's promise.
         unsafe { sum.add_dots(factors, lanes) }
-    }
-    #[inline(always)]
-    fn queries(tile: &Tile) -> *const u16 {
-        tile.narrow.as_ptr()
-    }
-    #[inline(always)]
-    unsafe fn weights<V: Vector>(weights: V, to: *mut u16) {
-        // SAFETY: the caller promises room for 16.
-        unsafe { weights.store_bf16(to) }
     }
 }
 
@@ -424,7 +434,7 @@ unsafe fn queries<V: Vector, K: Kind, const Q: usize, const W: usize>(
     // SAFETY: every load and store lies inside the page and the tile, which holds Q queries; the last chunk of a head is
     // partial.
     unsafe {
-        let scores = scores::<V, K, Q>(K::queries(tile), width, keys);
+        let scores = scores::<V, K, Q>(K::Factor::queries(tile), width, keys);
         let mut weights = [[0f32; PAGE]; Q];
         let mut greatest = running.greatest;
         for q in 0..Q {
@@ -460,7 +470,7 @@ unsafe fn queries<V: Vector, K: Kind, const Q: usize, const W: usize>(
                 if let Some((_, values)) = scales {
                     weight = weight.mul(V::load(values.as_ptr().add(part * LANES)));
                 }
-                K::weights(weight, factors[q].as_mut_ptr().add(part * LANES));
+                K::Factor::store(weight, factors[q].as_mut_ptr().add(part * LANES));
             }
             totals[q] = total.sum();
         }

@@ -97,7 +97,7 @@ pub(crate) struct F32;
 #[derive(Clone, Copy)]
 struct F16;
 #[derive(Clone, Copy)]
-pub(crate) struct Bf16;
+struct Bf16;
 
 impl Element for F32 {
     type Stored = f32;

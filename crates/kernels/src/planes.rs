@@ -234,8 +234,8 @@ pub(crate) struct Tables<'a> {
     places: Vec<Option<usize>>,
     /// The row of each place.
     wanted: Vec<usize>,
-    /// Of a unit of inputs.
-    table_lines: usize,
+    /// Of a place.
+    row_lines: usize,
     /// place → block → unit
     tables: Output<MaybeUninit<Line>>,
     _memory: Again<Lines>,
@@ -274,8 +274,8 @@ impl<'a> Tables<'a> {
                 wanted.push(row);
             }
         }
-        let table_lines = Layout::of(isa).table_bytes() / size_of::<Line>();
-        let length = wanted.len() * x.blocks * UNITS * table_lines;
+        let row_lines = Self::row_bytes(isa, x.blocks * BLOCK) / size_of::<Line>();
+        let length = wanted.len() * row_lines;
         let mut memory = Again::<Lines>::take();
         let lines = &mut memory.0;
         lines.reserve(length.saturating_sub(lines.len()));
@@ -283,7 +283,7 @@ impl<'a> Tables<'a> {
         unsafe { lines.set_len(length) };
         let tables = Output::new(lines);
         let before = Before::new(wanted.len());
-        Self { isa, x, places, wanted, table_lines, tables, _memory: memory, before }
+        Self { isa, x, places, wanted, row_lines, tables, _memory: memory, before }
     }
 
     /// Bytes of all.
@@ -310,7 +310,7 @@ impl<'a> Tables<'a> {
 
     fn at(&self, place: usize) -> *mut u8 {
         // SAFETY: there are as many places.
-        unsafe { self.tables.pointer().add(place * self.x.blocks * UNITS * self.table_lines) }.cast()
+        unsafe { self.tables.pointer().add(place * self.row_lines) }.cast()
     }
 
     /// The tables of a row, when all are made.

@@ -126,16 +126,15 @@ impl CpuKv {
                 let (own, later) = q.split_at(block.len() * width);
                 let (to, rest) = out.split_at_mut(own.len());
                 (q, out) = (later, rest);
-                tasks.push((block[0], first / shared, own, Mutex::new(to)));
+                tasks.push((block[0], first / shared..(first + width) / shared, own, Mutex::new(to)));
             }
         }
         for_each(tasks.len(), |i| {
-            let (place, first, q, out) = &tasks[i];
+            let (place, of, q, out) = &tasks[i];
             let mut out = out.lock().unwrap_or_else(PoisonError::into_inner);
-            let width = if q.len() == shared { shared } else { all };
-            for head in 0..width / shared {
-                let pages = HeadPages { kv: self, pages: place.pages, block: layer * kv_heads + first + head };
-                let shared = head * shared..(head + 1) * shared;
+            for (i, head) in of.clone().enumerate() {
+                let pages = HeadPages { kv: self, pages: place.pages, block: layer * kv_heads + head };
+                let (width, shared) = (of.len() * shared, i * shared..(i + 1) * shared);
                 let queries = Queries { q, width, shared, head_dim, positions: place.position + 1, scale };
                 kernels::attend(&queries, &pages, &mut out);
             }
