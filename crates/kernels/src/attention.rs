@@ -174,6 +174,8 @@ pub fn attend_on(isa: Isa, queries: &Queries, pages: &dyn KvPages, out: &mut [f3
             let (keys, values) = pages.page(index);
             let size = PAGE * head_dim;
             assert!(keys.len() == size && values.len() == size, "page {index} has not {PAGE} positions of {head_dim}");
+            let paired = matches!(keys, KvElements::Bf16(_));
+            assert!(!paired || head_dim.is_multiple_of(2), "keys of {head_dim} elements do not lie in pairs");
             for query in 0..count {
                 tile.here[query] = sees(query).saturating_sub(index * PAGE).min(PAGE);
             }

@@ -618,6 +618,23 @@ impl KvPages for Pages {
     }
 }
 
+/// A page of zeros in bf16.
+struct Zeros(Vec<u16>);
+
+impl KvPages for Zeros {
+    fn page(&self, _: usize) -> (KvElements<'_>, KvElements<'_>) {
+        (KvElements::Bf16(&self.0), KvElements::Bf16(&self.0))
+    }
+}
+
+#[test]
+#[should_panic(expected = "do not lie in pairs")]
+fn heads_of_odd_width_are_refused_over_pairs() {
+    let (q, head_dim) = ([0.0; 3], 3);
+    let queries = Queries { q: &q, width: head_dim, shared: 0..head_dim, head_dim, positions: 1, scale: 1.0 };
+    attend_on(Isa::selected(), &queries, &Zeros(vec![0; PAGE * head_dim]), &mut [0.0; 3]);
+}
+
 /// Softmax-weighted means of the values, in f64.
 fn attended(queries: &Queries, pages: &Pages) -> Vec<f32> {
     let Queries { q, width, ref shared, head_dim, positions, scale } = *queries;
