@@ -1,33 +1,54 @@
-"""A pair of Qwen3-4B's true shape, compressed to one bit a weight and to 10 MB, and the latter served to eight users.
+"""A pair of Qwen3-4B's true shape, compressed to one bit a weight and to 10 MB, and the latter served to eight users; then two
+steps of training beside the base in four bits.
 
 The weights are random: this measures time, memory and sizes, no quality. The pair takes 16 GB of disk: the base where
-`bitdelta bench --shape qwen3-4b` keeps it, the fine-tune in --folder until the end.
+`bitdelta bench --shape qwen3-4b` keeps it, the fine-tune in --folder until the end. Memory is what a process holds itself;
+pages of files that it maps, which the system takes back when it needs them, are counted apart.
 
-    .venv/bin/python benches/true_shape.py --bitdelta target/release/bitdelta
+    make .venv-bench/ready
+    .venv-bench/bin/python benches/true_shape.py --bitdelta target/release/bitdelta
 """
 
 import argparse
+import contextlib
 import json
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 SHAPE = "qwen3-4b"
 #: Components of the fine-tune's change, and how large it and its noise are beside the weights.
 RANK, CHANGE, NOISE = 8, 0.02, 0.005
 #: Rows of a matrix that are changed at a time.
 ROWS = 1024
+#: Conversations of a step of training, and words of a question and of an answer.
+CONVERSATIONS, WORDS = 4, 64
+#: Seconds between two looks at a process's memory.
+LOOK = 0.05
 
 
 def run(*command: object) -> dict:
-    """The JSON that a command prints."""
+    """The JSON that a command prints, with the most memory that it held itself and that it mapped from files, in bytes."""
     words = [str(word) for word in command]
     print("+", *words, file=sys.stderr, flush=True)
-    return json.loads(subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    own = mapped = 0
+    with tempfile.TemporaryFile("w+") as printed:
+        process = psutil.Popen(words, stdout=printed)
+        while process.poll() is None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                memory = process.memory_info()
+                own, mapped = max(own, memory.rss - memory.shared), max(mapped, memory.shared)
+            time.sleep(LOOK)
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, words)
+        printed.seek(0)
+        return json.load(printed) | {"own_memory": own, "mapped": mapped}
 
 
 def fine_tune(base: Path, folder: Path) -> None:
@@ -61,6 +82,30 @@ def fine_tune(base: Path, folder: Path) -> None:
     target.flush()
 
 
+def train(bitdelta: Path, base: Path, folder: Path) -> dict:
+    """Two steps on conversations of no meaning; the random base gets a tokeniser that has a template's tokens."""
+    speaking = folder / "speaking"
+    speaking.mkdir()
+    for file in base.iterdir():
+        (speaking / file.name).symlink_to(file)
+    (speaking / "tokenizer.json").unlink()
+    turns = ["<|im_start|>", "<|im_end|>"]
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
+    added = [{"id": at, "content": turn, **flags} for at, turn in enumerate(turns, 1)]
+    vocabulary = {"<unk>": 0} | {token["content"]: token["id"] for token in added}
+    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>"}
+    tokenizer = {"version": "1.0", "added_tokens": added, "pre_tokenizer": {"type": "Whitespace"}, "model": model}
+    (speaking / "tokenizer.json").write_text(json.dumps(tokenizer))
+    messages = [{"role": role, "content": "word " * WORDS} for role in ("user", "assistant")]
+    data = folder / "data.jsonl"
+    data.write_text((json.dumps({"messages": messages}) + "\n") * CONVERSATIONS)
+    options = ["--template", "chatml", "--rank", 8, "--epochs", 2, "--set", "quantization_bit=4"]
+    options += ["--set", f"per_device_train_batch_size={CONVERSATIONS}", "--set", "gradient_accumulation_steps=1"]
+    return run(
+        bitdelta, "train", "--base", speaking, "--data", data, "--output-dir", folder / "run", *options, "--json"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bitdelta", type=Path, required=True, help="the program, compiled with optimisation")
@@ -74,18 +119,28 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder or arguments.cache, prefix="tuned-") as folder:
         tuned = Path(folder)
         fine_tune(base, tuned)
-        lines = ["| what | file | seconds | peak memory |", "| --- | --- | --- | --- |"]
+        lines = ["| what | file | time or speed | own memory | mapped files |", "| --- | --- | --- | --- | --- |"]
+
+        def line(what: str, file: str, speed: str, found: dict) -> None:
+            own, mapped = (f"{found[key] / 1e9:.1f} GB" for key in ("own_memory", "mapped"))
+            lines.append(f"| {what} | {file} | {speed} | {own} | {mapped} |")
+
         for what in (["--bits", 1], ["--budget", "10MB", "--draw", 0]):
             file = tuned / "user.safetensors"
             made = run(
                 arguments.bitdelta, "compress", "--base", base, "--finetuned", tuned, *what, "-o", file, "--json"
             )
-            memory = made["peak_memory"] / 1e9
             label = "compress " + " ".join(str(word) for word in what)
-            lines.append(f"| {label} | {made['bytes']:,} bytes | {made['seconds']:.0f} | {memory:.1f} GB |")
+            line(label, f"{made['bytes']:,} bytes", f"{made['seconds']:.0f} s", made)
         served = run(*decode, "--users", 8, "--variant", file)
-    for what, found in (("8 rows of the base", alone), ("8 users, 10 MB each", served)):
-        lines.append(f"| {what} | | {found['tokens_per_second']:.2f} tokens/s | |")
+        (tuned / "model.safetensors").unlink()
+        trained = train(arguments.bitdelta, base, tuned)
+    for what, found in (
+        ("8 rows of the base", alone),
+        ("8 users, 10 MB each", served),
+        ("train rank 8, base in 4 bits", trained),
+    ):
+        line(what, "", f"{found['tokens_per_second']:.2f} tokens/s", found)
     print("\n".join(lines))
 
 
