@@ -17,7 +17,10 @@ pub(crate) struct Pieces(Vec<(*const u8, usize)>);
 impl Pieces {
     /// `piece` will be read, after those before it.
     pub fn push<T>(&mut self, piece: &[T]) {
-        self.0.push((piece.as_ptr().cast(), size_of_val(piece)));
+        let start = piece.as_ptr().cast::<u8>();
+        // From the start of its first line: a piece of less than a line may lie in two.
+        let before = start.addr() % LINE;
+        self.0.push((start.wrapping_sub(before), before + size_of_val(piece)));
     }
 }
 
@@ -47,5 +50,30 @@ impl Ahead {
             at += LINE;
         }
         self.next.set(if at < *bytes { (piece, at) } else { (piece + 1, 0) });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_piece_is_asked_for_in_all_lines_that_it_lies_in() {
+        let memory = vec![0u8; 6 * LINE];
+        let first = memory.as_ptr().addr().next_multiple_of(LINE) - memory.as_ptr().addr();
+        for (from, bytes, lines) in
+            [(0, LINE, 1), (0, LINE + 1, 2), (LINE - 8, 8, 1), (LINE - 8, 24, 2), (8, 2 * LINE, 3)]
+        {
+            let mut pieces = Pieces::default();
+            pieces.push(&memory[first + from..][..bytes]);
+            pieces.push(&memory[first..][..1]);
+            let ahead = Ahead::new(pieces, usize::MAX);
+            assert_eq!(ahead.lines, 1, "a line a step");
+            let steps = (0..9).take_while(|_| {
+                ahead.step();
+                ahead.next.get().0 < 2
+            });
+            assert_eq!(steps.count(), lines, "{bytes} bytes from byte {from} of a line, and one more line");
+        }
     }
 }

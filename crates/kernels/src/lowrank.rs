@@ -140,7 +140,9 @@ impl LowRankTiles {
         let end = (outputs.end.div_ceil(BLOCK) * block).min(self.b.units.len());
         pieces.push(&self.b.units[outputs.start / BLOCK * block..end]);
         let group = |block: usize| block / self.b.blocks_per_group * self.rank.next_multiple_of(QUAD);
-        pieces.push(&self.b.scales[group(outputs.start / BLOCK)..=group((outputs.end - 1) / BLOCK)]);
+        // Scales are loaded in whole vectors.
+        let last = group((outputs.end - 1) / BLOCK) + self.rank.next_multiple_of(LANES);
+        pieces.push(&self.b.scales[group(outputs.start / BLOCK)..last.min(self.b.scales.len())]);
     }
 }
 
