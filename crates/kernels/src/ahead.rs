@@ -4,11 +4,8 @@
 //! lies by itself, so that no hardware foresees it. Asked for a few lines at a time beside the base's products, the deltas
 //! are in the second cache when their turn comes.
 
-use crate::vector::prefetch_far;
+use crate::vector::{LINE, from_first_line, prefetch_far};
 use std::cell::Cell;
-
-/// Bytes of a cache line.
-const LINE: usize = 64;
 
 /// Where pieces of memory lie, and their bytes.
 #[derive(Default)]
@@ -17,10 +14,7 @@ pub(crate) struct Pieces(Vec<(*const u8, usize)>);
 impl Pieces {
     /// `piece` will be read, after those before it.
     pub fn push<T>(&mut self, piece: &[T]) {
-        let start = piece.as_ptr().cast::<u8>();
-        // From the start of its first line: a piece of less than a line may lie in two.
-        let before = start.addr() % LINE;
-        self.0.push((start.wrapping_sub(before), before + size_of_val(piece)));
+        self.0.push(from_first_line(piece));
     }
 }
 

@@ -30,7 +30,7 @@ use crate::{
     packed::Packed,
     project::Job,
     rounded::BLOCK,
-    vector::{LANES, Vector, int8::Int8Vector, prefetch},
+    vector::{LANES, Vector, int8::Int8Vector, prefetch_value},
 };
 use half::f16;
 use std::{mem::MaybeUninit, ops::Range};
@@ -130,8 +130,8 @@ impl LowRankTiles {
 
     /// Asks for what `run_first` reads.
     pub(crate) fn prefetch_first(&self) {
-        prefetch_all(&self.a.units);
-        prefetch_all(&self.a.scales);
+        prefetch_value(&self.a.units[..]);
+        prefetch_value(&self.a.scales[..]);
     }
 
     /// What the second products for these outputs read.
@@ -143,13 +143,6 @@ impl LowRankTiles {
         // Scales are loaded in whole vectors.
         let last = group((outputs.end - 1) / BLOCK) + self.rank.next_multiple_of(LANES);
         pieces.push(&self.b.scales[group(outputs.start / BLOCK)..last.min(self.b.scales.len())]);
-    }
-}
-
-fn prefetch_all<T>(values: &[T]) {
-    let start = values.as_ptr().cast::<u8>();
-    for line in (0..size_of_val(values)).step_by(64) {
-        prefetch(start.wrapping_add(line));
     }
 }
 

@@ -169,10 +169,20 @@ pub(crate) fn prefetch_far(at: *const u8) {
     let _ = at;
 }
 
-/// Asks the memory for a value that is about to be read.
-pub fn prefetch_value<T>(value: &T) {
+/// Bytes of a cache line.
+pub(crate) const LINE: usize = 64;
+
+/// Where the first line of a value begins, and the bytes from there to the value's end: less than a line may lie in two.
+pub(crate) fn from_first_line<T: ?Sized>(value: &T) -> (*const u8, usize) {
     let start = std::ptr::from_ref(value).cast::<u8>();
-    for line in (0..size_of::<T>()).step_by(64) {
+    let before = start.addr() % LINE;
+    (start.wrapping_sub(before), before + size_of_val(value))
+}
+
+/// Asks the memory for a value, or for all of a slice, that is about to be read.
+pub fn prefetch_value<T: ?Sized>(value: &T) {
+    let (start, bytes) = from_first_line(value);
+    for line in (0..bytes).step_by(LINE) {
         prefetch(start.wrapping_add(line));
     }
 }
