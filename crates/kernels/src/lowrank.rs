@@ -301,28 +301,34 @@ unsafe fn dots<V: Int8Vector, D: Tiles, const R: usize>(job: &Job, d: D, row: us
         // Σ scale · Σ c · x and Σ scale · Σ x: a weight is 2c − zero.
         let mut totals = [V::Floats::splat(0.0); R];
         let mut sums = [V::Floats::splat(0.0); R];
-        for group in 0..groups {
-            let scale = V::Floats::load_f16_by_four(scales.add(group * QUAD));
-            for block in group * a.blocks_per_group..blocks.min((group + 1) * a.blocks_per_group) {
-                let mut narrow = [V::narrow(); R];
-                for pack in 0..D::PACKS {
-                    let from = units.add((block * D::PACKS + pack) * PACK);
-                    for vector in 0..D::VECTORS {
-                        let codes = D::load::<V>(from, vector);
-                        let at = block * BLOCK + (pack * D::VECTORS + vector) * LANES;
-                        for r in 0..R {
-                            let x = V::load_inputs_four_times(x.add(r * blocks * BLOCK + at));
-                            narrow[r] = V::add_narrow_neighbours(narrow[r], codes, x);
-                        }
+        let mut scale = V::Floats::splat(0.0);
+        // In one loop, as in `planes`.
+        let (mut group, mut of_group) = (0, 0);
+        for block in 0..blocks {
+            if of_group == 0 {
+                scale = V::Floats::load_f16_by_four(scales.add(group * QUAD));
+                group += 1;
+                of_group = a.blocks_per_group;
+            }
+            of_group -= 1;
+            let mut narrow = [V::narrow(); R];
+            for pack in 0..D::PACKS {
+                let from = units.add((block * D::PACKS + pack) * PACK);
+                for vector in 0..D::VECTORS {
+                    let codes = D::load::<V>(from, vector);
+                    let at = block * BLOCK + (pack * D::VECTORS + vector) * LANES;
+                    for r in 0..R {
+                        let x = V::load_inputs_four_times(x.add(r * blocks * BLOCK + at));
+                        narrow[r] = V::add_narrow_neighbours(narrow[r], codes, x);
                     }
                 }
-                for r in 0..R {
-                    let at = (row + r) * blocks + block;
-                    let both = scale.mul(V::Floats::splat(*rounded.scales.as_ptr().add(at)));
-                    let dots = V::begin_narrow().widen(narrow[r]).to_floats();
-                    totals[r] = totals[r].fma(dots, both);
-                    sums[r] = sums[r].fma(both, V::Floats::splat(*rounded.sums.as_ptr().add(at) as f32));
-                }
+            }
+            for r in 0..R {
+                let at = (row + r) * blocks + block;
+                let both = scale.mul(V::Floats::splat(*rounded.scales.as_ptr().add(at)));
+                let dots = V::begin_narrow().widen(narrow[r]).to_floats();
+                totals[r] = totals[r].fma(dots, both);
+                sums[r] = sums[r].fma(both, V::Floats::splat(*rounded.sums.as_ptr().add(at) as f32));
             }
         }
         for r in 0..R {
