@@ -38,7 +38,7 @@ pub use arena::{Arena, Plain, Slab};
 pub use attention::{KvElements, KvPages, PAGE, PageLayout, Queries, attend, attend_on, rows_together};
 pub use bandwidth::read_bandwidth;
 pub use gemm::{Left, Lies, Right, Source, gemm};
-pub use heap::{give_back_free_memory, keep_heap_small};
+pub use heap::{FreeMemoryKept, give_back_free_memory, keep_heap_small};
 pub use int8::{Blocks, Int8Weights, Layout, SHORT_BLOCK};
 pub use isa::{Isa, widely};
 pub use lowrank::LowRankTiles;

@@ -12,6 +12,7 @@ use super::{
     rope::Rope,
 };
 use crate::Error;
+use bitdelta_kernels::FreeMemoryKept;
 use bitdelta_model::{Base, ModelConfig};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use std::sync::Arc;
@@ -110,7 +111,9 @@ impl Graph {
         }
         let layers = (0..config.layers).map(|layer| builder.layer(layer)).collect::<Result<_, _>>()?;
         let final_norm = builder.norm("model.norm.weight", config.hidden)?;
-        Ok(Self { embedding, head, layers, final_norm, rope: Rope::new(config, longest), checkpointing })
+        // What was read is back with the system; what steps make and drop stays.
+        let _freed = FreeMemoryKept::new();
+        Ok(Self { embedding, head, layers, final_norm, rope: Rope::new(config, longest), checkpointing, _freed })
     }
 }
 

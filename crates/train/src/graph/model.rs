@@ -11,6 +11,7 @@ use super::{
     rope::Rope,
 };
 use crate::Error;
+use bitdelta_kernels::FreeMemoryKept;
 use std::sync::Arc;
 
 /// A base model whose linears, or factors beside them, learn.
@@ -24,6 +25,8 @@ pub struct Graph {
     pub(super) rope: Rope,
     /// Keep only each layer's input and run its forward pass again on the way back.
     pub(super) checkpointing: bool,
+    /// A step makes and drops matrices of the same sizes over and over.
+    pub(super) _freed: FreeMemoryKept,
 }
 
 /// Token sequences one after another, and what is to be learnt from them.
