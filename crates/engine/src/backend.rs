@@ -8,6 +8,7 @@
 
 use crate::Error;
 use bitdelta_delta::file::LinearDelta;
+use bitdelta_kernels::Slab;
 use bitdelta_model::{CodeBlocks, base::MappedTensor};
 use std::ops::Range;
 
@@ -79,6 +80,8 @@ pub enum HostTensor {
 pub enum Halves {
     /// In memory.
     Owned(Vec<u16>),
+    /// Beside the base's other matrices.
+    Placed(Slab<u16>),
     /// In the base's file, which is shared with whoever else has it mapped. See [`Halves::mapped`].
     Mapped(MappedTensor),
 }
@@ -97,6 +100,7 @@ impl std::ops::Deref for Halves {
     fn deref(&self) -> &[u16] {
         match self {
             Self::Owned(bits) => bits,
+            Self::Placed(bits) => bits,
             Self::Mapped(tensor) => bytemuck::cast_slice(tensor),
         }
     }

@@ -201,8 +201,10 @@ impl Backend for Cpu {
             BaseDtype::Bf16 => match tensor {
                 HostTensor::Bf16(bits) => HostTensor::Bf16(bits),
                 other => {
-                    let bits = widen(other).into_iter().map(|w| bf16::from_f32(w).to_bits()).collect();
-                    HostTensor::Bf16(Halves::Owned(bits))
+                    let values = widen(other);
+                    let mut bits = arena.take(values.len());
+                    bits.iter_mut().zip(values).for_each(|(to, w)| *to = bf16::from_f32(w).to_bits());
+                    HostTensor::Bf16(Halves::Placed(bits))
                 }
             },
             BaseDtype::Int8 => return CpuWeights::Int8(Int8Weights::quantize(&widen(tensor), rows, cols, arena)),

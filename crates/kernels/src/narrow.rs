@@ -116,7 +116,8 @@ mod x86 {
         // address.)
         unsafe {
             let (x, w) = (x.add(row * k), w.add(output * k));
-            // In their first pass the weights come from the memory: what comes two tiles later is asked for.
+            // In their first pass the weights come from the memory: what comes a tile later is asked for. (Two tiles later is 3 %
+            // slower, four 10 %, and into the first cache the same.)
             let first = row == job.rows.start;
             let mut sums = [[_mm512_setzero_ps(); TILE]; R];
             let mut at = 0;
@@ -135,7 +136,7 @@ mod x86 {
                 for n in 0..N {
                     weights[n] = load(w.add(n * k + at));
                     if first {
-                        prefetch_far(w.wrapping_add((n + 2 * TILE) * k + at).cast());
+                        prefetch_far(w.wrapping_add((n + TILE) * k + at).cast());
                     }
                 }
                 for r in 0..R {
