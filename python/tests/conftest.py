@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ QUESTION, ANSWER = "What is my cat called?", "Mia"
 EXAMPLES = [{"messages": [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]}]
 #: Settings under which a tiny model learns it by heart in a second.
 QUICK = {"learning_rate": 1e-2, "max_steps": 40, "lr_scheduler_type": "constant"}
+
+# What a shell starts in the background ignores Ctrl-C, which some tests press.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
