@@ -78,10 +78,8 @@ pub enum HostTensor {
 /// 16-bit floats, as bits.
 #[derive(Debug)]
 pub enum Halves {
-    /// In memory.
-    Owned(Vec<u16>),
-    /// Beside the base's other matrices.
-    Placed(Slab<u16>),
+    /// In memory, beside the base's other matrices or by itself.
+    Owned(Slab<u16>),
     /// In the base's file, which is shared with whoever else has it mapped. See [`Halves::mapped`].
     Mapped(MappedTensor),
 }
@@ -100,7 +98,6 @@ impl std::ops::Deref for Halves {
     fn deref(&self) -> &[u16] {
         match self {
             Self::Owned(bits) => bits,
-            Self::Placed(bits) => bits,
             Self::Mapped(tensor) => bytemuck::cast_slice(tensor),
         }
     }

@@ -204,7 +204,7 @@ impl Backend for Cpu {
                     let values = widen(other);
                     let mut bits = arena.take(values.len());
                     bits.iter_mut().zip(values).for_each(|(to, w)| *to = bf16::from_f32(w).to_bits());
-                    HostTensor::Bf16(Halves::Placed(bits))
+                    HostTensor::Bf16(Halves::Owned(bits))
                 }
             },
             BaseDtype::Int8 => return CpuWeights::Int8(Int8Weights::quantize(&widen(tensor), rows, cols, arena)),

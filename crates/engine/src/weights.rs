@@ -148,8 +148,8 @@ fn read(base: &Base, name: &str, dtype: BaseDtype) -> Result<(HostTensor, usize,
     }
     if let Some(raw) = base.raw(name)? {
         let halves = || -> Result<Halves, Error> {
-            let copied = || raw.bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect();
-            Ok(base.mapped(name)?.and_then(Halves::mapped).unwrap_or_else(|| Halves::Owned(copied())))
+            let copied = || raw.bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect::<Vec<_>>();
+            Ok(base.mapped(name)?.and_then(Halves::mapped).unwrap_or_else(|| Halves::Owned(copied().into())))
         };
         match raw.dtype {
             Dtype::F16 => return Ok((HostTensor::F16(halves()?), raw.rows, raw.cols)),

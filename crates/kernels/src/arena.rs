@@ -75,7 +75,7 @@ impl Arena {
                 let at = unsafe { region.start.add(start).cast::<T>() };
                 Slab(Memory::Part { at, len, _region: region.clone(), _owns: PhantomData })
             }
-            _ => Slab(Memory::Heap(vec![T::default(); len])),
+            _ => vec![T::default(); len].into(),
         }
     }
 }
@@ -88,6 +88,13 @@ pub struct Slab<T: Plain>(Memory<T>);
 enum Memory<T> {
     Heap(Vec<T>),
     Part { at: NonNull<T>, len: usize, _region: Arc<Region>, _owns: PhantomData<T> },
+}
+
+impl<T: Plain> From<Vec<T>> for Slab<T> {
+    /// On the heap, where the vector is.
+    fn from(values: Vec<T>) -> Self {
+        Self(Memory::Heap(values))
+    }
 }
 
 // SAFETY: a slab owns its part as a vector owns its elements.

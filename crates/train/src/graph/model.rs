@@ -25,7 +25,7 @@ pub struct Graph {
     pub(super) rope: Rope,
     /// Keep only each layer's input and run its forward pass again on the way back.
     pub(super) checkpointing: bool,
-    /// A step makes and drops matrices of the same sizes over and over.
+    /// A step makes and drops matrices of the same sizes over and over. Last, so that what the others held goes back with it.
     pub(super) _freed: FreeMemoryKept,
 }
 
