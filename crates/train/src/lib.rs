@@ -20,6 +20,7 @@ pub mod merge;
 pub mod objective;
 pub mod optimiser;
 pub mod pair;
+pub mod pool;
 pub mod progress;
 pub mod rebase;
 pub mod run;

@@ -21,10 +21,9 @@ use std::{
 
 /// Of what is drawn and of the order of training.
 const SEED: u64 = 42;
-/// Below so many bits a weight, weights alone lose much that draws keep.
+/// Below so many bits a weight, weights alone lose much that draws keep, and what is learnt on a user's conversations alone drifts
+/// elsewhere further than the fine-tune did.
 const FEW_BITS: f64 = 0.1;
-/// Below so many bits a weight, what is learnt on a user's conversations alone drifts elsewhere further than the fine-tune did.
-const FEWEST_BITS: f64 = 0.01;
 /// Weights of the linears up to which drawing and training on it takes minutes, and is done unasked.
 const WEIGHTS_OF_MINUTES: u64 = 500_000_000;
 
@@ -268,7 +267,7 @@ impl Work<'_> {
     fn general(&self, bytes: u64) -> General<'_> {
         let Self { base, wish, .. } = *self;
         let General::Unasked = wish.general else { return wish.general };
-        let drifts = bytes < budget::bytes_at(base, FEWEST_BITS) && wish.data.is_some() && wish.epochs != Some(0.0);
+        let drifts = bytes < budget::bytes_at(base, FEW_BITS) && wish.data.is_some() && wish.epochs != Some(0.0);
         if !(drifts && draws_in_minutes(base)) {
             return General::Drawn(0);
         }
@@ -358,12 +357,12 @@ mod tests {
     }
 
     #[test]
-    fn the_fewest_bytes_with_data_are_learnt_beside_general_text_unless_somebody_says_otherwise() {
+    fn few_bytes_with_data_are_learnt_beside_general_text_unless_somebody_says_otherwise() {
         with(
             |wish| wish.data = Some(&[]),
             |work| {
-                let fewest = budget::bytes_at(work.base, FEWEST_BITS);
-                assert_eq!([fewest - 1, fewest].map(|bytes| work.general(bytes).count()), [draw::GENERAL, 0]);
+                let few = budget::bytes_at(work.base, FEW_BITS);
+                assert_eq!([few - 1, few].map(|bytes| work.general(bytes).count()), [draw::GENERAL, 0]);
             },
         );
         assert_eq!(with(|_| {}, |work| work.general(1).count()), 0);
@@ -398,11 +397,11 @@ mod tests {
         let base = folder.path().to_str().expect("a path");
         let made = |general| {
             let change = |wish: &mut Wish| (wish.data, wish.general, wish.epochs) = (Some(data), general, Some(1.0));
-            with_base(base, change, |work| work.to_budget(budget::bytes_at(work.base, FEWEST_BITS) - 1))
+            with_base(base, change, |work| work.to_budget(1))
         };
         let error = made(General::Drawn(3)).expect_err("asked for").to_string();
         assert!(error.contains("begins with the user's text"), "{error}");
-        // So few bytes hold no variant of so small a model: what comes after the data is not what is asked about here.
+        // A byte holds no variant: what comes after the data is not what is asked about here.
         let error = made(General::Unasked).expect_err("too few bytes").to_string();
         assert!(!error.contains("template"), "{error}");
     }

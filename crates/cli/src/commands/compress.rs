@@ -14,6 +14,7 @@ use bitdelta_train::{
     compress::Report,
     data,
     pair::{self, General, Size, Wish},
+    pool,
     progress::Progress,
 };
 use serde_json::json;
@@ -54,7 +55,7 @@ pub struct CompressArgs {
     /// Conversations of no user's, or how many to draw from the base itself, to train on beside --data or draws: there the
     /// variant is to stay what the fine-tuned model is
     ///
-    /// Without it, below 0.01 bits a weight and with --data, 24 are drawn from models of up to 500 million weights (0: none)
+    /// Without it, below 0.1 bits a weight and with --data, 24 are drawn from models of up to 500 million weights (0: none)
     #[arg(long, value_name = "FILE|N", requires = "examples")]
     general: Option<GeneralSource>,
     /// Passes over data and draws; 0 trains nothing, which takes a minute: codes (--bits) are chosen for their inputs, bits of a
@@ -104,6 +105,7 @@ pub fn run(args: &CompressArgs) -> Result<(), Error> {
     let config = args.config();
     config.validate().map_err(|error| Error::Usage(error.to_string()))?;
     let cost = Cost::begin();
+    pool::join();
     make_folder_of(&args.output)?;
     let base = Base::open(&args.base).context("opening the base model")?;
     let finetuned = Base::open_beside(&args.finetuned, &base).context("opening the fine-tuned model")?;

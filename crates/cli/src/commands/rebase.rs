@@ -10,7 +10,7 @@ use bitdelta_delta::{Variant, file};
 use bitdelta_engine::ModelOptions;
 use bitdelta_model::{Base, chat::Template};
 use bitdelta_train::{
-    data,
+    data, pool,
     rebase::{Losses, Method, Report, Request, rebase},
 };
 use clap::ValueEnum;
@@ -81,6 +81,7 @@ pub fn run(args: &RebaseArgs) -> Result<(), Error> {
             .ok_or_else(|| Error::Usage(format!("unknown template {name:?}: model, chatml or qwen3")))
     });
     let template = template.transpose()?;
+    pool::join();
     make_folder_of(&args.output)?;
     let path = file::locate(&args.variant);
     let variant = Variant::read(&path).context("reading the variant")?;

@@ -1,7 +1,7 @@
 //! `bitdelta train`, and the part of training that `llamafactory-cli train` shares with it: running and reporting.
 use crate::{Context, Error, commands::progress::Bar, cost::Cost, interrupt::Interrupt, output, sizes::format_bytes};
 use bitdelta_train::{
-    TrainConfig,
+    TrainConfig, pool,
     progress::Progress,
     run::{self, Outcome},
 };
@@ -194,6 +194,7 @@ pub fn run(args: &TrainArgs) -> Result<(), Error> {
 
 /// Runs a training with progress on stderr. Ctrl-C saves a checkpoint first and says how to go on.
 pub(crate) fn train(config: &TrainConfig, quiet: bool) -> Result<Outcome, Error> {
+    pool::join();
     let interrupt = Interrupt::watch()?;
     let bar = if quiet { Bar::quiet() } else { Bar::new() };
     match interrupt.during(|| run::run(config, &bar, interrupt.flag())) {

@@ -6,7 +6,7 @@
 //! budget. In the end levels nearest to a smaller one give way until the file fits to the byte.
 
 use super::{
-    Coded, Factors, Sensitivity, Student, Watch,
+    Coded, FEW_COMPONENTS, Factors, Sensitivity, Student, Watch,
     course::{Learner, adam, follow},
     rate::{DEAD, Steps},
 };
@@ -196,6 +196,12 @@ impl Schedule {
         let per_epoch = self.steps_per_epoch(count);
         let order = batch::order(count, step / per_epoch, self.seed, true);
         order.into_iter().skip(step % per_epoch * self.batch).take(self.batch).collect()
+    }
+
+    /// The same for so many components of each linear, where its rate is that of few.
+    pub(super) fn for_rank(self, rank: usize) -> Self {
+        let slower = (FEW_COMPONENTS / rank as f64).powf(0.25).min(1.0);
+        Self { rate: slower * self.rate, ..self }
     }
 
     /// The rate of step `step` of `total`.
@@ -432,8 +438,8 @@ impl Latent {
             .unwrap_or_else(|never| match never {});
         let steps: Vec<Steps> = factors.iter().zip(&sensitivities).map(|(f, s)| Steps::at(f, s, distortion)).collect();
         let parameter = |name: String, values: &[f32], width: usize, steps: &[Step]| {
-            let rows = values.chunks(width).zip(steps);
-            let units = rows.flat_map(|(row, step)| row.iter().map(|x| x / step.value())).collect();
+            let rows = values.chunks(width).zip(steps.iter().map(|step| step.value()));
+            let units = rows.flat_map(|(row, step)| row.iter().map(move |x| x / step)).collect();
             Arc::new(Parameter::new(name, Matrix::new(steps.len(), width, units)))
         };
         let values: Vec<[Arc<Parameter>; 2]> = factors
@@ -460,8 +466,8 @@ impl Latent {
     fn factors(&self) -> Vec<Factors> {
         let exact = |parameter: &Parameter, steps: &[Step]| -> Vec<f32> {
             let values = parameter.value();
-            let rows = values.values().chunks(parameter.cols()).zip(steps);
-            rows.flat_map(|(row, step)| row.iter().map(|x| x * step.value())).collect()
+            let rows = values.values().chunks(parameter.cols()).zip(steps.iter().map(|step| step.value()));
+            rows.flat_map(|(row, step)| row.iter().map(move |x| x * step)).collect()
         };
         let places = self.values.par_iter().zip(&self.steps).zip(&self.shapes);
         let factors = places.map(|(([a, bt], steps), &(rows, cols))| Factors {
@@ -483,9 +489,9 @@ impl Latent {
 
     /// Puts the rounded factors into the student.
     fn write(&self, student: &Student<'_>) {
-        for (index, coded) in self.round(DEAD).iter().enumerate() {
+        self.round(DEAD).par_iter().enumerate().for_each(|(index, coded)| {
             student.set(index, &coded.a.values(), &coded.bt.values());
-        }
+        });
     }
 
     /// One step of Adam along the student's gradients, which are cleared.
@@ -494,8 +500,8 @@ impl Latent {
             let (da, dbt) = student.gradients(index);
             for (parameter, mut gradient, steps) in [(a, da, &steps.a), (bt, dbt, &steps.bt)] {
                 let width = parameter.cols();
-                for (row, step) in gradient.chunks_mut(width).zip(steps) {
-                    row.iter_mut().for_each(|g| *g *= step.value());
+                for (row, step) in gradient.chunks_mut(width).zip(steps.iter().map(|step| step.value())) {
+                    row.iter_mut().for_each(|g| *g *= step);
                 }
                 parameter.accumulate(Matrix::new(steps.len(), width, gradient));
             }
@@ -530,9 +536,10 @@ impl Latent {
             for (parameter, exact, steps) in [(a, &exact.a, &steps.a), (bt, &exact.bt, &steps.bt)] {
                 let width = parameter.cols();
                 let mut values = parameter.value_mut();
+                let steps = steps.iter().map(|step| step.value());
                 let rows = values.values_mut().chunks_mut(width).zip(exact.chunks(width)).zip(steps);
                 rows.for_each(|((row, exact), step)| {
-                    row.iter_mut().zip(exact).for_each(|(x, exact)| *x = exact / step.value());
+                    row.iter_mut().zip(exact).for_each(|(x, exact)| *x = exact / step)
                 });
             }
         });

@@ -66,7 +66,7 @@ pub fn refit(
         Graph::kept(&to.config, &Merged { base: to, variant: &rest }, adaptation, Keeping::FAST, longest, false)?;
     let student = &Student::new(&graph);
     let beside = rest.to_bytes()?.len() as u64 + CLASSES_BYTES;
-    let schedule = Schedule { rate: RATE, ..schedule };
+    let schedule = Schedule { rate: RATE, ..schedule }.for_rank(rank);
     let lesson = Lesson { student, examples, teacher, schedule, watch };
     let done = distil(&lesson, &factors, bytes.saturating_sub(beside))?;
     whole(&done.coded(bytes, size)?)

@@ -7,6 +7,7 @@ use bitdelta_train::{
     batch::{Example, pack},
     config::TrainConfig,
     graph::{Adaptation, Graph},
+    pool,
 };
 use serde::Serialize;
 use std::time::Instant;
@@ -62,6 +63,7 @@ pub fn run(args: &TrainArgs) -> Result<(), Error> {
     if batch == 0 || length < 2 || runs == 0 {
         return Err(Error::Usage("--batch and --runs are at least 1, --length at least 2".to_owned()));
     }
+    pool::join();
     let base = Base::open(&args.model).context("opening the base model")?;
     let adaptation = match rank {
         0 => Adaptation::Full,
