@@ -60,14 +60,12 @@ const BITS_AN_ENTRY: f64 = 1.2;
 const BITS_AN_ENTRY_TRAINED: f64 = 2.0;
 /// The same without data: components beyond cost nothing, and one distortion finds how many are of use.
 const BITS_AN_ENTRY_WITHOUT_DATA: f64 = 0.3;
-/// Adam's rate at the start, in steps of the rounding, where factors have far to go: those of a pair, of [`FEW_COMPONENTS`].
+/// Adam's rate at the start, in steps of the rounding, where factors have far to go: those of a pair, of few components each
+/// ([`Schedule::for_rank`]).
 const RATE: f64 = 0.2;
 /// The same where rounding is all that is between them and their teacher. (At 0.2 they went past it: on the conversations
 /// of the first pass the divergence was four times as large in the second.)
 pub const TRAINED_RATE: f64 = 0.05;
-/// Components that learn at [`RATE`]. All of a linear's move its outputs at once, so more of them go slower (22 at 0.2 never come
-/// near): by the fourth root of their number, as what was best at 2, 7 and 22 did.
-const FEW_COMPONENTS: f64 = 2.0;
 /// Norms and biases may take one part of so many of a budget.
 const EXTRAS_SHARE: u64 = 8;
 /// Bytes of a manifest for distinct shapes with their ranks and bits, while those are not known.
