@@ -286,11 +286,13 @@ impl Backend for Cpu {
         };
         let product = |Projection { weights, deltas, y, add }| {
             let base = Term { matrix: CpuWeights::matrix(weights), rows: 0..rows };
-            let deltas = deltas.into_iter().flat_map(|(delta, rows)| {
+            let mut terms = Vec::with_capacity(1 + deltas.len());
+            terms.push(base);
+            terms.extend(deltas.into_iter().flat_map(|(delta, rows)| {
                 CpuDelta::matrices(delta).map(move |matrix| Term { matrix, rows: rows.clone() })
-            });
+            }));
             let y: &mut Vec<f32> = y;
-            Product { terms: std::iter::once(base).chain(deltas).collect(), y: &mut y[..rows * weights.shape().0], add }
+            Product { terms, y: &mut y[..rows * weights.shape().0], add }
         };
         kernels::project(&x, &mut projections.into_iter().map(product).collect::<Vec<_>>());
     }

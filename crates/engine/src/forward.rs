@@ -299,7 +299,8 @@ fn project<B: Backend, const N: usize>(
     let mut projections = Vec::with_capacity(N);
     for (kind, y) in &mut to {
         let index = layer * LinearKind::ALL.len() + *kind as usize;
-        let deltas = segments.iter().filter_map(|s| Some((s.variant?.delta(index), s.rows.clone()))).collect();
+        let mut deltas = Vec::with_capacity(segments.len());
+        deltas.extend(segments.iter().filter_map(|s| Some((s.variant?.delta(index), s.rows.clone()))));
         projections.push(Projection { weights: &model.weights.linears[index], deltas, y: &mut **y, add });
     }
     model.backend().project(x, rows, projections);

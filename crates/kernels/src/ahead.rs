@@ -4,23 +4,45 @@
 //! lies by itself, so that no hardware foresees it. Asked for a few lines at a time beside the base's products, the deltas
 //! are in the second cache when their turn comes.
 
-use crate::vector::{LINE, from_first_line, prefetch_far};
-use std::cell::Cell;
+use crate::{
+    again::{Again, Keep},
+    vector::{LINE, from_first_line, prefetch_far},
+};
+use std::{cell::Cell, thread::LocalKey};
 
 /// Where pieces of memory lie, and their bytes.
 #[derive(Default)]
 pub(crate) struct Pieces(Vec<(*const u8, usize)>);
 
+impl Keep for Pieces {
+    fn place() -> &'static LocalKey<Cell<Option<Self>>> {
+        thread_local!(static KEPT: Cell<Option<Pieces>> = const { Cell::new(None) });
+        &KEPT
+    }
+}
+
 impl Pieces {
+    /// No pieces yet.
+    pub fn none() -> Again<Self> {
+        let mut pieces = Again::<Self>::take();
+        pieces.0.clear();
+        pieces
+    }
+
     /// `piece` will be read, after those before it.
     pub fn push<T>(&mut self, piece: &[T]) {
-        self.0.push(from_first_line(piece));
+        self.push_at(piece.as_ptr().cast(), size_of_val(piece));
+    }
+
+    /// The same of bytes that others may still write.
+    pub fn push_at(&mut self, start: *const u8, bytes: usize) {
+        self.0.push(from_first_line(start, bytes));
     }
 }
 
 /// Pieces of memory, asked for one after another.
 pub(crate) struct Ahead {
-    pieces: Vec<(*const u8, usize)>,
+    pieces: Again<Pieces>,
     /// The next piece, and the byte in it.
     next: Cell<(usize, usize)>,
     /// Lines that each step asks for.
@@ -29,16 +51,16 @@ pub(crate) struct Ahead {
 
 impl Ahead {
     /// Everything will have been asked for after about so many steps.
-    pub fn new(pieces: Pieces, steps: usize) -> Self {
+    pub fn new(pieces: Again<Pieces>, steps: usize) -> Self {
         let lines = pieces.0.iter().map(|(_, bytes)| bytes.div_ceil(LINE)).sum::<usize>();
-        Self { pieces: pieces.0, next: Cell::default(), lines: lines.div_ceil(steps.max(1)) }
+        Self { pieces, next: Cell::default(), lines: lines.div_ceil(steps.max(1)) }
     }
 
     /// Asks for some lines, of one piece.
     #[inline(always)]
     pub fn step(&self) {
         let (piece, mut at) = self.next.get();
-        let Some((start, bytes)) = self.pieces.get(piece) else { return };
+        let Some((start, bytes)) = self.pieces.0.get(piece) else { return };
         for _ in 0..self.lines {
             prefetch_far(start.wrapping_add(at));
             at += LINE;
@@ -58,7 +80,7 @@ mod tests {
         for (from, bytes, lines) in
             [(0, LINE, 1), (0, LINE + 1, 2), (LINE - 8, 8, 1), (LINE - 8, 24, 2), (8, 2 * LINE, 3)]
         {
-            let mut pieces = Pieces::default();
+            let mut pieces = Pieces::none();
             pieces.push(&memory[first + from..][..bytes]);
             pieces.push(&memory[first..][..1]);
             let ahead = Ahead::new(pieces, usize::MAX);

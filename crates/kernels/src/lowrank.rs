@@ -13,7 +13,9 @@
 //!
 //! The second product needs t in integers, yet the scales of B run along the outputs: t[r] counts scale[r, o / 64]
 //! times. So for every row and every group of outputs `scale · t` is rounded anew over the ranks, to one digit: an error of
-//! half a hundredth of the largest beside that of the codes, which is ten times as much. Another way keeps t exact: the
+//! half a hundredth of the largest beside that of the codes, which is ten times as much. That is done once, with the first
+//! product, sixteen groups in the lanes of a vector ([`Digits`]): done where a task begins its few outputs, it took longer than
+//! their products. Another way keeps t exact: the
 //! sixteen values of a code, times `scale · t`, in one register, and a permutation that looks codes up; but it takes
 //! three operations for 16 outputs of one rank where the digit takes two for four ranks.
 //!
@@ -29,7 +31,7 @@ use crate::{
     isa::{Isa, dispatch_int8},
     packed::Packed,
     project::Job,
-    rounded::BLOCK,
+    rounded::{BLOCK, LEAST},
     vector::{LANES, Vector, int8::Int8Vector, prefetch_value},
 };
 use half::f16;
@@ -45,9 +47,6 @@ const MAX_RANK: usize = 256;
 const NARROW: usize = 8;
 /// Rows that share the unpacking of a unit, where there are as many.
 const ROWS: usize = 4;
-
-/// Blocks whose digits are rounded before the first of them is multiplied.
-const AHEAD: usize = 8;
 
 /// The two factors of a low-rank delta.
 #[derive(Debug, Clone, PartialEq)]
@@ -71,7 +70,7 @@ struct Factor {
     blocks_per_group: usize,
     /// A: quad of ranks → block → unit. B: block → pack of a unit → quad of ranks.
     units: Slab<u8>,
-    /// f16 bits. A: quad of ranks → group → rank. B: group → rank, in whole quads; then what fills a vector.
+    /// f16 bits. A: quad of ranks → group → rank, in whole quads. B: rank → group, then what fills a vector.
     scales: Slab<u16>,
     tensor_scale: f32,
 }
@@ -128,10 +127,16 @@ impl LowRankTiles {
         }
     }
 
+    /// Values that [`run_first`] makes of a row: its [`Digits`].
+    pub(crate) fn digits(&self) -> usize {
+        self.b.groups().next_multiple_of(LANES) * (2 + self.rank.div_ceil(QUAD))
+    }
+
     /// Asks for what `run_first` reads.
     pub(crate) fn prefetch_first(&self) {
         prefetch_value(&self.a.units[..]);
         prefetch_value(&self.a.scales[..]);
+        prefetch_value(&self.b.scales[..]);
     }
 
     /// What the second products for these outputs read.
@@ -139,10 +144,6 @@ impl LowRankTiles {
         let block = self.b.bits * PACK / 2 * self.rank.div_ceil(QUAD);
         let end = (outputs.end.div_ceil(BLOCK) * block).min(self.b.units.len());
         pieces.push(&self.b.units[outputs.start / BLOCK * block..end]);
-        let group = |block: usize| block / self.b.blocks_per_group * self.rank.next_multiple_of(QUAD);
-        // Scales are loaded in whole vectors.
-        let last = group((outputs.end - 1) / BLOCK) + self.rank.next_multiple_of(LANES);
-        pieces.push(&self.b.scales[group(outputs.start / BLOCK)..last.min(self.b.scales.len())]);
     }
 }
 
@@ -158,12 +159,15 @@ impl Factor {
             zero: d.zero(),
             blocks_per_group: d.group.div_ceil(BLOCK).min(blocks.max(1)),
             units: arena.take(quads * blocks * PACK * laid_out / 2),
-            scales: arena.take(groups * quads * QUAD + if side == Side::B { LANES } else { 0 }),
+            scales: arena.take(match side {
+                Side::A => groups * quads * QUAD,
+                Side::B => groups * rank + LANES,
+            }),
             tensor_scale,
         };
         for r in 0..rank {
             for group in 0..groups {
-                let at = factor.scale_at(side, rank, r, group);
+                let at = factor.scale_at(side, r, group);
                 factor.scales[at] = d.scales[r * groups + group];
             }
             for col in 0..cols {
@@ -174,6 +178,11 @@ impl Factor {
             }
         }
         factor
+    }
+
+    /// Groups of columns that share a scale.
+    fn groups(&self) -> usize {
+        self.cols.div_ceil(BLOCK).div_ceil(self.blocks_per_group)
     }
 
     /// The byte and the bit where a code begins.
@@ -190,23 +199,23 @@ impl Factor {
         (byte, shift)
     }
 
-    fn scale_at(&self, side: Side, rank: usize, r: usize, group: usize) -> usize {
-        let groups = self.cols.div_ceil(BLOCK).div_ceil(self.blocks_per_group);
+    fn scale_at(&self, side: Side, r: usize, group: usize) -> usize {
+        let groups = self.groups();
         match side {
             Side::A => (r / QUAD * groups + group) * QUAD + r % QUAD,
-            Side::B => group * rank.next_multiple_of(QUAD) + r,
+            Side::B => r * groups + group,
         }
     }
 
     fn value(&self, side: Side, rank: usize, r: usize, col: usize) -> f32 {
         let (at, shift) = self.code_at(side, rank, r, col);
         let code = i32::from(self.units[at] >> shift) & ((1 << self.bits) - 1);
-        let scale = self.scales[self.scale_at(side, rank, r, col / BLOCK / self.blocks_per_group)];
+        let scale = self.scales[self.scale_at(side, r, col / BLOCK / self.blocks_per_group)];
         f16::from_bits(scale).to_f32() * self.tensor_scale * (2 * code - self.zero) as f32
     }
 }
 
-/// `t (job.rows, rank) = x[job.rows] · Aᵀ`.
+/// `x[job.rows] · Aᵀ`, as [`Digits`] for each group of outputs: (job.rows, [`LowRankTiles::digits`]).
 pub(crate) fn run_first(isa: Isa, job: Job, d: &LowRankTiles) {
     match d.a.bits {
         2 => first_2(isa, job, Codes(d)),
@@ -214,11 +223,11 @@ pub(crate) fn run_first(isa: Isa, job: Job, d: &LowRankTiles) {
     }
 }
 
-/// `y[job.rows] += t · B` for the job's outputs, t being (job.rows, rank).
-pub(crate) fn run_second(isa: Isa, job: Job, t: &[f32], d: &LowRankTiles) {
+/// `y[job.rows] += x · Aᵀ · B` for the job's outputs, of what [`run_first`] made of the job's rows.
+pub(crate) fn run_second(isa: Isa, job: Job, digits: &[f32], d: &LowRankTiles) {
     match d.b.bits {
-        2 => second_2(isa, job, t, Codes(d)),
-        _ => second_4(isa, job, t, Codes(d)),
+        2 => second_2(isa, job, digits, Codes(d)),
+        _ => second_4(isa, job, digits, Codes(d)),
     }
 }
 
@@ -257,30 +266,42 @@ macro_rules! runners {
         fn $first(isa: Isa, job: Job, d: Codes<$bits>) {
             dispatch_int8!(isa, first(job: Job, d: Codes<$bits>));
         }
-        fn $second(isa: Isa, job: Job, t: &[f32], d: Codes<$bits>) {
-            dispatch_int8!(isa, second(job: Job, t: &[f32], d: Codes<$bits>));
+        fn $second(isa: Isa, job: Job, digits: &[f32], d: Codes<$bits>) {
+            dispatch_int8!(isa, second(job: Job, digits: &[f32], d: Codes<$bits>));
         }
     )*};
 }
 runners! { 2: first_2, second_2; 4: first_4, second_4; }
 
+/// `A · x` of a few rows.
+type Ranks = [[f32; MAX_RANK]; ROWS];
+
 /// # Safety
-/// The job was checked, its outputs are all ranks, and its activations are rounded.
+/// The job was checked, its result has room for all rows' digits, and its activations are rounded.
 #[inline(always)]
 unsafe fn first<V: Int8Vector, D: Tiles>(job: Job, d: D) {
-    for quad in 0..d.tiles().rank.div_ceil(QUAD) {
-        let mut row = job.rows.start;
-        // SAFETY: the rows of every call are the job's, and the quad is one of the factor's.
+    let mut t = MaybeUninit::<Ranks>::uninit();
+    let LowRankTiles { rank, b, .. } = d.tiles();
+    let mut row = job.rows.start;
+    while row < job.rows.end {
+        let rows = if row + ROWS <= job.rows.end { ROWS } else { 1 };
+        // SAFETY: the rows of every call are the job's, the quad is one of the factor's, and all ranks are written before
+        // they are read.
         unsafe {
-            while row + ROWS <= job.rows.end {
-                dots::<V, D, ROWS>(&job, d, row, quad);
-                row += ROWS;
+            for quad in 0..rank.div_ceil(QUAD) {
+                if rows == ROWS {
+                    dots::<V, D, ROWS>(&job, d, row, quad, t.as_mut_ptr());
+                } else {
+                    dots::<V, D, 1>(&job, d, row, quad, t.as_mut_ptr());
+                }
             }
-            while row < job.rows.end {
-                dots::<V, D, 1>(&job, d, row, quad);
-                row += 1;
+            for i in 0..rows {
+                let t = std::slice::from_raw_parts(t.as_ptr().cast::<f32>().add(i * MAX_RANK), *rank);
+                let to = job.y.add((row + i - job.y_row) * job.outputs);
+                Digits::of(to, b.groups()).round::<V::Floats>(t, b.scales.as_ptr(), b.groups());
             }
         }
+        row += rows;
     }
 }
 
@@ -289,7 +310,7 @@ unsafe fn first<V: Int8Vector, D: Tiles>(job: Job, d: D) {
 /// # Safety
 /// As [`first`], for rows `row..row + R`.
 #[inline(always)]
-unsafe fn dots<V: Int8Vector, D: Tiles, const R: usize>(job: &Job, d: D, row: usize, quad: usize) {
+unsafe fn dots<V: Int8Vector, D: Tiles, const R: usize>(job: &Job, d: D, row: usize, quad: usize, t: *mut Ranks) {
     let LowRankTiles { rank, a, .. } = d.tiles();
     let rounded = job.rounded();
     let (blocks, groups) = (rounded.blocks, rounded.blocks.div_ceil(a.blocks_per_group));
@@ -336,7 +357,7 @@ unsafe fn dots<V: Int8Vector, D: Tiles, const R: usize>(job: &Job, d: D, row: us
             let less = V::Floats::splat(-0.25 * a.zero as f32);
             let mut lanes = [0f32; LANES];
             totals[r].add(totals[r]).fma(sums[r], less).store(lanes.as_mut_ptr());
-            let t = job.y.add((row + r - job.y_row) * job.outputs + quad * QUAD);
+            let t = t.cast::<f32>().add(r * MAX_RANK + quad * QUAD);
             for i in 0..QUAD.min(rank - quad * QUAD) {
                 let four = &lanes[i * 4..i * 4 + 4];
                 *t.add(i) = ((four[0] + four[2]) + (four[1] + four[3])) * a.tensor_scale;
@@ -345,123 +366,88 @@ unsafe fn dots<V: Int8Vector, D: Tiles, const R: usize>(job: &Job, d: D, row: us
     }
 }
 
-/// `scale · t` of all ranks, rounded.
+/// `scale · t` of a row for each group of outputs, rounded over the ranks.
+#[derive(Clone, Copy)]
 struct Digits {
-    /// 0 from the last rank up to a whole vector, and not written past it.
-    codes: [i8; MAX_RANK],
-    /// What codes are multiplied with.
-    scale: f32,
-    /// Σ codes
-    sum: f32,
+    /// Group → what codes are multiplied with.
+    steps: *mut f32,
+    /// Group → Σ codes.
+    sums: *mut f32,
+    /// Quad of ranks → group → four codes, 0 from the last rank on.
+    codes: *mut i32,
+    /// Groups, those that fill the last vector among them.
+    groups: usize,
 }
 
 impl Digits {
+    /// Those of `groups` groups at `row`.
+    ///
     /// # Safety
-    /// `to` may be written; `scales` has a scale for each of the ranks, of which there are at most MAX_RANK, and fills a
-    /// vector.
+    /// As many values as [`LowRankTiles::digits`] says lie there.
     #[inline(always)]
-    unsafe fn round<V: Vector>(to: *mut Self, t: &[f32], scales: *const u16) {
+    unsafe fn of(row: *mut f32, groups: usize) -> Self {
+        let groups = groups.next_multiple_of(LANES);
         // SAFETY: the caller's promise.
-        unsafe {
-            if t.len() <= LANES {
-                Self::round_parts::<V, 1>(to, t, scales);
-            } else {
-                Self::round_parts::<V, { MAX_RANK / LANES }>(to, t, scales);
-            }
-        }
+        unsafe { Self { steps: row, sums: row.add(groups), codes: row.add(2 * groups).cast(), groups } }
     }
 
+    /// Rounds, sixteen groups at a time.
+    ///
     /// # Safety
-    /// As [`Self::round`], for at most PARTS vectors of ranks.
+    /// They may be written; `scales` has a scale for each rank and group, and what fills a vector.
     #[inline(always)]
-    unsafe fn round_parts<V: Vector, const PARTS: usize>(to: *mut Self, t: &[f32], scales: *const u16) {
-        let parts = t.len().div_ceil(LANES);
-        // SAFETY: the last part of t is partial, and there t is 0.
-        unsafe {
-            let mut values = [V::splat(0.0); PARTS];
-            let mut greatest = V::splat(0.0);
-            for part in 0..parts {
-                let at = part * LANES;
-                let t = V::load_partial(t.as_ptr().add(at), LANES.min(t.len() - at));
-                values[part] = t.mul(V::load_f16(scales.add(at)));
-                greatest = greatest.max(values[part].abs());
-            }
-            let greatest = greatest.greatest();
-            // Below that its inverse would not be finite.
-            let inverse = V::splat(if greatest > 1e-30 { 127.0 / greatest } else { 0.0 });
-            let mut sums = V::splat(0.0);
-            let codes = (&raw mut (*to).codes).cast::<i8>();
-            for part in 0..parts {
-                let rounded = values[part].mul(inverse).round();
-                rounded.store_i8(codes.add(part * LANES));
-                sums = sums.add(rounded);
-            }
-            (&raw mut (*to).sum).write(sums.sum());
-            (&raw mut (*to).scale).write(greatest / 127.0);
-        }
-    }
-}
-
-/// # Safety
-/// The job was checked, `t` has a row of rank values for each of the job's rows, and the job's outputs are columns of B
-/// that start at a multiple of sixteen.
-#[inline(always)]
-unsafe fn second<V: Int8Vector, D: Tiles>(job: Job, t: &[f32], d: D) {
-    let mut digits = [const { MaybeUninit::uninit() }; 2 * AHEAD];
-    let (first, last) = (job.first / BLOCK, job.last.div_ceil(BLOCK));
-    for first in (first..last).step_by(AHEAD) {
-        let blocks = first..last.min(first + AHEAD);
-        let mut row = job.rows.start;
-        // SAFETY: the rows of every call are the job's, and the blocks' columns lie in B.
-        unsafe {
-            while V::HELD >= 8 && row + 2 <= job.rows.end {
-                outputs::<V, D, 2>(&job, t, d, row, blocks.clone(), &mut digits);
-                row += 2;
-            }
-            while row < job.rows.end {
-                outputs::<V, D, 1>(&job, t, d, row, blocks.clone(), &mut digits);
-                row += 1;
+    unsafe fn round<V: Vector>(self, t: &[f32], scales: *const u16, groups: usize) {
+        for first in (0..groups).step_by(LANES) {
+            // SAFETY: the caller's promise; what lies in lanes past the last group is read by nobody.
+            unsafe {
+                let value =
+                    |rank: usize| V::splat(*t.get_unchecked(rank)).mul(V::load_f16(scales.add(rank * groups + first)));
+                let mut greatest = V::splat(0.0);
+                for rank in 0..t.len() {
+                    greatest = greatest.max(value(rank).abs());
+                }
+                let inverse = V::splat(127.0).div(greatest.max(V::splat(LEAST)));
+                let mut sums = V::splat(0.0);
+                for quad in 0..t.len().div_ceil(QUAD) {
+                    let mut four = [V::splat(0.0); QUAD];
+                    for i in 0..QUAD.min(t.len() - quad * QUAD) {
+                        four[i] = value(quad * QUAD + i).mul(inverse).round();
+                        sums = sums.add(four[i]);
+                    }
+                    V::store_four_i8(four, self.codes.add(quad * self.groups + first));
+                }
+                greatest.mul(V::splat(1.0 / 127.0)).store(self.steps.add(first));
+                sums.store(self.sums.add(first));
             }
         }
     }
 }
 
-/// 64 outputs of R rows in each of the blocks. What they are multiplied with is rounded for all blocks first: a product
-/// that reads digits before they have left the core's store buffer waits for them, and nothing overlaps.
-///
 /// # Safety
-/// As [`second`], for rows `row..row + R` and at most AHEAD blocks.
+/// The job was checked, `digits` are those of the job's rows, and the job's outputs are columns of B that start at a multiple of
+/// sixteen.
 #[inline(always)]
-unsafe fn outputs<V: Int8Vector, D: Tiles, const R: usize>(
-    job: &Job,
-    t: &[f32],
-    d: D,
-    row: usize,
-    blocks: Range<usize>,
-    digits: &mut [MaybeUninit<Digits>; 2 * AHEAD],
-) {
-    let LowRankTiles { rank, b, .. } = d.tiles();
-    // SAFETY: as promised; the factor has scales for each group that fill a vector, and there are at least as
-    // many digits as blocks, so as groups.
+unsafe fn second<V: Int8Vector, D: Tiles>(job: Job, digits: &[f32], d: D) {
+    let tiles = d.tiles();
+    let (each, groups) = (tiles.digits(), tiles.b.groups());
+    let of_row = |row: usize| {
+        let first = (row - job.rows.start) * each;
+        // SAFETY: they are only read; they are as many as there are rows.
+        unsafe { Digits::of(digits.as_ptr().add(first).cast_mut(), groups) }
+    };
+    let blocks = job.first / BLOCK..job.last.div_ceil(BLOCK);
+    let mut row = job.rows.start;
+    // SAFETY: the rows of every call are the job's, and the blocks' columns lie in B.
     unsafe {
-        // Blocks of one group have the same scales, so the same digits.
-        let first = blocks.start / b.blocks_per_group;
-        let last = (blocks.end - 1) / b.blocks_per_group;
-        for group in first..=last {
-            let scales = b.scales.as_ptr().add(group * rank.next_multiple_of(QUAD));
-            for r in 0..R {
-                let at = (row + r - job.rows.start) * rank;
-                let to = digits[2 * (group - first) + r].as_mut_ptr();
-                Digits::round::<V::Floats>(to, t.get_unchecked(at..at + rank), scales);
-            }
+        while V::HELD >= 8 && row + 2 <= job.rows.end {
+            let two = [of_row(row), of_row(row + 1)];
+            blocks.clone().for_each(|block| outputs::<V, D, 2>(&job, d, row, block, two));
+            row += 2;
         }
-        for block in blocks {
-            let group = block / b.blocks_per_group - first;
-            let mut of_rows = [digits[2 * group].as_ptr(); R];
-            for r in 0..R {
-                of_rows[r] = digits[2 * group + r].as_ptr();
-            }
-            block_outputs::<V, D, R>(job, d, row, block, of_rows);
+        while row < job.rows.end {
+            let one = [of_row(row)];
+            blocks.clone().for_each(|block| outputs::<V, D, 1>(&job, d, row, block, one));
+            row += 1;
         }
     }
 }
@@ -469,20 +455,26 @@ unsafe fn outputs<V: Int8Vector, D: Tiles, const R: usize>(
 /// 64 outputs of R rows, with the digits of each.
 ///
 /// # Safety
-/// As [`second`], for rows `row..row + R`; the digits were rounded.
+/// As [`second`], for rows `row..row + R`.
 #[inline(always)]
-unsafe fn block_outputs<V: Int8Vector, D: Tiles, const R: usize>(
+unsafe fn outputs<V: Int8Vector, D: Tiles, const R: usize>(
     job: &Job,
     d: D,
     row: usize,
     block: usize,
-    digits: [*const Digits; R],
+    digits: [Digits; R],
 ) {
     let LowRankTiles { rank, b, .. } = d.tiles();
     let quads = rank.div_ceil(QUAD);
+    let group = block / b.blocks_per_group;
     // SAFETY: as promised; the factor has a unit for each quad and block.
     unsafe {
         for pack in 0..D::PACKS {
+            // A job may begin or end within a block.
+            let columns = block * BLOCK + pack * D::VECTORS * LANES;
+            if columns + D::VECTORS * LANES <= job.first || columns >= job.last {
+                continue;
+            }
             let from = b.units.as_ptr().add((block * D::PACKS + pack) * quads * PACK);
             // (vectors, rows); vectors are at most four.
             let mut sums = [[V::begin_narrow(); R]; 4];
@@ -492,8 +484,8 @@ unsafe fn block_outputs<V: Int8Vector, D: Tiles, const R: usize>(
                     for vector in 0..D::VECTORS {
                         let codes = D::load::<V>(from.add(quad * PACK), vector);
                         for r in 0..R {
-                            let z = (&raw const (*digits[r]).codes).cast::<i8>().add(quad * QUAD).cast::<i32>();
-                            narrow[vector][r] = V::add_narrow(narrow[vector][r], codes, z.read_unaligned());
+                            let four = *digits[r].codes.add(quad * digits[r].groups + group);
+                            narrow[vector][r] = V::add_narrow(narrow[vector][r], codes, four);
                         }
                     }
                 }
@@ -504,14 +496,14 @@ unsafe fn block_outputs<V: Int8Vector, D: Tiles, const R: usize>(
                 }
             }
             for vector in 0..D::VECTORS {
-                let at = block * BLOCK + (pack * D::VECTORS + vector) * LANES;
+                let at = columns + vector * LANES;
                 if at < job.first || at >= job.last {
                     continue;
                 }
                 let lanes = LANES.min(job.last - at);
                 for r in 0..R {
-                    let scale = (*digits[r]).scale * b.tensor_scale;
-                    let less = V::Floats::splat(-(b.zero as f32) * scale * (*digits[r]).sum);
+                    let scale = *digits[r].steps.add(group) * b.tensor_scale;
+                    let less = V::Floats::splat(-(b.zero as f32) * scale * *digits[r].sums.add(group));
                     let sum = sums[vector][r].to_floats();
                     let y = job.y.add((row + r - job.y_row) * job.outputs + at);
                     let total = V::Floats::load_partial(y, lanes).add(less);

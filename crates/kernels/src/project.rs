@@ -7,6 +7,7 @@
 //! met once more.
 
 use crate::{
+    again::Again,
     ahead::{Ahead, Pieces},
     int8::{Int8Weights, TILE, run_int8},
     isa::Isa,
@@ -20,8 +21,9 @@ use crate::{
 };
 use std::ops::Range;
 
-/// Tasks for each thread: a few, so that one slow core does not hold up the others.
-const TASKS: usize = 8;
+/// Tasks for each thread: a few, so that one slow core does not hold up the others. Each asks for every variant's part anew: with
+/// 8, a batch of 8 users of rank 4 lost 4 %.
+const TASKS: usize = 5;
 /// Multiply-adds below which a second thread costs more than it brings.
 const WORTH_SPLITTING: usize = 1 << 16;
 /// Bytes that stay in a core's second cache beside what passes through: activations beside weights, a task's weights beside deltas.
@@ -74,7 +76,8 @@ impl Matrix<'_> {
     /// Outputs that a task takes are a multiple of this: what the matrix is laid out in. Each divides the greater ones.
     fn unit(&self) -> usize {
         match self {
-            Self::LowRank(..) | Self::LowRankTiles(_) => BLOCK,
+            Self::LowRank(..) => BLOCK,
+            Self::LowRankTiles(_) => BLOCK / 2,
             _ => TILE,
         }
     }
@@ -86,6 +89,14 @@ impl Matrix<'_> {
             Self::LowRankTiles(d) => Some(d.rank()),
             Self::Factors(a, ..) => Some(a.rows),
             _ => None,
+        }
+    }
+
+    /// Values between the two factors, of a row.
+    fn between(&self) -> Option<usize> {
+        match self {
+            Self::LowRankTiles(d) => Some(d.digits()),
+            _ => self.rank(),
         }
     }
 
@@ -198,7 +209,7 @@ impl Task {
 /// cache, for some rows after others, whose activations and tables stay nearer.
 fn tasks(x: &Activations, products: &[Product], total: usize) -> Vec<Task> {
     let chunks = row_chunks(x.rows, products);
-    let pieces = if total < WORTH_SPLITTING { 1 } else { threads() * TASKS };
+    let pieces = if total < WORTH_SPLITTING { 1 } else { (threads() * TASKS).div_ceil(chunks.len()) };
     let mut ranges = Vec::new();
     for (index, product) in products.iter().enumerate() {
         let outputs = product.y.len() / x.rows;
@@ -273,11 +284,11 @@ fn work(x: &Activations, product: &Product) -> usize {
     product.terms.iter().map(|term| term.rows.len() * each(term)).sum()
 }
 
-/// `A · x` of every low-rank term of every product.
+/// What the first factor of every low-rank term of every product makes of the term's rows.
 struct Factors<'a> {
     isa: Isa,
     x: &'a Activations<'a>,
-    /// (rows of the term, rank), one term after another.
+    /// (rows of the term, [`Matrix::between`]), one term after another.
     values: Output,
     _memory: Vec<f32>,
     /// Where each term's begin, product by product.
@@ -293,7 +304,8 @@ struct Factors<'a> {
 /// Some rows of x by one first factor.
 struct FirstFactor<'a> {
     matrix: &'a Matrix<'a>,
-    rank: usize,
+    /// Values of a row of the result.
+    width: usize,
     rows: Range<usize>,
     /// Where the result begins.
     at: usize,
@@ -301,19 +313,20 @@ struct FirstFactor<'a> {
 
 impl<'a> Factors<'a> {
     fn new(isa: Isa, x: &'a Activations<'a>, products: &'a [Product<'a>]) -> Self {
-        let (mut begins, mut firsts, mut length) = (Vec::new(), Vec::with_capacity(products.len()), 0);
-        let mut tasks = Vec::new();
+        let terms = products.iter().map(|product| product.terms.len()).sum();
+        let (mut begins, mut firsts, mut length) = (Vec::with_capacity(terms), Vec::with_capacity(products.len()), 0);
+        let mut tasks = Vec::with_capacity(terms);
         for product in products {
             firsts.push(begins.len());
             for term in &product.terms {
                 begins.push(length);
-                let Some(rank) = term.matrix.rank() else { continue };
+                let Some(width) = term.matrix.between() else { continue };
                 for first in term.rows.clone().step_by(FACTOR_ROWS) {
                     let rows = first..term.rows.end.min(first + FACTOR_ROWS);
-                    let at = length + (first - term.rows.start) * rank;
-                    tasks.push(FirstFactor { matrix: &term.matrix, rank, rows, at });
+                    let at = length + (first - term.rows.start) * width;
+                    tasks.push(FirstFactor { matrix: &term.matrix, width, rows, at });
                 }
-                length += term.rows.len() * rank;
+                length += term.rows.len() * width;
             }
         }
         let mut memory = vec![0.0; length];
@@ -328,22 +341,34 @@ impl<'a> Factors<'a> {
         self.before.help(|piece| self.compute(piece));
     }
 
-    /// `A · x` of a term of a product, which is of `length` values, when all are there.
+    /// What was made for a term of a product, which is of `length` values, when all are there.
     fn of(&self, product: usize, term: usize, length: usize) -> &[f32] {
         self.before.wait(|piece| self.compute(piece));
-        let begin = self.begins[self.products[product] + term];
         // SAFETY: the term's values lie there, and nobody writes any more.
-        unsafe { std::slice::from_raw_parts(self.values.pointer().add(begin), length) }
+        unsafe { std::slice::from_raw_parts(self.values_at(product, term), length) }
+    }
+
+    /// Where a term's values begin.
+    fn values_at(&self, product: usize, term: usize) -> *const f32 {
+        self.values.pointer().wrapping_add(self.begins[self.products[product] + term])
     }
 
     fn compute(&self, piece: usize) {
         let (isa, x) = (self.isa, self.x);
         for (i, task) in self.tasks.iter().enumerate().skip(piece * self.together).take(self.together) {
-            let FirstFactor { matrix, rank, rows, at } = task;
+            let FirstFactor { matrix, width, rows, at } = task;
             // SAFETY: the task's part of the values lies at `at`.
             let y = unsafe { self.values.pointer().add(*at) };
-            let job =
-                Job { x, rows: rows.clone(), outputs: *rank, first: 0, last: *rank, y, y_row: rows.start, add: false };
+            let job = Job {
+                x,
+                rows: rows.clone(),
+                outputs: *width,
+                first: 0,
+                last: *width,
+                y,
+                y_row: rows.start,
+                add: false,
+            };
             match matrix {
                 Matrix::LowRankTiles(d) => {
                     if let Some(FirstFactor { matrix: Matrix::LowRankTiles(next), .. }) = self.tasks.get(i + 1) {
@@ -382,12 +407,12 @@ fn run_terms(isa: Isa, x: &Activations, product: &Product, small: Small, task: &
         let Some(rows) = task.rows_of(term) else { continue };
         let before = rows.start - term.rows.start;
         let job = Job { x, rows, outputs, first: range.start, last: range.end, y, y_row: 0, add };
-        let t = |rank: usize| &small.factors.of(small.product, index, term.rows.len() * rank)[before * rank..];
+        let t = |width: usize| &small.factors.of(small.product, index, term.rows.len() * width)[before * width..];
         match &term.matrix {
             Matrix::Floats(w) => run_floats(isa, job, w),
             Matrix::Int8(w) => {
                 let steps = w.steps(job.rows.len(), range.clone());
-                run_int8(isa, job, w, &Ahead::new(pieces(&product.terms[index + 1..], task), steps));
+                run_int8(isa, job, w, &Ahead::new(pieces(product, small, index + 1, task), steps));
             }
             Matrix::Planes(d) => {
                 let Some(tables) = small.tables else { unreachable!("tables were made for every dense delta") };
@@ -396,20 +421,27 @@ fn run_terms(isa: Isa, x: &Activations, product: &Product, small: Small, task: &
             Matrix::Packed(d) => packed::run_product(isa, job, d),
             Matrix::Sparse(d) => run_sparse(isa, job, d),
             Matrix::LowRank(_, b) => packed::run_transposed(isa, job, t(b.rows), b),
-            Matrix::LowRankTiles(d) => lowrank::run_second(isa, job, t(d.rank()), d),
+            Matrix::LowRankTiles(d) => lowrank::run_second(isa, job, t(d.digits()), d),
             Matrix::Factors(_, b, scale) => run_second(isa, job, t(b.cols), b, *scale),
         }
         add = true;
     }
 }
 
-/// What these terms read in a task.
-fn pieces(terms: &[Term], task: &Task) -> Pieces {
-    let mut pieces = Pieces::default();
-    for term in terms.iter().filter(|term| task.rows_of(term).is_some()) {
+/// What a product's terms from `first` on read in a task.
+fn pieces(product: &Product, small: Small, first: usize, task: &Task) -> Again<Pieces> {
+    let mut pieces = Pieces::none();
+    for (index, term) in product.terms.iter().enumerate().skip(first) {
+        let Some(rows) = task.rows_of(term) else { continue };
         match term.matrix {
             Matrix::Planes(d) => d.push_to(&mut pieces, task.range.clone()),
-            Matrix::LowRankTiles(d) => d.push_second_to(&mut pieces, task.range.clone()),
+            Matrix::LowRankTiles(d) => {
+                d.push_second_to(&mut pieces, task.range.clone());
+                // Half of them lie in another core's cache.
+                let values = small.factors.values_at(small.product, index);
+                let before = (rows.start - term.rows.start) * d.digits();
+                pieces.push_at(values.wrapping_add(before).cast(), size_of::<f32>() * rows.len() * d.digits());
+            }
             _ => {}
         }
     }

@@ -23,6 +23,8 @@ use std::{cell::Cell, thread::LocalKey};
 pub const BLOCK: usize = 64;
 /// Fine steps in a step.
 pub(crate) const FINE: f32 = 128.0;
+/// What the greatest of some values is taken for where it is less: the inverse would not be finite.
+pub(crate) const LEAST: f32 = 1e-30;
 /// Values below which one thread rounds all rows.
 const WORTH_SPLITTING: usize = 1 << 11;
 
@@ -216,29 +218,27 @@ unsafe fn round_row<V: Vector>(x: &[f32], to: Row) {
                 greatest = greatest.max(parts[part].abs());
             }
             let greatest = greatest.greatest();
-            let inverse = V::splat(if greatest > 0.0 { 127.0 / greatest } else { 0.0 });
+            let inverse = V::splat(127.0 / greatest.max(LEAST));
             let (codes, fine) = (to.codes.add(block * BLOCK), to.fine.add(block * BLOCK));
+            // Whole numbers, the greatest 64 · (127 · 128 + 64): their sums are exact.
+            let mut sums = V::splat(0.0);
+            let mut halves = [V::splat(0.0); 2];
             for (part, values) in parts.into_iter().enumerate() {
                 let steps = values.mul(inverse);
-                steps.store_i8(codes.add(part * LANES));
-                steps.sub(steps.round()).mul(V::splat(FINE)).store_i8(fine.add(part * LANES));
+                let code = steps.round();
+                let rest = steps.sub(code).mul(V::splat(FINE)).round();
+                code.store_i8(codes.add(part * LANES));
+                rest.store_i8(fine.add(part * LANES));
+                sums = sums.add(code);
+                let half = &mut halves[2 * part * LANES / BLOCK];
+                *half = half.add(rest).fma(code, V::splat(FINE));
             }
             to.scales.add(block).write(greatest / 127.0);
-            let half = BLOCK / 2;
-            let [low, high] = [sum(codes), sum(codes.add(half))];
-            to.sums.add(block).write(low + high);
+            to.sums.add(block).write(sums.sum() as i32);
             let step = greatest / 127.0 / FINE;
             to.steps.add(block).write(step);
-            let (low, high) = (low * FINE as i32 + sum(fine), high * FINE as i32 + sum(fine.add(half)));
-            to.totals.add(block).write([low, high, low + high].map(|sum| step * sum as f32));
+            let [low, high] = [halves[0].sum(), halves[1].sum()];
+            to.totals.add(block).write([low, high, low + high].map(|sum| step * sum));
         }
     }
-}
-
-/// # Safety
-/// Half a block of codes is readable.
-#[inline(always)]
-unsafe fn sum(codes: *const i8) -> i32 {
-    // SAFETY: the caller's promise.
-    unsafe { std::slice::from_raw_parts(codes, BLOCK / 2) }.iter().map(|code| i32::from(*code)).sum()
 }

@@ -126,6 +126,27 @@ unsafe fn product<V: Vector>(job: Job, d: &SparseRows) {
 
 /// MR rows of X against one row of D.
 ///
+/// Sixteen levels, times MR rows of x. (As a closure it was called, each of its instructions for itself.)
+///
+/// # Safety
+/// Sixteen columns and levels are there, every column below `width`, and MR rows of so many values at `x`.
+#[inline(always)]
+unsafe fn add<V: Vector, const MR: usize>(
+    totals: &mut [V; MR],
+    x: *const f32,
+    width: usize,
+    columns: *const u16,
+    levels: *const i8,
+) {
+    // SAFETY: as promised.
+    unsafe {
+        let levels = V::load_i8(levels);
+        for (m, total) in totals.iter_mut().enumerate() {
+            *total = total.fma(V::gather(x.add(m * width), columns), levels);
+        }
+    }
+}
+
 /// # Safety
 /// The rows are the job's, and every column is below the width of x.
 #[inline(always)]
@@ -140,22 +161,16 @@ unsafe fn dots<V: Vector, const MR: usize>(
     unsafe {
         let x = job.x.values.as_ptr().add(row * job.width());
         let mut totals = [V::splat(0.0); MR];
-        let mut add = |columns: *const u16, levels: *const i8| {
-            let levels = V::load_i8(levels);
-            for (m, total) in totals.iter_mut().enumerate() {
-                *total = total.fma(V::gather(x.add(m * job.width()), columns), levels);
-            }
-        };
         let whole = levels.len() / LANES * LANES;
         for at in (0..whole).step_by(LANES) {
-            add(columns.as_ptr().add(at), levels.as_ptr().add(at));
+            add(&mut totals, x, job.width(), columns.as_ptr().add(at), levels.as_ptr().add(at));
         }
         let left = levels.len() - whole;
         if left > 0 {
             let (mut last_columns, mut last_levels) = ([0u16; LANES], [0i8; LANES]);
             last_columns[..left].copy_from_slice(&columns[whole..]);
             last_levels[..left].copy_from_slice(&levels[whole..]);
-            add(last_columns.as_ptr(), last_levels.as_ptr());
+            add(&mut totals, x, job.width(), last_columns.as_ptr(), last_levels.as_ptr());
         }
         for (m, total) in totals.into_iter().enumerate() {
             let y = job.y.add((row + m - job.y_row) * job.outputs + output);

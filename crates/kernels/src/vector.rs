@@ -73,6 +73,8 @@ pub unsafe trait Vector: Copy {
     unsafe fn gather(from: *const f32, columns: *const u16) -> Self;
     /// 16 values in −128..=127 to `to`, rounded to the nearest, ties to even.
     unsafe fn store_i8(self, to: *mut i8);
+    /// 16 times four values in −128..=127 to `to`, those of a lane beside each other as bytes, rounded as [`Self::store_i8`] does.
+    unsafe fn store_four_i8(four: [Self; 4], to: *mut i32);
     /// 16 values to `to`.
     unsafe fn store(self, to: *mut f32);
     /// The first `lanes` values to `to`.
@@ -172,16 +174,15 @@ pub(crate) fn prefetch_far(at: *const u8) {
 /// Bytes of a cache line.
 pub(crate) const LINE: usize = 64;
 
-/// Where the first line of a value begins, and the bytes from there to the value's end: less than a line may lie in two.
-pub(crate) fn from_first_line<T: ?Sized>(value: &T) -> (*const u8, usize) {
-    let start = std::ptr::from_ref(value).cast::<u8>();
+/// Where the first line of some bytes begins, and how many there are from there to their end: less than a line may lie in two.
+pub(crate) fn from_first_line(start: *const u8, bytes: usize) -> (*const u8, usize) {
     let before = start.addr() % LINE;
-    (start.wrapping_sub(before), before + size_of_val(value))
+    (start.wrapping_sub(before), before + bytes)
 }
 
 /// Asks the memory for a value, or for all of a slice, that is about to be read.
 pub fn prefetch_value<T: ?Sized>(value: &T) {
-    let (start, bytes) = from_first_line(value);
+    let (start, bytes) = from_first_line(std::ptr::from_ref(value).cast(), size_of_val(value));
     for line in (0..bytes).step_by(LINE) {
         prefetch(start.wrapping_add(line));
     }

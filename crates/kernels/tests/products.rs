@@ -279,7 +279,8 @@ fn packed_products_are_right_for_every_width_group_and_direction() {
 #[test]
 fn low_rank_products_are_right_for_every_width_rank_and_group() {
     let mut values = Values(31);
-    for (m, outputs, cols) in SHAPES {
+    // The last has more groups of outputs than a vector holds.
+    for (m, outputs, cols) in SHAPES.into_iter().chain([(2, 1100, 65)]) {
         let kinds = [(1, 64, false), (2, 64, false), (3, 128, false), (4, 64, false), (4, cols, false), (4, 48, true)];
         for (rank, (bits, group, offset)) in [1, 3, 4, 35, 16, 9].into_iter().zip(kinds) {
             let mut a = Planes::random(&mut values, bits, rank, cols, group, offset);
@@ -555,12 +556,14 @@ fn a_product_split_over_threads_has_the_same_bits() {
     let (m, n, k) = (5, 513, 320);
     let (x, w) = (values.vec(m * k), values.vec(n * k));
     let d = Planes::random(&mut values, 1, n, k, 64, false);
+    let (a, b) = (Planes::random(&mut values, 4, 6, k, 64, false), Planes::random(&mut values, 4, 6, n, 64, false));
     let (int8, tiles) = (
         Int8Weights::quantize(&w, n, k, &mut Arena::default()),
         PlaneTiles::new(&d.packed(), &mut Arena::default()).expect("a layout"),
     );
+    let low_rank = LowRankTiles::new(&a.packed(), &b.packed(), &mut Arena::default()).expect("a layout");
     let run = |threads| {
-        let (mut floats, mut integers) = (vec![0.0; m * n], vec![0.0; m * n]);
+        let [mut floats, mut integers, mut factors] = [(); 3].map(|()| vec![0.0; m * n]);
         let rows = 0..m;
         let term = |matrix| Term { matrix, rows: rows.clone() };
         let weights = Weights { elements: Elements::F32(&w), rows: n, cols: k };
@@ -569,10 +572,13 @@ fn a_product_split_over_threads_has_the_same_bits() {
             project(&Activations::exact(&x, k), &mut [Product { terms, y: &mut floats, add: false }]);
             let terms = vec![term(Matrix::Int8(&int8)), term(Matrix::Planes(&tiles))];
             project(&Activations::rounded(&x, k), &mut [Product { terms, y: &mut integers, add: false }]);
+            // By itself, so that a task may begin inside a block of outputs.
+            let terms = vec![term(Matrix::Int8(&int8)), term(Matrix::LowRankTiles(&low_rank))];
+            project(&Activations::rounded(&x, k), &mut [Product { terms, y: &mut factors, add: false }]);
         });
-        (floats, integers)
+        (floats, integers, factors)
     };
-    assert_eq!(run(1), run(3));
+    [3, 8].into_iter().for_each(|threads| assert_eq!(run(1), run(threads), "{threads} threads"));
 }
 
 /// Pages of keys and values of one kind.

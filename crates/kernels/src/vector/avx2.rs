@@ -80,6 +80,21 @@ unsafe fn power_of_two(n: __m256) -> __m256 {
     }
 }
 
+/// Eight times four values as bytes beside each other.
+#[inline(always)]
+unsafe fn four_i8(four: [__m256; 4], to: *mut i32) {
+    // SAFETY: AVX2 and room for 8, the caller's promise.
+    unsafe {
+        let keep = _mm256_set1_epi32(0xff);
+        // Not by `map`: the compiler calls these one by one there.
+        let (a, b) = (_mm256_cvtps_epi32(four[0]), _mm256_cvtps_epi32(four[1]));
+        let (c, d) = (_mm256_cvtps_epi32(four[2]), _mm256_cvtps_epi32(four[3]));
+        let low = _mm256_or_si256(_mm256_and_si256(a, keep), _mm256_slli_epi32::<8>(_mm256_and_si256(b, keep)));
+        let high = _mm256_or_si256(_mm256_slli_epi32::<16>(_mm256_and_si256(c, keep)), _mm256_slli_epi32::<24>(d));
+        _mm256_storeu_si256(to.cast(), _mm256_or_si256(low, high));
+    }
+}
+
 // SAFETY: every method only uses AVX2, FMA and F16C, which `Isa::Avx2` asks the CPU for, and touches exactly the lanes
 // it names (the masked forms do not fault on the lanes they leave out).
 unsafe impl Vector for Avx2 {
@@ -171,6 +186,14 @@ unsafe impl Vector for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn store_four_i8(four: [Self; 4], to: *mut i32) {
+        // SAFETY: see the impl.
+        unsafe {
+            four_i8([four[0].0, four[1].0, four[2].0, four[3].0], to);
+            four_i8([four[0].1, four[1].1, four[2].1, four[3].1], to.add(8));
+        }
+    }
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: see the impl.
         unsafe {
@@ -240,6 +263,16 @@ unsafe impl Vector for Avx2 {
         const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
         // SAFETY: see the impl.
         unsafe { Self(_mm256_round_ps::<NEAREST>(self.0), _mm256_round_ps::<NEAREST>(self.1)) }
+    }
+    #[inline(always)]
+    unsafe fn greatest(self) -> f32 {
+        // SAFETY: see the impl.
+        unsafe {
+            let eight = _mm256_max_ps(self.0, self.1);
+            let four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+        }
     }
     #[inline(always)]
     unsafe fn exp2_integral(self) -> Self {

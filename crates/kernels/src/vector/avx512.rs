@@ -122,6 +122,19 @@ unsafe impl Vector for Avx512 {
         unsafe { _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(self.0))) }
     }
     #[inline(always)]
+    unsafe fn store_four_i8(four: [Self; 4], to: *mut i32) {
+        // SAFETY: see the impl.
+        unsafe {
+            let keep = _mm512_set1_epi32(0xff);
+            // Not by `map`: the compiler calls these one by one there.
+            let (a, b) = (_mm512_cvtps_epi32(four[0].0), _mm512_cvtps_epi32(four[1].0));
+            let (c, d) = (_mm512_cvtps_epi32(four[2].0), _mm512_cvtps_epi32(four[3].0));
+            let low = _mm512_or_si512(_mm512_and_si512(a, keep), _mm512_slli_epi32::<8>(_mm512_and_si512(b, keep)));
+            let high = _mm512_or_si512(_mm512_slli_epi32::<16>(_mm512_and_si512(c, keep)), _mm512_slli_epi32::<24>(d));
+            _mm512_storeu_si512(to.cast(), _mm512_or_si512(low, high));
+        }
+    }
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: see the impl.
         unsafe { _mm512_storeu_ps(to, self.0) }

@@ -62,6 +62,13 @@ unsafe impl Vector for Scalar {
         // SAFETY: the caller promises room for 16 values.
         (0..LANES).for_each(|i| unsafe { to.add(i).write(self.0[i].round_ties_even() as i8) });
     }
+    unsafe fn store_four_i8(four: [Self; 4], to: *mut i32) {
+        for i in 0..LANES {
+            let codes = std::array::from_fn(|of| four[of].0[i].round_ties_even() as i8 as u8);
+            // SAFETY: the caller promises room for 16.
+            unsafe { to.add(i).write(i32::from_le_bytes(codes)) };
+        }
+    }
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: the caller promises room for 16 values.
         (0..LANES).for_each(|i| unsafe { to.add(i).write(self.0[i]) });
