@@ -21,8 +21,8 @@ use std::{
 
 /// Of what is drawn and of the order of training.
 const SEED: u64 = 42;
-/// Below so many bits a weight, weights alone lose much that draws keep, and what is learnt on a user's conversations alone drifts
-/// elsewhere further than the fine-tune did.
+/// Below so many bits a weight, weights alone lose much that draws keep, and a budget that is learnt on a user's conversations alone
+/// drifts elsewhere further than the fine-tune did. (So do scales, which are learnt at any size.)
 const FEW_BITS: f64 = 0.1;
 /// Weights of the linears up to which drawing and training on it takes minutes, and is done unasked.
 const WEIGHTS_OF_MINUTES: u64 = 500_000_000;
@@ -56,7 +56,7 @@ impl Size {
 /// Text of no user's, on which a variant is to stay what the fine-tuned model is there.
 #[derive(Debug, Clone, Copy)]
 pub enum General<'a> {
-    /// Drawn from the base beside data, where so few bytes are asked for that the variant would drift, and it takes seconds.
+    /// Drawn from the base beside data, where the variant would drift, and it takes seconds.
     Unasked,
     /// So many conversations, drawn from the base itself.
     Drawn(usize),
@@ -183,19 +183,13 @@ impl Work<'_> {
         let Self { base, finetuned, wish, progress, .. } = *self;
         let unasked = self.draws_unasked(bytes);
         let draws = wish.draw.unwrap_or(if unasked { draw::COUNT } else { 0 });
-        let general = self.general(bytes);
-        let general_unasked = matches!(wish.general, General::Unasked) && general.count() > 0;
-        let (examples, general) = match self.examples(draws, general) {
+        let few = self.is_few(bytes);
+        let (examples, general) = match self.examples_and_general(draws, few) {
             Err(error) if unasked => {
                 progress.say(&format!("warning: the weights alone are used: {error}"));
-                (Vec::new(), General::Drawn(0))
+                (Vec::new(), 0)
             }
-            Err(error) if general_unasked => {
-                let given = self.examples(draws, General::Drawn(0))?;
-                progress.say(&format!("warning: the data alone is used: {error}"));
-                (given, General::Drawn(0))
-            }
-            found => (found?, general),
+            found => found?,
         };
         let mut options = budget::Options { rank: wish.rank, ..budget::Options::new(bytes) };
         options.schedule = self.schedule(options.schedule);
@@ -205,8 +199,8 @@ impl Work<'_> {
         info.notes.insert("budget".into(), json!(bytes));
         if !examples.is_empty() && options.schedule.epochs > 0.0 {
             let mut trained_on = json!({"examples": examples.len(), "drawn": draws});
-            if general.count() > 0 {
-                trained_on["general"] = json!(general.count());
+            if general > 0 {
+                trained_on["general"] = json!(general);
             }
             info.notes.insert("trained_on".into(), trained_on);
         }
@@ -217,7 +211,7 @@ impl Work<'_> {
     /// Trains the scales of the codes on the conversations; in no passes, chooses the codes for them instead.
     fn distil(&self, variant: &mut Variant, report: &mut Report) -> Result<(), Error> {
         let Self { base, finetuned, wish, progress, .. } = *self;
-        let examples = self.examples(wish.draw.unwrap_or(0), wish.general)?;
+        let (examples, general) = self.examples_and_general(wish.draw.unwrap_or(0), true)?;
         let schedule = self.schedule(Schedule { epochs: 2.0, batch: 8, rate: SCALE_RATE, seed: SEED });
         if schedule.epochs == 0.0 {
             budget::refine_codes(base, finetuned, variant, &examples, schedule.seed, progress)?;
@@ -230,10 +224,11 @@ impl Work<'_> {
             progress.say(&format!(
                 "KL to the fine-tuned model: {first:.4} nats a token in the first pass, {last:.4} in the last"
             ));
-            variant
-                .info
-                .notes
-                .insert("distilled".into(), json!({"epochs": schedule.epochs, "examples": examples.len()}));
+            let mut distilled = json!({"epochs": schedule.epochs, "examples": examples.len()});
+            if general > 0 {
+                distilled["general"] = json!(general);
+            }
+            variant.info.notes.insert("distilled".into(), distilled);
         }
         report.relative_error = budget::measure_errors(variant, base, finetuned)?;
         Ok(())
@@ -246,6 +241,36 @@ impl Work<'_> {
 
     fn watched(&self) -> Result<Vec<Example>, Error> {
         budget::examples(self.base, &Template::Model, self.wish.watched)
+    }
+
+    /// What is learnt from, and how many general conversations are among it. Where `drifts` says that what is made would drift
+    /// without any, they may be drawn unasked, and are left out if that fails.
+    fn examples_and_general(&self, draws: usize, drifts: bool) -> Result<(Vec<Example>, usize), Error> {
+        let general = self.general(drifts);
+        match self.examples(draws, general) {
+            Err(error) if matches!(self.wish.general, General::Unasked) && general.count() > 0 => {
+                let given = self.examples(draws, General::Drawn(0))?;
+                self.progress.say(&format!("warning: the data alone is used: {error}"));
+                Ok((given, 0))
+            }
+            found => Ok((found?, general.count())),
+        }
+    }
+
+    /// What is asked for, or where nobody asks, what is worth it if what is made `drifts`.
+    fn general(&self, drifts: bool) -> General<'_> {
+        let Self { base, wish, .. } = *self;
+        let General::Unasked = wish.general else { return wish.general };
+        let learns = wish.data.is_some() && wish.epochs != Some(0.0);
+        if !(drifts && learns && draws_in_minutes(base)) {
+            return General::Drawn(0);
+        }
+        self.progress.say(&format!(
+            "what learns from the data alone drifts on other text: {} conversations of the base itself are learnt from too \
+             (general gives others, general 0 none)",
+            draw::GENERAL
+        ));
+        General::Drawn(draw::GENERAL)
     }
 
     /// The given conversations, so many drawn ones and general ones as the model sees them.
@@ -263,26 +288,14 @@ impl Work<'_> {
         budget::examples(self.base, &Template::Model, &conversations)
     }
 
-    /// What is taken for a budget of so many bytes where nobody asks for more or less.
-    fn general(&self, bytes: u64) -> General<'_> {
-        let Self { base, wish, .. } = *self;
-        let General::Unasked = wish.general else { return wish.general };
-        let drifts = bytes < budget::bytes_at(base, FEW_BITS) && wish.data.is_some() && wish.epochs != Some(0.0);
-        if !(drifts && draws_in_minutes(base)) {
-            return General::Drawn(0);
-        }
-        self.progress.say(&format!(
-            "so few bytes drift on other text than the data: {} conversations of the base itself are learnt from too (general \
-             gives others, general 0 none)",
-            draw::GENERAL
-        ));
-        General::Drawn(draw::GENERAL)
+    fn is_few(&self, bytes: u64) -> bool {
+        bytes < budget::bytes_at(self.base, FEW_BITS)
     }
 
     /// Whether a budget of so few bytes is worth draws that nobody asked for; says so, or what could be asked for.
     fn draws_unasked(&self, bytes: u64) -> bool {
         let Self { base, finetuned, wish, .. } = *self;
-        if wish.data.is_some() || wish.draw.is_some() || bytes >= budget::bytes_at(base, FEW_BITS) {
+        if wish.data.is_some() || wish.draw.is_some() || !self.is_few(bytes) {
             return false;
         }
         let possible = finetuned.tokenizer.chat_template().is_some();
@@ -362,16 +375,18 @@ mod tests {
             |wish| wish.data = Some(&[]),
             |work| {
                 let few = budget::bytes_at(work.base, FEW_BITS);
-                assert_eq!([few - 1, few].map(|bytes| work.general(bytes).count()), [draw::GENERAL, 0]);
+                assert_eq!([few - 1, few].map(|bytes| work.is_few(bytes)), [true, false]);
+                assert_eq!([true, false].map(|drifts| work.general(drifts).count()), [draw::GENERAL, 0]);
             },
         );
-        assert_eq!(with(|_| {}, |work| work.general(1).count()), 0);
-        let asked =
-            |general| with(|wish| (wish.data, wish.general) = (Some(&[][..]), general), |work| work.general(1).count());
+        assert_eq!(with(|_| {}, |work| work.general(true).count()), 0);
+        let asked = |general| {
+            with(|wish| (wish.data, wish.general) = (Some(&[][..]), general), |work| work.general(true).count())
+        };
         assert_eq!([0, 7].map(|count| asked(General::Drawn(count))), [0, 7]);
         assert_eq!(asked(General::Given(&[])), 0);
         let untrained = |wish: &mut Wish| (wish.data, wish.epochs) = (Some(&[][..]), Some(0.0));
-        assert_eq!(with(untrained, |work| work.general(1).count()), 0);
+        assert_eq!(with(untrained, |work| work.general(true).count()), 0);
     }
 
     #[test]

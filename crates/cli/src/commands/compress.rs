@@ -55,7 +55,8 @@ pub struct CompressArgs {
     /// Conversations of no user's, or how many to draw from the base itself, to train on beside --data or draws: there the
     /// variant is to stay what the fine-tuned model is
     ///
-    /// Without it, below 0.1 bits a weight and with --data, 24 are drawn from models of up to 500 million weights (0: none)
+    /// Without it and with --data, 24 are drawn for codes, and below 0.1 bits a weight, from models of up to 500 million weights
+    /// (0: none)
     #[arg(long, value_name = "FILE|N", requires = "examples")]
     general: Option<GeneralSource>,
     /// Passes over data and draws; 0 trains nothing, which takes a minute: codes (--bits) are chosen for their inputs, bits of a

@@ -21,8 +21,8 @@ use rayon::prelude::*;
 use serde_json::Value;
 use std::sync::Arc;
 
-/// The rate at which factors of scales start, unless told otherwise. (At a third of it two passes are too few.)
-pub const SCALE_RATE: f64 = 0.06;
+/// The rate at which factors of scales start, unless told otherwise. (At a fifth of it two passes are too few.)
+pub const SCALE_RATE: f64 = 0.1;
 /// No scale becomes smaller than this share of where it began.
 const LEAST_FACTOR: f32 = 0.05;
 
