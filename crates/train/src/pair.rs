@@ -294,7 +294,7 @@ impl Work<'_> {
 
     /// Whether a budget of so few bytes is worth draws that nobody asked for; says so, or what could be asked for.
     fn draws_unasked(&self, bytes: u64) -> bool {
-        let Self { base, finetuned, wish, .. } = *self;
+        let Self { finetuned, wish, .. } = *self;
         if wish.data.is_some() || wish.draw.is_some() || !self.is_few(bytes) {
             return false;
         }
