@@ -298,7 +298,7 @@ unsafe fn first<V: Int8Vector, D: Tiles>(job: Job, d: D) {
             for i in 0..rows {
                 let t = std::slice::from_raw_parts(t.as_ptr().cast::<f32>().add(i * MAX_RANK), *rank);
                 let to = job.y.add((row + i - job.y_row) * job.outputs);
-                Digits::of(to, b.groups()).round::<V::Floats>(t, b.scales.as_ptr(), b.groups());
+                Digits::of(to, b).round::<V::Floats>(t, b);
             }
         }
         row += rows;
@@ -313,7 +313,7 @@ unsafe fn first<V: Int8Vector, D: Tiles>(job: Job, d: D) {
 unsafe fn dots<V: Int8Vector, D: Tiles, const R: usize>(job: &Job, d: D, row: usize, quad: usize, t: *mut Ranks) {
     let LowRankTiles { rank, a, .. } = d.tiles();
     let rounded = job.rounded();
-    let (blocks, groups) = (rounded.blocks, rounded.blocks.div_ceil(a.blocks_per_group));
+    let (blocks, groups) = (rounded.blocks, a.groups());
     // SAFETY: the rows are the job's, every row of x has whole blocks, and the factor a unit for each quad and block.
     unsafe {
         let units = a.units.as_ptr().add(quad * blocks * D::PACKS * PACK);
@@ -380,13 +380,13 @@ struct Digits {
 }
 
 impl Digits {
-    /// Those of `groups` groups at `row`.
+    /// Those at `row`, for the groups of the second factor.
     ///
     /// # Safety
     /// As many values as [`LowRankTiles::digits`] says lie there.
     #[inline(always)]
-    unsafe fn of(row: *mut f32, groups: usize) -> Self {
-        let groups = groups.next_multiple_of(LANES);
+    unsafe fn of(row: *mut f32, b: &Factor) -> Self {
+        let groups = b.groups().next_multiple_of(LANES);
         // SAFETY: the caller's promise.
         unsafe { Self { steps: row, sums: row.add(groups), codes: row.add(2 * groups).cast(), groups } }
     }
@@ -394,11 +394,13 @@ impl Digits {
     /// Rounds, sixteen groups at a time.
     ///
     /// # Safety
-    /// They may be written; `scales` has a scale for each rank and group, and what fills a vector.
+    /// They are those of `b`, may be written, and `t` has all of its ranks.
     #[inline(always)]
-    unsafe fn round<V: Vector>(self, t: &[f32], scales: *const u16, groups: usize) {
+    unsafe fn round<V: Vector>(self, t: &[f32], b: &Factor) {
+        let (groups, scales) = (b.groups(), b.scales.as_ptr());
         for first in (0..groups).step_by(LANES) {
-            // SAFETY: the caller's promise; what lies in lanes past the last group is read by nobody.
+            // SAFETY: the caller's promise, and scales end with what fills a vector; what lies in lanes past the last group is
+            // read by nobody.
             unsafe {
                 let value =
                     |rank: usize| V::splat(*t.get_unchecked(rank)).mul(V::load_f16(scales.add(rank * groups + first)));
@@ -429,11 +431,11 @@ impl Digits {
 #[inline(always)]
 unsafe fn second<V: Int8Vector, D: Tiles>(job: Job, digits: &[f32], d: D) {
     let tiles = d.tiles();
-    let (each, groups) = (tiles.digits(), tiles.b.groups());
+    let each = tiles.digits();
     let of_row = |row: usize| {
         let first = (row - job.rows.start) * each;
         // SAFETY: they are only read; they are as many as there are rows.
-        unsafe { Digits::of(digits.as_ptr().add(first).cast_mut(), groups) }
+        unsafe { Digits::of(digits.as_ptr().add(first).cast_mut(), &tiles.b) }
     };
     let blocks = job.first / BLOCK..job.last.div_ceil(BLOCK);
     let mut row = job.rows.start;

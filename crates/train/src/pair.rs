@@ -183,8 +183,7 @@ impl Work<'_> {
         let Self { base, finetuned, wish, progress, .. } = *self;
         let unasked = self.draws_unasked(bytes);
         let draws = wish.draw.unwrap_or(if unasked { draw::COUNT } else { 0 });
-        let few = self.is_few(bytes);
-        let (examples, general) = match self.examples_and_general(draws, few) {
+        let (examples, general) = match self.examples_and_general(draws, self.is_few(bytes)) {
             Err(error) if unasked => {
                 progress.say(&format!("warning: the weights alone are used: {error}"));
                 (Vec::new(), 0)

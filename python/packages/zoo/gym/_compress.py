@@ -47,9 +47,10 @@ def compress(
     its bytes. ``dataset`` (in any form that ``create_variant`` takes) trains what is kept towards the fine-tuned model, for
     ``num_epochs`` passes, and so do ``draw`` conversations that it writes itself; None draws where that is worth minutes, 0
     never. ``general`` is text of no user's to train on beside them, on which the variant is to stay what the fine-tuned model is:
-    a dataset, or how many conversations to draw from the base itself; None draws some where what is learnt
-    from ``dataset`` would drift without. ``eval_dataset`` is not trained on but watched: what came nearest on it is kept, and ``patience`` looks (four a
-    pass) without a gain end the training. ``rank``: the largest of a budget's factors. ``progress`` as in ``create_variant``.
+    a dataset, or how many conversations to draw from the base itself; None draws some where what is learnt from ``dataset``
+    would drift without. ``eval_dataset`` is not trained on but watched: what came nearest on it is kept, and ``patience`` looks
+    (four a pass) without a gain end the training. ``rank``: the largest of a budget's factors. ``progress`` as in
+    ``create_variant``.
 
     Ctrl-C while it trains saves a checkpoint beside ``output`` and raises
     :class:`~zoo.gym.errors.TrainingInterrupted`; the same call goes on from there, to the same bytes.
